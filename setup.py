@@ -4,11 +4,25 @@ import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 # Strict IEEE arithmetic: no -ffast-math, and no fused multiply-add where the reference has none.
-FLAGS = ["/O2", "/std:c++17"] if sys.platform == "win32" else ["-O3", "-std=c++17", "-ffp-contract=off"]
+if sys.platform == "win32":
+    FLAGS = ["/O2", "/std:c++17"]
+else:
+    FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off"]
+
+
+class EditableOnly(bdist_wheel):
+    """Refuses plain wheels: one would put top-level packages called `utils` and `backbone_nets`,
+    without the starter weights beside them, into somebody's site-packages."""
+
+    def run(self):
+        sys.exit("synergynet runs from its own folder: install it with `pip install -e .`")
+
 
 setup(
+    cmdclass={"bdist_wheel": EditableOnly},
     ext_modules=cythonize(
         [
             Extension(

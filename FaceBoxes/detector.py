@@ -1,0 +1,150 @@
+"""Photo in, face boxes out."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from FaceBoxes.anchors import anchors, decode
+from FaceBoxes.nms import nms
+
+MEAN_BGR = np.array([104, 117, 123], dtype=np.float32)
+
+# (B, 3, H, W) float32 -> offsets (B, A, 4) and probabilities (B, A, 2), both float32
+Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def network_input(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Equal-sized images (H, W, 3) uint8 to (B, 3, H, W) float32, the mean subtracted."""
+    batch = np.empty((len(images), 3, *images[0].shape[:2]), dtype=np.float32)
+    for planes, image in zip(batch, images, strict=True):
+        # Plane by plane: seven times as fast as subtracting first and transposing then.
+        for plane, channel, mean in zip(planes, cv2.split(image), MEAN_BGR, strict=True):
+            np.subtract(channel, mean, out=plane, dtype=np.float32)
+    return batch
+
+
+class FaceBoxes:
+    """Face detector, built once and called as often as needed, from any number of threads.
+
+    Args:
+        weights: checkpoint of the network (published file, or our starter weights).
+        device: torch device the network runs on.
+        score_threshold: boxes must score above this to be returned.
+        candidate_threshold: boxes must score above this to take part in the suppression.
+        nms_threshold: intersection over union from which the weaker of two boxes is dropped.
+        top_k: number of candidates that enter the suppression, best first.
+        keep_top_k: number of boxes that leave it.
+        max_height, max_width: larger photos are shrunk to fit, in pixels.
+        batch_size: number of equal-sized photos ``detect_batch`` sends through at once.
+        engine: runs the network in place of PyTorch; ``weights`` and ``device`` are then unused.
+
+    Raises:
+        FileNotFoundError, ValueError: missing or unfit weights, an option out of range.
+    """
+
+    def __init__(
+        self,
+        weights: Path | str | None = None,
+        device: str = "cpu",
+        *,
+        score_threshold: float = 0.5,
+        candidate_threshold: float = 0.05,
+        nms_threshold: float = 0.3,
+        top_k: int = 5000,
+        keep_top_k: int = 750,
+        max_height: float = 720,
+        max_width: float = 1080,
+        batch_size: int = 8,
+        engine: Engine | None = None,
+    ) -> None:
+        for name, value, lowest, highest in (
+            ("score_threshold", score_threshold, 0, 1),
+            ("candidate_threshold", candidate_threshold, 0, 1),
+            ("nms_threshold", nms_threshold, np.nextafter(0, 1), 1),
+            ("top_k", top_k, 1, np.inf),
+            ("keep_top_k", keep_top_k, 1, np.inf),
+            ("max_height", max_height, 1, np.inf),
+            ("max_width", max_width, 1, np.inf),
+            ("batch_size", batch_size, 1, np.inf),
+        ):
+            if not lowest <= value <= highest:
+                raise ValueError(f"{name} must lie in [{lowest:g}, {highest:g}], got {value}")
+        self.score_threshold = score_threshold
+        self.candidate_threshold = candidate_threshold
+        self.nms_threshold = nms_threshold
+        self.top_k, self.keep_top_k = int(top_k), int(keep_top_k)
+        self.max_height, self.max_width = max_height, max_width
+        self.batch_size = int(batch_size)
+        if engine is None:
+            if weights is None:
+                raise ValueError("FaceBoxes needs the path of its weights, or an engine")
+            from FaceBoxes.network import TorchEngine  # torch is imported only where it is used
+
+            engine = TorchEngine(weights, device)
+        self.engine = engine
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Faces in one photo.
+
+        Args:
+            image: (H, W, 3) uint8, BGR, any size from 1x1.
+
+        Returns:
+            (n, 5) float32 rows of x1 y1 x2 y2 score in pixels of ``image``, best first, not
+            clipped to it.
+
+        Raises:
+            TypeError, ValueError: ``image`` is not such an array.
+        """
+        return self.detect_batch([image])[0]
+
+    def detect_batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Faces in several photos: one array as from a single call for each, in their order.
+
+        Photos that have the same size go through the network together.
+        """
+        prepared = [self._prepare(image, i) for i, image in enumerate(images)]
+        groups = defaultdict(list)
+        for i, (image, _) in enumerate(prepared):
+            groups[image.shape].append(i)
+        results: dict[int, np.ndarray] = {}
+        for (height, width, _), members in groups.items():
+            for start in range(0, len(members), self.batch_size):
+                part = members[start : start + self.batch_size]
+                offsets, probabilities = self.engine(network_input([prepared[i][0] for i in part]))
+                for row, i in enumerate(part):
+                    results[i] = self._boxes(
+                        offsets[row], probabilities[row, :, 1], height, width, prepared[i][1]
+                    )
+        return [results[i] for i in range(len(prepared))]
+
+    def _prepare(self, image: np.ndarray, index: int) -> tuple[np.ndarray, float]:
+        """The photo at the size the network sees, uint8, and the scale that took it there."""
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+            raise TypeError(f"image {index} must be a numpy array of dtype uint8, got {kind}")
+        if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ValueError(f"image {index} must have shape (H, W, 3), got {image.shape}")
+        height, width = image.shape[:2]
+        if height <= self.max_height and width <= self.max_width:
+            return image, 1.0
+        scale = min(self.max_height / height, self.max_width / width)
+        size = max(int(scale * width), 1), max(int(scale * height), 1)
+        return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), scale
+
+    def _boxes(
+        self, offsets: np.ndarray, scores: np.ndarray, height: int, width: int, scale: float
+    ) -> np.ndarray:
+        """Network output for one photo to boxes (n, 5) in its pixels."""
+        candidates = np.flatnonzero(scores > self.candidate_threshold)
+        order = np.argsort(-scores[candidates], kind="stable")[: self.top_k]
+        candidates = candidates[order]
+        boxes = decode(offsets[candidates], anchors(height, width)[candidates])
+        boxes *= np.array([width, height, width, height], dtype=np.float32)
+        boxes /= np.float32(scale)
+        rows = np.column_stack([boxes, scores[candidates]]).astype(np.float32, copy=False)
+        rows = rows[nms(rows, self.nms_threshold)[: self.keep_top_k]]
+        return rows[rows[:, 4] > self.score_threshold]

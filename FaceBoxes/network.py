@@ -1,0 +1,156 @@
+"""The FaceBoxes network and its PyTorch engine.
+
+Zhang et al., "FaceBoxes: A CPU Real-time Face Detector with High Accuracy", IJCB 2017, section 3.
+Layer names follow the published weights, so that those load as they are. This is the only module
+of the package that imports torch.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.checkpoint import read_checkpoint
+
+
+class ConvBNReLU(nn.Module):
+    """Convolution (no bias), batch norm, ReLU; padding keeps the size at stride 1."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)), inplace=True)
+
+
+class ConvCReLU(ConvBNReLU):
+    """Convolution, batch norm and ReLU of both signs: twice as many channels for one product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x))
+        return F.relu(torch.cat([x, -x], dim=1), inplace=True)  # (B, 2 * outputs, h, w)
+
+
+class Inception(nn.Module):
+    """Four branches of 32 channels with receptive fields from 1x1 to 5x5; 128 in, 128 out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch1x1 = ConvBNReLU(128, 32, 1)
+        self.branch1x1_2 = ConvBNReLU(128, 32, 1)
+        self.branch3x3_reduce = ConvBNReLU(128, 24, 1)
+        self.branch3x3 = ConvBNReLU(24, 32, 3)
+        self.branch3x3_reduce_2 = ConvBNReLU(128, 24, 1)
+        self.branch3x3_2 = ConvBNReLU(24, 32, 3)
+        self.branch3x3_3 = ConvBNReLU(32, 32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(
+            [
+                self.branch1x1(x),
+                self.branch1x1_2(F.avg_pool2d(x, 3, stride=1, padding=1)),
+                self.branch3x3(self.branch3x3_reduce(x)),
+                self.branch3x3_3(self.branch3x3_2(self.branch3x3_reduce_2(x))),
+            ],
+            dim=1,
+        )
+
+
+class FaceBoxesNet(nn.Module):
+    """Image to one box offset and two logits (background, face) per anchor.
+
+    The anchors, their order and the coding of the offsets are those of ``FaceBoxes.anchors``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = ConvCReLU(3, 24, 7, stride=4)
+        self.conv2 = ConvCReLU(48, 64, 5, stride=2)
+        self.inception1 = Inception()
+        self.inception2 = Inception()
+        self.inception3 = Inception()
+        self.conv3_1 = ConvBNReLU(128, 128, 1)
+        self.conv3_2 = ConvBNReLU(128, 256, 3, stride=2)
+        self.conv4_1 = ConvBNReLU(256, 128, 1)
+        self.conv4_2 = ConvBNReLU(128, 256, 3, stride=2)
+        widths, anchors_per_cell = (128, 256, 256), (21, 1, 1)
+        cells = list(zip(widths, anchors_per_cell, strict=True))
+        self.loc = nn.ModuleList([nn.Conv2d(c, 4 * n, 3, padding=1) for c, n in cells])
+        self.conf = nn.ModuleList([nn.Conv2d(c, 2 * n, 3, padding=1) for c, n in cells])
+
+    def forward(self, images: Tensor, probabilities: bool = False) -> tuple[Tensor, Tensor]:
+        """Raw predictions for a batch of images of any one size.
+
+        Args:
+            images: (B, 3, H, W) float, BGR minus ``FaceBoxes.detector.MEAN_BGR``.
+            probabilities: softmax of the logits in place of the logits.
+
+        Returns:
+            Offsets (B, A, 4) and logits or probabilities (B, A, 2), class 1 is face.
+        """
+        x = F.max_pool2d(self.conv1(images), 3, stride=2, padding=1)  # (B, 48, H/8, W/8)
+        x = F.max_pool2d(self.conv2(x), 3, stride=2, padding=1)  # (B, 128, H/32, W/32)
+        first = self.inception3(self.inception2(self.inception1(x)))
+        second = self.conv3_2(self.conv3_1(first))  # (B, 256, H/64, W/64)
+        third = self.conv4_2(self.conv4_1(second))  # (B, 256, H/128, W/128)
+        maps, batch = (first, second, third), images.shape[0]
+
+        def predict(heads: nn.ModuleList, values: int) -> Tensor:
+            rows = [
+                head(x).permute(0, 2, 3, 1).reshape(batch, -1, values)
+                for head, x in zip(heads, maps, strict=True)
+            ]
+            return torch.cat(rows, dim=1)
+
+        logits = predict(self.conf, 2)
+        return predict(self.loc, 4), logits.softmax(dim=-1) if probabilities else logits
+
+
+def load_weights(path: Path | str) -> dict[str, Tensor]:
+    """Read a bare state dict for ``FaceBoxesNet``, on the CPU and in float32.
+
+    A ``module.`` prefix is removed and half-precision tensors are widened, so the published file,
+    copies of it saved under DataParallel, and the starter weights all load.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint of plain tensors, or not one of this network.
+    """
+    state = read_checkpoint(path)["state_dict"]
+    expected = FaceBoxesNet().state_dict()
+    missing, unknown = sorted(expected.keys() - state), sorted(state.keys() - expected)
+    if missing or unknown:
+        raise ValueError(
+            f"{path} is not a FaceBoxes checkpoint: {len(missing)} of {len(expected)} keys missing"
+            f" {missing[:3]}, {len(unknown)} unknown {unknown[:3]}"
+        )
+    for key, value in expected.items():
+        if state[key].shape != value.shape:
+            raise ValueError(
+                f"{path}: {key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+            )
+        if not bool(torch.isfinite(state[key]).all()):
+            raise ValueError(f"{path}: {key} holds NaN or infinite values; the file is damaged")
+    return state
+
+
+class TorchEngine:
+    """The network as a function from numpy to numpy; safe to call from several threads."""
+
+    def __init__(self, weights: Path | str, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.network = FaceBoxesNet()
+        self.network.load_state_dict(load_weights(weights))
+        # Channels-last convolutions and pools take two thirds of the time on a CPU.
+        self.network.eval().to(self.device, memory_format=torch.channels_last)
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, 3, H, W) float32 to offsets (B, A, 4) and probabilities (B, A, 2), float32."""
+        with torch.inference_mode():
+            batch = torch.from_numpy(images).to(self.device, memory_format=torch.channels_last)
+            loc, conf = self.network(batch, probabilities=True)
+        return loc.cpu().numpy(), conf.cpu().numpy()

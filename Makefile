@@ -1,0 +1,88 @@
+# `make` lists the targets. Needs Python >= 3.10, a C++ compiler and make; everything else goes into
+# the virtual environment. Settings: `make test PYTHON=python3.12 VENV=/tmp/venv`.
+
+PYTHON ?= python3
+VENV ?= .venv
+PHOTO ?= img/astronaut.jpg
+OUT ?= inference_output
+# What `make published` fetches; empty: everything. FORCE=1 replaces files that are already there.
+NAMES ?=
+# Which torch to install, as pip understands it (`make TORCH=torch==2.13.0`). Empty: on a machine
+# without NVIDIA's driver the newest CPU build (a version ending in +cpu) that pip's configuration
+# offers, because the ordinary Linux wheels bring several GB of CUDA packages; where pip's
+# configuration offers no such build, or a driver is there, the ordinary torch. The package index
+# everyone uses by default has no +cpu versions: to have one on Linux, add PyTorch's own CPU index
+# to pip's configuration (PIP_EXTRA_INDEX_URL; the address is on PyTorch's "Get started" page).
+TORCH ?=
+
+PY := $(VENV)/bin/python
+SOURCES := pyproject.toml setup.py $(wildcard Sim3DR/*.pyx Sim3DR/*.cpp Sim3DR/*.h FaceBoxes/*.pyx)
+# The extensions are built beside their sources: rebuild when someone removed them.
+MISSING := $(if $(and $(wildcard Sim3DR/*.so),$(wildcard FaceBoxes/*.so)),,FORCE)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv build demo test lint format published gui clean FORCE
+
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(VENV)/.torch-installed ## Create the virtual environment (.venv) with torch in it
+
+build: $(VENV)/.built ## Install the project and its requirements, compile the native extensions
+
+demo: build ## Landmarks, mesh overlay and head pose of a photo: PHOTO=img/astronaut.jpg
+	$(PY) singleImage.py -f '$(PHOTO)' -o '$(OUT)'
+	@echo
+	@echo "The pictures are in $(OUT)/: rendering_overlay/, landmarks/ and poses/"
+
+test: build ## Run the tests
+	$(PY) -m pytest
+
+lint: build ## Check style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: build ## Put style and formatting right
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+published: build ## Fetch the published model, weights and data: NAMES="weights 3dmm_data"
+	$(PY) -m pip install --quiet -e '.[published]'
+	$(PY) -m tools.fetch_published $(if $(FORCE),--force) $(NAMES)
+
+# The two OpenCV wheels own the same files, so only one may stay. pip still lists the headless one
+# as a requirement: installing the project anew brings it back; run this again then.
+gui: build ## Swap OpenCV's headless wheel for the one that opens windows
+	$(PY) -m pip install --quiet -e '.[gui]'
+	$(PY) -m pip uninstall --quiet --yes opencv-python-headless
+	$(PY) -m pip install --quiet --force-reinstall --no-deps opencv-python
+
+clean: ## Remove what the build and the tools left (keeps the environment and results)
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .coverage htmlcov .ci/tmp.*
+	rm -f Sim3DR/*.so Sim3DR/*_cython.cpp FaceBoxes/*.so FaceBoxes/*_cython.cpp $(VENV)/.built
+	find . -path './.*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+$(VENV)/.torch-installed:
+	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here: install Python 3.10 or newer," \
+	    "or name it with \`make PYTHON=python3.12\`" >&2; exit 1; }
+	@$(PYTHON) tools/check_machine.py
+	@test -x $(PY) || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@torch='$(TORCH)'; \
+	if [ -z "$$torch" ] && ! command -v nvidia-smi >/dev/null; then \
+	    cpu=$$($(PY) -m pip index versions torch 2>/dev/null \
+	        | grep -o '[0-9][0-9.]*+cpu' | head -n 1); \
+	    torch=$${cpu:+torch==$$cpu}; \
+	    [ -n "$$torch" ] || echo "pip offers no CPU build of torch: installing the ordinary one" \
+	        "(large; see TORCH in the Makefile)"; \
+	fi; \
+	echo "Installing $${torch:=torch}"; \
+	$(PY) -m pip install "$$torch"
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.torch-installed $(SOURCES) $(MISSING)
+	@$(PY) tools/check_machine.py
+	@echo "Installing the requirements and compiling the extensions"
+	@$(PY) -m pip install -e '.[test]'
+	@touch $@
+
+FORCE:

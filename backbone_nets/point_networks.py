@@ -1,0 +1,93 @@
+"""The synergy module's two PointNets: landmark refiner and landmarks-to-3DMM regressor."""
+
+import torch
+from torch import Tensor, nn
+
+from backbone_nets.heads import NUM_EXPRESSION, NUM_POSE, NUM_SHAPE
+
+POINT_FEATURES = 64
+GLOBAL_FEATURES = 1024
+
+
+class _PointNetwork(nn.Module):
+    """Shared 1x1 convolutions with batch norm, named ``conv{i}`` and ``bn{i}`` as published."""
+
+    def _add_layer(self, name: str, inputs: int, outputs: int, linear: bool = False) -> None:
+        self.add_module(f"conv{name}", nn.Conv1d(inputs, outputs, 1))
+        if not linear:
+            self.add_module(f"bn{name}", nn.BatchNorm1d(outputs))
+
+    def _layer(self, name: str, x: Tensor) -> Tensor:
+        x = getattr(self, f"conv{name}")(x)
+        norm = getattr(self, f"bn{name}", None)
+        # A signed head has neither ReLU nor batch norm: its outputs are whitened values or
+        # pixels, whose sign and scale they would take away.
+        return x if norm is None else torch.relu(norm(x))
+
+
+class LandmarkRefiner(_PointNetwork):
+    """3DMM landmarks -> residual that corrects them (SynergyNet, section 3.2).
+
+    Args:
+        num_features: D, width of the backbone's pooled feature.
+        signed: leave the last layer linear. As published it ends in ReLU, so the residual is
+            never negative; published weights need ``signed=False``.
+    """
+
+    def __init__(self, num_features: int, signed: bool = False) -> None:
+        super().__init__()
+        widths = (3, 64, POINT_FEATURES, 64, 128, GLOBAL_FEATURES)
+        for index in range(1, 6):
+            self._add_layer(str(index), widths[index - 1], widths[index])
+        joint = POINT_FEATURES + GLOBAL_FEATURES + num_features + NUM_SHAPE + NUM_EXPRESSION
+        for index, (inputs, outputs) in enumerate([(joint, 512), (512, 256), (256, 128)], 6):
+            self._add_layer(str(index), inputs, outputs)
+        self._add_layer("9", 128, 3, linear=signed)
+
+    def forward(self, landmarks: Tensor, features: Tensor, coefficients: Tensor) -> Tensor:
+        """
+        Args:
+            landmarks: (B, 3, 68) crop frame, pixels.
+            features: (B, D) pooled image feature.
+            coefficients: (B, 50) whitened shape and expression, as the backbone gives them.
+
+        Returns:
+            (B, 3, 68) residual; refined landmarks are ``landmarks + 0.05 * residual``.
+        """
+        points = self._layer("2", self._layer("1", landmarks))  # (B, 64, 68)
+        x = self._layer("5", self._layer("4", self._layer("3", points)))  # (B, 1024, 68)
+        shared = torch.cat([x.amax(dim=2), features, coefficients], dim=1)  # (B, 1024 + D + 50)
+        # concat[points, shared repeated 68 times] through conv6, without the 68 copies
+        weight = self.conv6.weight[:, :, 0]
+        x = nn.functional.conv1d(points, weight[:, :POINT_FEATURES, None], self.conv6.bias)
+        x = x + (shared @ weight[:, POINT_FEATURES:].T)[:, :, None]  # (B, 512, 68)
+        x = torch.relu(self.bn6(x))
+        x = self._layer("8", self._layer("7", x))  # (B, 128, 68)
+        return self._layer("9", x)  # (B, 3, 68)
+
+
+class LandmarksTo3DMM(_PointNetwork):
+    """Landmarks -> whitened 3DMM parameters, the way back (SynergyNet, section 3.3).
+
+    Args:
+        signed: leave the heads linear. As published they end in ReLU, so no output is negative.
+    """
+
+    HEADS = {"6_1": NUM_POSE, "6_2": NUM_SHAPE, "6_3": NUM_EXPRESSION}
+
+    def __init__(self, signed: bool = False) -> None:
+        super().__init__()
+        widths = (3, 64, 64, 64, 128, GLOBAL_FEATURES)
+        for index in range(1, 6):
+            self._add_layer(str(index), widths[index - 1], widths[index])
+        for name, outputs in self.HEADS.items():
+            self._add_layer(name, GLOBAL_FEATURES, outputs, linear=signed)
+
+    def forward(self, landmarks: Tensor) -> Tensor:
+        """(B, 3, 68) landmarks, crop frame, pixels -> (B, 62) whitened parameters."""
+        x = landmarks
+        for index in range(1, 6):
+            x = self._layer(str(index), x)
+        x = x.amax(dim=2, keepdim=True)  # (B, 1024, 1)
+        heads = [self._layer(name, x) for name in self.HEADS]
+        return torch.cat(heads, dim=1)[:, :, 0]  # (B, 62)

@@ -1,0 +1,152 @@
+"""SynergyNet: backbone + 3DMM + landmark refiner + landmarks-to-3DMM regressor.
+
+    image crop -> backbone -> 62 whitened parameters -> 3DMM -> 68 landmarks
+                                                                   |  refiner
+                      coefficients  <- inverse regressor <- refined landmarks
+
+Inference needs the first line only; training closes the loop with the second (paper, figure 2).
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backbone_nets import create_backbone
+from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
+from loss_definition import SynergyLoss
+from utils.checkpoint import check_face_model, learnable_state, read_checkpoint
+from utils.morphable_model import CAMERA, MorphableModel
+
+RESIDUAL_SCALE = 0.05  # refined = landmarks + 0.05 * residual
+HEADS = ("published", "signed")
+
+
+class SynergyOutput(NamedTuple):
+    """Everything the loop computes, in order."""
+
+    parameters: Tensor  # (B, 62) whitened
+    features: Tensor  # (B, D)
+    landmarks: Tensor  # (B, 3, 68) crop frame
+    residual: Tensor | None  # (B, 3, 68)
+    refined: Tensor | None  # (B, 3, 68) crop frame
+    inverse: Tensor | None  # (B, 62)
+
+
+class ImageToParameters(nn.Module):
+    """Holds the backbone under the published name ``I2P.backbone``."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        self.backbone = create_backbone(backbone)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.backbone(images)
+
+
+class SynergyNet(nn.Module):
+    """The whole network; published checkpoints' learnable keys are its state dict.
+
+    Args:
+        face_model: the 3DMM the parameters refer to. It moves with the module (``to``, ``double``)
+            and never enters the state dict: it is licensed data.
+        backbone: a name of ``backbone_nets.BACKBONES``.
+        heads: ``"published"`` (ReLU on refiner and regressor outputs) or ``"signed"``.
+    """
+
+    def __init__(
+        self, face_model: MorphableModel, backbone: str = "mobilenet_v2", heads: str = "published"
+    ) -> None:
+        super().__init__()
+        if heads not in HEADS:
+            raise ValueError(f"unknown heads {heads!r}; expected one of: {', '.join(HEADS)}")
+        self.backbone_name, self.heads = backbone, heads
+        self.face_model = face_model.to_torch()
+        self.I2P = ImageToParameters(backbone)
+        num_features = self.I2P.backbone.num_features
+        self.forwardDirection = LandmarkRefiner(num_features, signed=heads == "signed")
+        self.reverseDirection = LandmarksTo3DMM(signed=heads == "signed")
+
+    def _apply(self, fn, recurse=True):
+        """Lets the face model follow ``to``, ``cuda``, ``double`` like a buffer."""
+        super()._apply(fn, recurse)
+        self.face_model = self.face_model.map(fn)
+        return self
+
+    def forward(self, images: Tensor, loop: str = "full") -> SynergyOutput:
+        """(B, 3, H, W) normalised crops -> as much of the loop as ``LOOPS`` names; else None.
+
+        Inference needs ``I2P`` and the 3DMM alone.
+        """
+        parameters, features = self.I2P(images)
+        landmarks = self.landmarks_from_whitened(parameters)
+        residual = refined = inverse = None
+        if loop != "backbone":
+            residual = self.forwardDirection(landmarks, features, parameters[:, CAMERA:])
+            refined = landmarks + RESIDUAL_SCALE * residual
+        if loop == "full":
+            inverse = self.reverseDirection(refined)
+        return SynergyOutput(parameters, features, landmarks, residual, refined, inverse)
+
+    def landmarks_from_whitened(self, whitened: Tensor) -> Tensor:
+        """(B, 62) whitened parameters -> (B, 3, 68) landmarks, crop frame."""
+        return self.face_model.landmarks(self.face_model.dewhiten(whitened))
+
+    def loss(
+        self,
+        images: Tensor,
+        target: Tensor,
+        criterion: SynergyLoss,
+        target_landmarks: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted loss terms for (B, 3, H, W) crops and (B, 62) whitened targets.
+
+        ``target_landmarks`` (B, 3, 68), crop frame, come from ``target`` unless given.
+        """
+        output = self(images, criterion.loop)
+        if target_landmarks is None:
+            target_landmarks = self.landmarks_from_whitened(target)
+        return criterion(
+            output.parameters,
+            output.landmarks,
+            output.refined,
+            output.inverse,
+            target,
+            target_landmarks,
+        )
+
+    def checkpoint(self, **extra: Any) -> dict[str, Any]:
+        """What to save: learnable weights, what they mean, and the face model's fingerprint."""
+        return {
+            "state_dict": self.state_dict(),
+            "backbone": self.backbone_name,
+            "heads": self.heads,
+            "face_model": self.face_model.fingerprint,
+            **extra,
+        }
+
+
+def load_synergynet(
+    weights: str | os.PathLike, face_model: MorphableModel, device: str | torch.device = "cpu"
+) -> SynergyNet:
+    """SynergyNet with the weights of a published or own checkpoint, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``read_checkpoint`` and ``check_face_model``; also where
+            the weights do not fit the network strictly.
+    """
+    content = read_checkpoint(weights)
+    check_face_model(content, face_model, weights)
+    try:
+        # published checkpoints name neither; they are MobileNetV2 with the published heads
+        model = SynergyNet(
+            face_model,
+            content.get("backbone", "mobilenet_v2"),
+            content.get("heads", "published"),
+        )
+        model.load_state_dict(learnable_state(content), strict=True)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(f"{weights}: not the weights of a SynergyNet ({reason})") from error
+    return model.to(device).eval()

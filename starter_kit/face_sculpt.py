@@ -1,0 +1,204 @@
+"""The shape of the authored mean face: a surface sculpted around 68 mean landmarks.
+
+Nothing here is scanned or fitted to a face scan: the skin passes through the mean landmarks and
+through points set by hand from anthropometric proportions; nose, eyes and lips are modelled with
+spheres and capsules that blend into it.
+
+The surface is charted by a vertical cylinder through the ears' plane: `u` = 75 mm · angle (0 at
+the midline, positive towards x > 0) and `y`. All lengths are millimetres in the model frame (x
+right, y up, z towards the viewer, origin at the centroid of the mean landmarks).
+"""
+
+import numpy as np
+from scipy.interpolate import CubicSpline, PchipInterpolator, RBFInterpolator
+from scipy.spatial import cKDTree
+
+AXIS_Z = -65.0  # the cylinder's axis
+RADIUS = 75.0  # millimetres of u per radian
+
+# Hand-set points of the skin without nose, lids and lips, x >= 0.
+SKIN = {
+    "forehead": [
+        (0, 112, 4), (25, 112, 1), (48, 108, -14), (66, 98, -38),
+        (0, 97, 16.5), (24, 97, 13), (45, 95, 0), (61, 89, -22), (71, 80, -48),
+        (0, 80, 23.5), (22, 80, 21), (42, 79, 10), (58, 75, -9), (68, 70, -32),
+        (0, 66, 25.5), (10, 66, 24.5),
+    ],
+    "brow ridge": [(0, 56, 24.5), (9, 57, 23.5)],
+    "temple": [(66, 56, -27), (72, 52, -48), (75, 50, -68), (75, 31, -84), (66, 40, -22)],
+    "eye socket": [
+        (0, 43, 15), (8, 44, 12.5), (14, 48, 11), (22, 52, 9.5), (33, 53.5, 7.5), (44, 52, 1.5),
+        (54, 46, -8), (53, 38, -7.5), (32, 40, 0.5), (26, 40, 0), (39, 40, -2),
+        (13, 38, 8.5), (20, 31, 7), (32, 28.5, 6.5), (44, 31, 0.5),
+    ],
+    "cheek": [
+        (0, 27, 14), (11, 27, 11), (20, 22, 9.5), (32, 19, 9.5), (43, 19, 6), (53, 20, -2.5),
+        (60, 20, -12), (66, 18, -26), (71, 15, -45),
+        (0, 13, 17), (13, 13, 14), (22, 10, 12.5), (34, 6, 10.5), (46, 5, 3.5), (56, 5, -8),
+        (64, 3, -25), (69, 0, -45), (73, -2, -76),
+        (21, -3, 14.5), (30, -10, 11), (42, -10, 3.5), (53, -11, -9), (61, -12, -27), (67, -13, -46),
+        (37, -22, 4.5), (47, -27, -6), (56, -28, -24), (62, -29, -42),
+    ],
+    "mouth": [
+        (0, -13, 26.3), (4.5, -13.5, 27.2), (12, -12, 22.7), (20, -16, 17.5),
+        (0, -20.3, 26.5), (7, -19.5, 25.8), (0, -29, 20), (12, -28.5, 17), (22, -29, 9.5),
+        (0, -41.5, 21.7), (10, -41, 20.3), (20, -38, 14), (29, -37, 6),
+    ],
+    "chin": [
+        (0, -47.5, 19.2), (12, -47, 17.3), (25, -46, 9.5), (38, -43, -2), (48, -44, -18),
+        (56, -43, -36),
+        (0, -55, 20.6), (10, -55, 19.2), (0, -63, 21), (11, -63, 18.8), (22, -60, 11.5),
+        (34, -56, 0), (44, -56, -17), (0, -72, 16.3), (12, -71, 13.8),
+    ],
+    "under the jaw": [
+        (0, -84, -6), (0, -87.5, -24), (17, -80.5, -12), (16, -85, -28), (34, -73.5, -29),
+        (29, -79, -42), (45, -65, -49), (54, -53, -64), (61, -34, -77), (66, -15, -82),
+    ],
+}  # fmt: skip
+ON_SKIN = np.r_[0:27, 36, 39, 42, 45, 48, 54]  # landmarks the skin passes through
+
+EYE_CENTRE, EYE_RADIUS, LID_RADIUS = np.array([32.2, 40.0, -5.4]), 12.0, 13.4
+
+# Tubes: (x, y, z, radius) of spheres along a smooth line
+RIDGE = [
+    (0, 52, 12.5, 6.5), (0, 39.4, 15.2, 5.6), (0, 27.1, 25.2, 5.2), (0, 15.2, 34.6, 6.4),
+    (0, 8.5, 35.8, 8.2), (0, 4.2, 35.2, 8.6),
+]  # fmt: skip
+FLANKS = [(0, 42, 2, 10), (0, 30, 6, 15.5), (0, 18, 9, 18.5), (0, 6, 15, 17)]
+COLUMELLA = [(0, 2, 36, 5.0), (0, -1, 31, 4.2), (0, -4, 25, 3.6)]
+WING = (np.array([11.4, 2.6, 23.5]), np.array([6.2, 6.6, 9.5]))  # centre, radii
+NOSTRIL = (np.array([6.4, -5.4, 29.0]), np.array([2.8, 3.4, 6.0]))
+UPPER_LIP = [
+    (-24, -28.2, 9.6, 1.5), (-18.7, -25.7, 16.2, 2.8), (-13, -23.8, 20.2, 3.5),
+    (-6, -22.2, 23.6, 3.8), (0, -22.6, 24.5, 3.8), (6, -22.2, 23.6, 3.8),
+    (13, -23.8, 20.2, 3.5), (18.7, -25.7, 16.2, 2.8), (24, -28.2, 9.6, 1.5),
+]  # fmt: skip
+LOWER_LIP = [
+    (-24, -31, 9.0, 1.5), (-16, -34.0, 15.6, 3.6), (-8, -36.2, 20.4, 4.5), (0, -36.8, 21.8, 4.8),
+    (8, -36.2, 20.4, 4.5), (16, -34.0, 15.6, 3.6), (24, -31, 9.0, 1.5),
+]  # fmt: skip
+
+
+def smooth_union(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
+    """Minimum of two distances, rounded where they differ by less than k."""
+    h = np.maximum(k - np.abs(a - b), 0) / k
+    return np.minimum(a, b) - h * h * k / 4
+
+
+def tube(p: np.ndarray, joints: list, per_span: int = 8) -> np.ndarray:
+    """Distance of points (n, 3) to spheres strung along a smooth line through `joints`."""
+    joints = np.array(joints, float)
+    knots = np.arange(len(joints))
+    fine = PchipInterpolator(knots, joints)(np.linspace(0, knots[-1], knots[-1] * per_span + 1))
+    start, step = fine[:-1], np.diff(fine, axis=0)
+    distance = np.full(len(p), np.inf)
+    for (*a, r0), (*axis, dr) in zip(start, step, strict=True):
+        axis = np.array(axis)
+        along = np.clip((p - a) @ axis / (axis @ axis), 0, 1)
+        ball = np.linalg.norm(p - a - along[:, None] * axis, axis=1) - r0 - dr * along
+        distance = np.minimum(distance, ball)
+    return distance
+
+
+def ellipsoid(p: np.ndarray, centre: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """First-order distance to an ellipsoid."""
+    q = (p - centre) / radii
+    norm = np.linalg.norm(q, axis=-1)
+    return norm * (norm - 1) / np.maximum(np.linalg.norm(q / radii, axis=-1), 1e-9)
+
+
+def smooth_step(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    t = np.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+class Sculpture:
+    """The face around given mean landmarks (68, 3), in millimetres."""
+
+    def __init__(self, landmarks: np.ndarray) -> None:
+        self.landmarks = landmarks
+        points = np.concatenate([np.array(part, float) for part in SKIN.values()])
+        points = np.concatenate([points, points * (-1, 1, 1)])
+        points = np.concatenate([points[np.unique(points, axis=0, return_index=True)[1]],
+                                 landmarks[ON_SKIN]])  # fmt: skip
+        u, r = self._cylinder(points)
+        self._radius = RBFInterpolator(
+            np.stack([u, points[:, 1]], 1), r, kernel="thin_plate_spline", smoothing=2.0
+        )
+        self.eye_ring = self.curve([42, 43, 44, 45], 12), self.curve([42, 47, 46, 45], 12)
+        ring = np.concatenate([self.eye_ring[0], self.eye_ring[1][::-1]])
+        self._eye_tree, self._eye_polygon = cKDTree(ring), ring
+
+    @staticmethod
+    def _cylinder(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x, z = points[..., 0], points[..., 2] - AXIS_Z
+        return RADIUS * np.arctan2(x, z), np.hypot(x, z)
+
+    def curve(self, indices: list[int], per_span: int) -> np.ndarray:
+        """(n, 2) x, y of a smooth line through landmarks with increasing x."""
+        x, y = self.landmarks[indices, 0], self.landmarks[indices, 1]
+        fine = np.concatenate(
+            [np.linspace(a, b, per_span, endpoint=False) for a, b in zip(x[:-1], x[1:])] + [x[-1:]]
+        )
+        return np.stack([fine, CubicSpline(x, y)(fine)], 1)
+
+    def skin(self, chart: np.ndarray) -> np.ndarray:
+        """Points (n, 3) of the skin, without nose, lids and lips, at chart (n, 2)."""
+        r = self._radius(chart)
+        angle = chart[:, 0] / RADIUS
+        return np.stack([r * np.sin(angle), chart[:, 1], AXIS_Z + r * np.cos(angle)], 1)
+
+    def chart_of(self, points: np.ndarray, central: bool) -> np.ndarray:
+        """Chart (n, 2) of the surface at points (n, 3) of the skin, or, `central`, at their x, y.
+
+        Nose, lids and lips are raised from the skin along z, so x and y find them.
+        """
+        u, _ = self._cylinder(points)
+        if central:
+            low, high = np.full(len(points), -100.0), np.full(len(points), 100.0)
+            for _ in range(40):
+                u = (low + high) / 2
+                left = self.skin(np.stack([u, points[:, 1]], 1))[:, 0] < points[:, 0]
+                low, high = np.where(left, u, low), np.where(left, high, u)
+        return np.stack([u, points[:, 1]], 1)
+
+    def inside_eye(self, xy: np.ndarray) -> np.ndarray:
+        """Signed distance (n,) to the lid margins in the x, y plane of x >= 0, negative within."""
+        distance, _ = self._eye_tree.query(xy)
+        upper, lower = (np.interp(xy[:, 0], *edge.T) for edge in self.eye_ring)
+        x0, x1 = self._eye_polygon[:, 0].min(), self._eye_polygon[:, 0].max()
+        within = (xy[:, 0] > x0) & (xy[:, 0] < x1) & (xy[:, 1] < upper) & (xy[:, 1] > lower)
+        return np.where(within, -distance, distance)
+
+    def surface(self, chart: np.ndarray) -> np.ndarray:
+        """Points (n, 3) of the face at chart (n, 2): the skin raised along z to the features."""
+        base = self.skin(chart)
+        step = 0.5
+        du = (self.skin(chart + (step, 0)) - self.skin(chart - (step, 0)))
+        dy = (self.skin(chart + (0, step)) - self.skin(chart - (0, step)))
+        normal = np.cross(du, dy)
+        slope = normal[:, 2] / np.linalg.norm(normal, axis=1)
+        near = np.flatnonzero((np.abs(base[:, 0]) < 55) & (slope > 0.2))
+        p = base[near].copy()
+        p[:, 0] = np.abs(p[:, 0])
+        floor, tilt = p[:, 2].copy(), slope[near]
+        lid = EYE_RADIUS + (LID_RADIUS - EYE_RADIUS) * smooth_step(self.inside_eye(p[:, :2]), -0.4, 0.5)
+        low, high = floor - 15, floor + 45
+        for _ in range(26):
+            p[:, 2] = (low + high) / 2
+            inside = self._distance(p, (p[:, 2] - floor) * tilt, lid) < 0
+            low, high = np.where(inside, p[:, 2], low), np.where(inside, high, p[:, 2])
+        base[near, 2] = p[:, 2]
+        return base
+
+    def _distance(self, p: np.ndarray, skin: np.ndarray, lid: np.ndarray) -> np.ndarray:
+        """Distance of points (n, 3), x >= 0, to the face, given those to the skin."""
+        eye = np.linalg.norm(p - EYE_CENTRE, axis=1) - lid
+        face = smooth_union(skin, eye, 2.5)
+        nose = smooth_union(tube(p, RIDGE), tube(p, FLANKS), 9)
+        face = smooth_union(face, nose, 8)
+        face = smooth_union(face, tube(p, COLUMELLA), 3)
+        face = smooth_union(face, ellipsoid(p, *WING), 4)
+        face = -smooth_union(-face, ellipsoid(p, *NOSTRIL), 1.5)
+        face = smooth_union(face, tube(p, UPPER_LIP), 2.2)
+        return smooth_union(face, tube(p, LOWER_LIP), 2.2)

@@ -1,0 +1,488 @@
+"""Trains the starter kit's own FaceBoxes weights, from random initialisation.
+
+    python starter_kit/train_detector.py --data ../shared/photos --minutes 90
+    python starter_kit/train_detector.py --data ../shared/photos --resume
+    python starter_kit/train_detector.py --export FaceBoxes/weights/starter_faceboxes.pth
+
+The data folder holds ``detector/train.zip`` and ``.json`` (pictures; boxes ``x1 y1 x2 y2 score``,
+where a score below 0.5 means "don't know") and ``faces_train_*.zip`` with
+``faces_train_labels.npz`` (face crops with 68 landmarks). Two kinds of training picture are made:
+views of one picture, and mosaics of many small faces. SSD's multibox loss (Liu et al., ECCV 2016)
+with hard negative mining; AdamW, cosine decay, averaged weights. Runs on one CPU core.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from FaceBoxes.anchors import anchors, encode  # noqa: E402
+from FaceBoxes.detector import MEAN_BGR  # noqa: E402
+from FaceBoxes.network import FaceBoxesNet  # noqa: E402
+from utils.checkpoint import write_checkpoint  # noqa: E402
+
+# Share of each kind of training picture; all but the mosaic are kinds of the picture set.
+SHARES = {"mosaic": 0.42, "frame": 0.16, "photo": 0.12, "crowd": 0.15, "scene": 0.15}
+# Sides of the square training pictures and how often each is drawn. Validation pictures are small
+# (from 87x72), so the network must see many borders.
+SIDES = {128: 0.12, 192: 0.2, 256: 0.25, 320: 0.28, 416: 0.15}
+PIXELS_PER_BATCH = 20 * 256 * 256
+SMALLEST = 14  # pixels of height; smaller faces are neither asked for nor punished
+MATCH = 0.35  # intersection over union from which an anchor answers for a face (FaceBoxes, 3.4)
+NEGATIVES = 7  # hardest background anchors per face anchor
+
+# Corners of the detector's box relative to the landmarks' box, in units of √(w·h) of the latter:
+# rows are constant, nose tip's x and y offset from the centre; columns x1 y1 x2 y2. Least squares
+# over 2,768 training crops on which the published detector was run (median IoU 0.89).
+LANDMARKS_TO_BOX = np.array(
+    [
+        [0.0292, -0.3171, -0.0147, -0.0015],
+        [0.1575, -0.0005, 0.1788, 0.0113],
+        [0.0981, -0.1021, -0.0300, 0.0216],
+    ],
+    dtype=np.float32,
+)
+
+
+def boxes_from_landmarks(landmarks: np.ndarray) -> np.ndarray:
+    """Landmarks (n, 2, 68) in pixels to the boxes (n, 4) the detector is to give."""
+    low, high = landmarks.min(axis=2), landmarks.max(axis=2)  # (n, 2)
+    size = np.sqrt((high - low).prod(axis=1))[:, None]
+    nose = (landmarks[:, :, 30] - (low + high) / 2) / size
+    corners = np.column_stack([np.ones(len(nose), np.float32), nose]) @ LANDMARKS_TO_BOX
+    return np.concatenate([low, high], axis=1) + corners * size
+
+
+def read_image(data: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+
+
+class TrainingPictures(Dataset):
+    """Item i is batch i, a function of the seed and i alone, so that a resumed run sees the same.
+
+    Each is images (B, S, S, 3) uint8, labels (B, A) int64 (1 face, 0 background, -1 not counted)
+    and offsets (B, A, 4) float32.
+    """
+
+    def __init__(self, data: Path, seed: int) -> None:
+        self.seed = seed
+        labels = json.loads((data / "detector" / "train.json").read_text())
+        self.pictures: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        with zipfile.ZipFile(data / "detector" / "train.zip") as file:
+            for name in tqdm(sorted(labels), desc="pictures", leave=False):
+                boxes = np.array(labels[name], dtype=np.float32).reshape(-1, 5)
+                picture = (read_image(file.read(name)), boxes)
+                self.pictures.setdefault(name.split("_")[0], []).append(picture)
+        # Crowds have faces too small for a label, so they are no ground to paste faces on.
+        self.empty = [picture for picture in self.pictures["scene"] if not len(picture[1])]
+        faces = np.load(data / "faces_train_labels.npz", allow_pickle=False)
+        shards = [zipfile.ZipFile(data / f"faces_train_{i}.zip") for i in range(4)]
+        names = zip(faces["name"], faces["shard"], strict=True)
+        self.crops = [shards[shard].read(name) for name, shard in names]
+        landmarks = faces["landmarks"][:, :2].astype(np.float32) / 32
+        self.crop_boxes = boxes_from_landmarks(landmarks)
+        self.crop_valid = faces["valid"].astype(np.float32)
+        # Turned faces are rare: draw them more often. The nose tip's offset stands for the yaw.
+        turn = np.abs(landmarks[:, 0, 30] - landmarks[:, 0].mean(axis=1)) / np.ptp(
+            landmarks[:, 0], axis=1
+        )
+        weight = 1 + 4 * np.clip(turn / 0.35, 0, 1)
+        self.crop_share = np.cumsum(weight / weight.sum())
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        side = int(rng.choice(list(SIDES), p=list(SIDES.values())))
+        count = round(PIXELS_PER_BATCH / side**2)
+        kinds = rng.choice(list(SHARES), size=count, p=list(SHARES.values()))
+        images, labels, offsets = [], [], []
+        for kind in kinds:
+            make = self.mosaic if kind == "mosaic" else self.view
+            image, boxes = make(rng, side, str(kind))
+            label, offset = targets(boxes, side)
+            images.append(photometric(rng, image))
+            labels.append(label)
+            offsets.append(offset)
+        return tuple(torch.from_numpy(np.stack(x)) for x in (images, labels, offsets))
+
+    def view(self, rng: np.random.Generator, side: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """A square view of one picture, most often around one of its faces."""
+        image, boxes = mirrored(rng, *self.pictures[kind][rng.integers(len(self.pictures[kind]))])
+        height, width = image.shape[:2]
+        canvas = self.background(rng, side, plain=0.5)
+        stretch = math.exp(rng.uniform(-0.12, 0.12))
+        if len(boxes) and rng.random() < 0.9:
+            box = boxes[rng.integers(len(boxes))]
+            wanted = math.exp(rng.uniform(math.log(20), math.log(0.85 * side)))
+            scale = wanted / (box[3] - box[1])
+            centre = (box[:2] + box[2:4]) / 2
+        else:
+            scale = side / max(height, width) * math.exp(rng.uniform(-0.4, 0.9))
+            centre = rng.uniform(0, 1, 2) * (width, height)
+        # Larger, a crowd would show faces that nobody labelled because they were too small.
+        scale = np.clip(scale, 0.1, 1.2 if kind == "crowd" else 2.5)
+        centre = centre * scale
+        spread = rng.uniform(0.15, 0.85, 2) * side
+        # Half the time the picture's own border stays out of sight where it is large enough.
+        corner = spread - centre
+        if rng.random() < 0.5:
+            slack = side - np.array([width, height]) * scale
+            corner = np.clip(corner, np.minimum(slack, 0), np.maximum(slack, 0))
+        return canvas, paste(canvas, image, boxes, scale * stretch, scale / stretch, corner)
+
+    def mosaic(self, rng: np.random.Generator, side: int, _: str) -> tuple[np.ndarray, np.ndarray]:
+        """Many faces of similar size on one background."""
+        canvas = self.background(rng, side, plain=0.25)
+        typical = math.exp(rng.uniform(math.log(20), math.log(min(130, 0.6 * side))))
+        wanted = max(1, int(rng.uniform(0.1, 0.6) * (side / typical) ** 2 / 2))
+        placed = np.empty((0, 5), np.float32)
+        for _ in range(min(wanted, 14)):
+            image, boxes = mirrored(rng, *self.patch(rng))
+            height = float(boxes[0, 3] - boxes[0, 1])
+            scale = np.clip(typical * rng.uniform(0.75, 1.35) / height, 0.08, 2.5)
+            stretch = math.exp(rng.uniform(-0.12, 0.12))
+            size = np.array([image.shape[1] * scale * stretch, image.shape[0] * scale / stretch])
+            for _ in range(4):
+                corner = rng.uniform(*np.sort([-0.2 * size, side - 0.8 * size], axis=0))
+                rectangle = np.concatenate([corner, corner + size])
+                if not (intersections(rectangle[None], placed[:, :4]) > 0).any():
+                    new = paste(
+                        canvas, image, boxes, scale * stretch, scale / stretch, corner,
+                        feather=rng.random() < 0.6,
+                    )  # fmt: skip
+                    placed = np.concatenate([placed, new])
+                    break
+        return canvas, placed
+
+    def patch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A small picture with one face or more: part of a crop, or a whole frame or photo."""
+        if rng.random() < 0.15:
+            kind = ("frame", "photo")[rng.integers(2)]
+            picture = self.pictures[kind][rng.integers(len(self.pictures[kind]))]
+            if len(picture[1]):
+                return picture
+        i = min(int(np.searchsorted(self.crop_share, rng.random())), len(self.crops) - 1)
+        box, valid = self.crop_boxes[i], self.crop_valid[i]
+        size = np.tile(box[2:] - box[:2], 2)
+        margin = rng.uniform(0.03, 0.7, 4) * size * (-1, -1, 1, 1)
+        image = read_image(self.crops[i])
+        low = np.maximum(np.floor(box[:2] + margin[:2]), np.maximum(valid[:2], 0)).astype(int)
+        high = np.minimum(np.ceil(box[2:] + margin[2:]), valid[2:]).astype(int)
+        part = image[low[1] : high[1], low[0] : high[0]]
+        if part.shape[0] < 32 or part.shape[1] < 32:  # hardly any of it is photo
+            part, low = image, np.zeros(2)
+        boxes = np.concatenate([np.clip(box[:2] - low, 0, None), box[2:] - low, [1]])
+        boxes[2:4] = np.minimum(boxes[2:4], part.shape[1::-1])
+        return part, boxes[None].astype(np.float32)
+
+    def background(self, rng: np.random.Generator, side: int, plain: float) -> np.ndarray:
+        """A canvas (S, S, 3): one colour, or part of a picture without faces."""
+        if rng.random() < plain:
+            colour = rng.integers(0, 256, 3) if rng.random() < 0.6 else rng.integers(0, 256)
+            return np.full((side, side, 3), colour, np.uint8)
+        image, _ = mirrored(rng, *self.empty[rng.integers(len(self.empty))])
+        height, width = image.shape[:2]
+        part = min(height, width, int(side * rng.uniform(0.4, 1.2)))
+        y, x = rng.integers(height - part + 1), rng.integers(width - part + 1)
+        return cv2.resize(image[y : y + part, x : x + part], (side, side))
+
+
+def mirrored(
+    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    if rng.random() < 0.5:
+        return image, boxes
+    boxes = boxes.copy()
+    boxes[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
+    return image[:, ::-1], boxes
+
+
+def paste(
+    canvas: np.ndarray,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    scale_x: float,
+    scale_y: float,
+    corner: np.ndarray,
+    feather: bool = False,
+) -> np.ndarray:
+    """Draw a scaled image on a square canvas; returns its boxes there.
+
+    The image's top left corner lands on ``corner``, outside the canvas if need be.
+    """
+    side = len(canvas)
+    scale, size = np.array([scale_x, scale_y]), np.array(image.shape[1::-1])
+    low = np.clip(np.floor(-corner / scale), 0, size).astype(int)
+    high = np.clip(np.ceil((side - corner) / scale), 0, size).astype(int)
+    start = np.round(corner + low * scale).astype(int)
+    end = np.round(corner + high * scale).astype(int)
+    if (high > low).all() and (end > start).all():
+        patch = cv2.resize(
+            np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]]),
+            tuple(int(v) for v in end - start),
+            interpolation=cv2.INTER_AREA if scale.max() < 1 else cv2.INTER_LINEAR,
+        )
+        x0, y0 = np.maximum(start, 0)
+        x1, y1 = np.minimum(end, side)
+        patch = patch[y0 - start[1] : y1 - start[1], x0 - start[0] : x1 - start[0]]
+        if feather and min(patch.shape[:2]) >= 8:
+            mask = np.zeros(patch.shape[:2], np.float32)
+            edge = max(1, min(patch.shape[:2]) // 16)
+            mask[edge:-edge, edge:-edge] = 1
+            mask = cv2.blur(mask, (2 * edge + 1, 2 * edge + 1))[..., None]
+            patch = (patch * mask + canvas[y0:y1, x0:x1] * (1 - mask)).astype(np.uint8)
+        canvas[y0:y1, x0:x1] = patch
+    moved = boxes.copy()
+    moved[:, :4] = boxes[:, :4] * np.tile(scale, 2) + np.tile(corner, 2)
+    return moved.astype(np.float32)
+
+
+def photometric(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Brightness, contrast, colour balance, gamma, grey, blur, noise; uint8 to uint8."""
+    ramp = np.arange(256, dtype=np.float32)
+    gain = rng.uniform(0.65, 1.4) * rng.uniform(0.9, 1.1, 3)
+    shift = rng.uniform(-30, 30)
+    curve = 255 * (ramp / 255) ** math.exp(rng.uniform(-0.35, 0.35))
+    table = np.clip((curve[:, None] - 128) * gain + 128 + shift, 0, 255)
+    image = cv2.LUT(image, table.astype(np.uint8)[None])
+    if rng.random() < 0.12:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    if rng.random() < 0.12:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 1.6))
+    if rng.random() < 0.1:
+        noise = rng.normal(0, rng.uniform(3, 14), image.shape)
+        image = np.clip(image + noise, 0, 255).astype(np.uint8)
+    if rng.random() < 0.15:
+        quality = int(rng.integers(20, 70))
+        image = read_image(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
+    return image
+
+
+def intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Areas (len(a), len(b)) common to corner boxes (n, 4)."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    return np.clip(high - low, 0, None).prod(axis=2)
+
+
+def areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:4] - boxes[:, :2]).prod(axis=1)
+
+
+def targets(boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each anchor of a square picture should say about boxes (n, 5) in pixels.
+
+    Faces count when their centre is in the picture, and are cut at its border. The rest, faces
+    that are too small and "don't know" boxes are neither face nor background.
+    """
+    priors = anchors(side, side)  # (A, 4) relative
+    label = np.zeros(len(priors), np.int64)
+    offset = np.zeros((len(priors), 4), np.float32)
+    cut = np.clip(boxes[:, :4], 0, side)
+    cut = cut[(visible := areas(cut) > 0)]
+    boxes = boxes[visible]
+    if not len(boxes):
+        return label, offset
+    centre = (boxes[:, :2] + boxes[:, 2:4]) / 2
+    wanted = ((centre > 0) & (centre < side)).all(axis=1) & (boxes[:, 4] >= 0.5)
+    wanted &= (cut[:, 3] - cut[:, 1] >= SMALLEST) & (cut[:, 2] - cut[:, 0] >= SMALLEST / 2)
+    cut = cut / side
+    corners = np.concatenate(
+        [priors[:, :2] - priors[:, 2:] / 2, priors[:, :2] + priors[:, 2:] / 2], 1
+    )
+    common = intersections(corners, cut)  # (A, n)
+    overlap = common / (areas(corners)[:, None] + areas(cut) - common)
+    unsure = ~wanted
+    if unsure.any():
+        inside = common[:, unsure] / areas(corners)[:, None]
+        enough = np.minimum(0.25, 0.8 * overlap[:, unsure].max(axis=0))  # tiny faces overlap little
+        label[((overlap[:, unsure] > enough) | (inside > 0.5)).any(axis=1)] = -1
+    if wanted.any():
+        faces, overlap = cut[wanted], overlap[:, wanted]
+        best_face = overlap.argmax(axis=1)  # (A,)
+        positive = overlap.max(axis=1) >= MATCH
+        best_anchor = overlap.argmax(axis=0)  # (n,): every face has at least one anchor
+        positive[best_anchor] = True
+        best_face[best_anchor] = np.arange(len(faces))
+        label[positive] = 1
+        offset[positive] = encode(faces[best_face[positive]], priors[positive])
+    return label, offset
+
+
+def multibox_loss(
+    loc: Tensor, logits: Tensor, labels: Tensor, offsets: Tensor
+) -> dict[str, Tensor]:
+    """Smooth L1 over face anchors, cross entropy over them and the hardest background anchors.
+
+    Args:
+        loc, offsets: (B, A, 4). logits: (B, A, 2). labels: (B, A), 1 face, 0 background, -1 none.
+
+    Returns:
+        ``box`` and ``score``, each a sum over the batch per face anchor.
+    """
+    face, background = labels == 1, labels == 0
+    count = int(face.sum())
+    entropy = F.cross_entropy(logits.flatten(0, 1), labels.clamp(min=0).flatten(), reduction="none")
+    entropy = entropy.view_as(labels)
+    hard = entropy[background].topk(min(NEGATIVES * max(count, 20), int(background.sum()))).values
+    total = max(count, 20)
+    return {
+        "box": F.smooth_l1_loss(loc[face], offsets[face], reduction="sum") / total,
+        "score": (entropy[face].sum() + hard.sum()) / total,
+    }
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(0)
+    device = torch.device(args.device)
+    network = FaceBoxesNet().to(device, memory_format=torch.channels_last)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    for head in (*network.loc, *network.conf):
+        torch.nn.init.normal_(head.weight, std=0.01)
+        torch.nn.init.zeros_(head.bias)
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": args.weight_decay}, {"params": plain}],
+        lr=args.lr, weight_decay=0,
+    )  # fmt: skip
+    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    step, elapsed = 0, 0.0
+    last = args.out / "last.pth"
+    if args.resume:
+        state = torch.load(last, map_location=device, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        average, step, elapsed = state["average"], state["step"], state["elapsed"]
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    pictures = TrainingPictures(args.data, args.seed)
+    loader = DataLoader(
+        pictures, batch_size=None, sampler=itertools.count(step), num_workers=args.workers
+    )
+    mean = torch.tensor(MEAN_BGR, device=device)
+    bar = tqdm(total=args.steps, initial=step, desc="train")
+    sums, counted = {"box": 0.0, "score": 0.0}, 0
+    with open(args.out / "log.csv", "a" if args.resume else "w", newline="") as file:
+        log = csv.writer(file)
+        if not args.resume:
+            log.writerow(["step", "seconds", "lr", "box", "score"])
+        started = time.monotonic() - elapsed
+        for images, labels, offsets in loader:
+            elapsed = time.monotonic() - started
+            progress = step / args.steps
+            if args.minutes:
+                progress = max(progress, elapsed / 60 / args.minutes)
+            if progress >= 1:
+                break
+            lr = args.lr * min((step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * progress))
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            network.train()
+            images = images.to(device).to(torch.float32).sub_(mean).permute(0, 3, 1, 2)
+            terms = multibox_loss(*network(images), labels.to(device), offsets.to(device))
+            loss = 2 * terms["box"] + terms["score"]
+            if not math.isfinite(loss.item()):
+                raise RuntimeError(f"the loss is {loss.item()} at step {step}: try a smaller --lr")
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 20.0)
+            optimiser.step()
+            step += 1
+            keep = min(0.999, (1 + step) / (10 + step))
+            for key, value in network.state_dict().items():
+                if value.is_floating_point():
+                    average[key].lerp_(value, 1 - keep)
+            for name, value in terms.items():
+                sums[name] += value.item()
+            counted += 1
+            bar.update()
+            if step % 50 == 0:
+                means = {name: value / counted for name, value in sums.items()}
+                log.writerow(
+                    [step, f"{elapsed:.0f}", f"{lr:.2e}", *(f"{v:.4f}" for v in means.values())]
+                )
+                file.flush()
+                bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()})
+                sums, counted = dict.fromkeys(sums, 0.0), 0
+            if step % args.save_every == 0:
+                checkpoint(last, network, optimiser, average, step, elapsed)
+    checkpoint(last, network, optimiser, average, step, elapsed)
+
+
+def checkpoint(
+    path: Path,
+    network: FaceBoxesNet,
+    optimiser: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    step: int,
+    elapsed: float,
+) -> None:
+    """Everything to go on from, and beside it the averaged weights alone, as the detector reads."""
+    write_checkpoint(
+        path,
+        {
+            "network": network.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "average": average,
+            "step": step,
+            "elapsed": elapsed,
+        },
+    )
+    plain = {key: value.cpu().contiguous() for key, value in average.items()}
+    write_checkpoint(path.with_name("average.pth"), plain)
+
+
+def export(source: Path, target: Path) -> None:
+    """Kernels in half precision; batch-norm statistics and biases, a few kB, stay in float32."""
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    small = {k: v.half() if v.ndim > 1 else v for k, v in state.items()}
+    for key, value in small.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{source}: {key} does not fit half precision")
+    write_checkpoint(target, small)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "photos")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "detector")
+    parser.add_argument("--steps", type=int, default=16000)
+    parser.add_argument("--minutes", type=float, help="finish by then, the schedule included")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--weight-decay", type=float, default=1e-2)
+    parser.add_argument("--seed", type=int, default=20211)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make pictures")
+    parser.add_argument("--save-every", type=int, default=250, metavar="STEPS")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--export", type=Path, help="write the averaged weights there and stop")
+    args = parser.parse_args()
+    if args.export:
+        export(args.out / "average.pth", args.export)
+    else:
+        train(args)
+
+
+if __name__ == "__main__":
+    main()

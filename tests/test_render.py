@@ -1,0 +1,115 @@
+"""The overlay: what is blended, what stays, and what it costs."""
+
+import numpy as np
+import pytest
+
+import Sim3DR
+from utils.render import render_mesh_overlay
+
+SQUARE = np.float32([[0, 10, 10, 0], [0, 0, 10, 10], [0, 1, 2, 1]])  # (3, 4)
+TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]])
+WHITE = Sim3DR.Lighting(ambient=1, directional=0, specular=0)
+
+
+def photo(height: int = 40, width: int = 60) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def at(x: float, y: float, size: float = 1) -> np.ndarray:
+    return SQUARE * np.float32(size) + np.float32([[x], [y], [0]])
+
+
+def test_overlay_is_six_tenths_render_and_four_tenths_photo():
+    image = photo()
+    texture = np.random.default_rng(1).random((4, 3))
+    overlay = render_mesh_overlay(image, [at(20, 15)], TRIANGLES, texture=texture)
+    vertices = at(20, 15).T
+    colors = Sim3DR.shade(vertices, Sim3DR.vertex_normals(vertices, TRIANGLES), texture=texture)
+    covered = Sim3DR.zbuffer(vertices, TRIANGLES, 40, 60).covered
+    render = Sim3DR.rasterize(vertices, TRIANGLES, colors, image)
+    assert 90 <= covered.sum() <= 121
+    np.testing.assert_array_equal(overlay[~covered], image[~covered])
+    expected = 0.6 * render[covered] + 0.4 * image[covered]
+    assert np.abs(overlay[covered] - expected).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_alpha_limits(alpha):
+    image = photo()
+    overlay = render_mesh_overlay(image, [at(20, 15)], TRIANGLES, WHITE, alpha)
+    if alpha == 0:
+        np.testing.assert_array_equal(overlay, image)
+    else:
+        assert (overlay[16:24, 21:29] >= 254).all()  # the weights add to one but for rounding
+
+
+def test_a_later_face_is_painted_over_an_earlier_one():
+    image, black = photo(), np.zeros((4, 3))
+    first, second = at(10, 10), at(15, 12) - np.float32([[0], [0], [99]])  # the second far behind
+    both = render_mesh_overlay(image, [first, second], TRIANGLES, texture=black)
+    alone = [
+        render_mesh_overlay(image, [face], TRIANGLES, texture=black) for face in (first, second)
+    ]
+    covered = Sim3DR.zbuffer(second.T, TRIANGLES, 40, 60).covered
+    np.testing.assert_array_equal(both, np.where(covered[..., None], alone[1], alone[0]))
+
+
+def test_no_face_and_faces_outside_leave_the_photo():
+    image = photo()
+    outside = [at(-30, 5), at(70, 5), at(5, -30), at(5, 50), at(1e6, 1e6)]
+    for faces in ([], outside):
+        overlay = render_mesh_overlay(image, faces, TRIANGLES)
+        np.testing.assert_array_equal(overlay, image)
+        assert not np.shares_memory(overlay, image)
+
+
+def test_face_cut_by_the_border_equals_the_middle_of_a_larger_photo():
+    large = photo(80, 100)
+    face = at(-7, -6, 6)
+    small = render_mesh_overlay(large[20:60, 20:80], [face], TRIANGLES)
+    whole = render_mesh_overlay(large, [face + np.float32([[20], [20], [0]])], TRIANGLES)
+    np.testing.assert_array_equal(small, whole[20:60, 20:80])
+
+
+@pytest.mark.parametrize("layout", ["flipped", "strided", "read-only"])
+def test_photo_of_any_layout_stays_as_it_is(layout):
+    image = photo()
+    expected = render_mesh_overlay(image, [at(20, 15)], TRIANGLES)
+    given = {"flipped": image[::-1].copy()[::-1], "strided": np.repeat(image, 2, 1)[:, ::2]}
+    view = given.get(layout, image)
+    view.setflags(write=False)
+    np.testing.assert_array_equal(render_mesh_overlay(view, [at(20, 15)], TRIANGLES), expected)
+
+
+def test_only_the_region_of_the_face_is_rasterised(monkeypatch):
+    sizes = []
+    zbuffer = Sim3DR.zbuffer
+
+    def recorded(vertices, triangles, height, width, origin):
+        sizes.append((height, width))
+        return zbuffer(vertices, triangles, height, width, origin)
+
+    monkeypatch.setattr(Sim3DR, "zbuffer", recorded)
+    render_mesh_overlay(np.zeros((2160, 3840, 3), np.uint8), [at(1000, 900)], TRIANGLES)
+    assert sizes == [(11, 11)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": np.zeros((9, 9), np.uint8)}, "image must be"),
+        ({"image": np.zeros((9, 9, 4), np.uint8)}, "image must be"),
+        ({"image": np.zeros((9, 9, 3))}, "image must be"),
+        ({"image": None}, "image must be"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"alpha": np.nan}, "alpha"),
+        ({"faces_vertices": [SQUARE.T]}, "must be .3, N."),
+        ({"faces_vertices": [SQUARE * np.nan]}, "finite"),
+        ({"triangles": TRIANGLES + 9}, "index the 4 vertices"),
+        ({"texture": np.ones((3, 3))}, "texture must be"),
+    ],
+)
+def test_bad_arguments(changes, message):
+    arguments = {"image": photo(), "faces_vertices": [at(5, 5)], "triangles": TRIANGLES}
+    with pytest.raises(ValueError, match=message):
+        render_mesh_overlay(**(arguments | changes))

@@ -1,0 +1,411 @@
+"""Normals, z-buffer, interpolation and lighting: drawn grids, twins, and arguments refused."""
+
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from reference import shade_slowly
+
+import Sim3DR
+from Sim3DR import fallback, sim3dr_cython
+
+TRIANGLE = np.float32([[0, 0, 1], [4, 0, 1], [0, 4, 1]])
+ONE = np.int32([[0, 1, 2]])
+
+
+def drawing(buffer: Sim3DR.ZBuffer) -> list[str]:
+    """One character a pixel: the number of its triangle, or a dot."""
+    return ["".join("." if t < 0 else str(t) for t in row) for row in buffer.triangle]
+
+
+def random_mesh(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """40 triangles around a picture of 30 x 20 pixels."""
+    vertices = rng.uniform([-5, -5, -9], [35, 25, 9], (60, 3)).astype(np.float32)
+    if kind == "whole":  # many pixels exactly on edges, equal depths, equal and collinear corners
+        vertices = np.round(vertices / 4) * 4
+    elif kind == "small":
+        vertices[1::2] = vertices[::2] + rng.uniform(-1, 1, (30, 3))
+    elif kind == "huge":
+        vertices *= 10.0 ** rng.integers(0, 7, (60, 1))
+    elif kind == "sliver":
+        vertices = vertices * 4 - np.float32([45, 30, 0])
+        off = rng.normal(0, 10.0 ** rng.uniform(-2, 0, (20, 1)), (20, 3))
+        vertices[2::3] = (vertices[::3] + 2 * vertices[1::3]) / 3 + off
+        return vertices.astype(np.float32), np.arange(60).reshape(20, 3)
+    return vertices.astype(np.float32), rng.integers(0, 60, (40, 3))
+
+
+def sphere(rows: int = 12, columns: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Unit sphere, its triangles counter-clockwise from outside; one vertex in no triangle."""
+    polar, around = np.meshgrid(
+        np.linspace(0.1, np.pi - 0.1, rows),
+        np.arange(columns) * 2 * np.pi / columns,
+        indexing="ij",
+    )
+    points = np.stack([np.sin(polar) * np.cos(around), np.sin(polar) * np.sin(around)], -1)
+    vertices = np.concatenate([points, np.cos(polar)[..., None]], -1).reshape(-1, 3)
+    grid = np.arange(rows * columns).reshape(rows, columns)
+    a, b = grid[:-1], grid[1:]
+    c, d = np.roll(b, -1, 1), np.roll(a, -1, 1)
+    triangles = np.stack([a, b, c, a, c, d], -1).reshape(-1, 3)
+    return np.vstack([vertices, [[9, 9, 9]]]).astype(np.float32), triangles
+
+
+# ---------------------------------------------------------------- what covers which pixel
+
+
+def test_drawn_triangle():
+    # The edges on AB and AC belong to the triangle (u, v >= 0), the edge BC does not (u + v < 1).
+    buffer = Sim3DR.zbuffer(TRIANGLE, ONE, 5, 5)
+    assert drawing(buffer) == ["0000.", "000..", "00...", "0....", "....."]
+    assert (buffer.depth[buffer.covered] == 1).all()
+    assert np.isneginf(buffer.depth[~buffer.covered]).all()
+    np.testing.assert_array_equal(buffer.barycentric[1, 2], [0.5, 0.25])  # of B (4, 0) and C (0, 4)
+
+
+def test_both_sides_are_painted():
+    front = Sim3DR.zbuffer(TRIANGLE, ONE, 5, 5)
+    back = Sim3DR.zbuffer(TRIANGLE, ONE[:, [0, 2, 1]], 5, 5)
+    assert drawing(front) == drawing(back)
+
+
+def test_pixels_between_their_centres_are_not_painted():
+    assert not Sim3DR.zbuffer(TRIANGLE * 0.2 + 0.1, ONE, 5, 5).covered.any()
+
+
+def test_larger_z_hides_smaller_in_any_order():
+    near = TRIANGLE[:, [1, 0, 2]] + np.float32([1, 0, 1])
+    vertices = np.vstack([TRIANGLE, near])
+    for triangles in ([[0, 1, 2], [3, 4, 5]], [[3, 4, 5], [0, 1, 2]]):
+        buffer = Sim3DR.zbuffer(vertices, np.array(triangles), 4, 6)
+        assert buffer.depth[0].tolist() == [1, 2, 2, 2, 2, -np.inf]
+
+
+def test_of_equal_depths_the_first_stays():
+    assert drawing(Sim3DR.zbuffer(TRIANGLE, np.vstack([ONE, ONE]), 2, 2)) == ["00", "00"]
+
+
+def test_depth_is_interpolated_where_triangles_cross():
+    a = np.float32([[-1, -1, 0], [9, -1, 10], [-1, 9, 0]])  # z = x + 1
+    b = np.float32([[-1, -1, 6.5], [9, -1, -3.5], [-1, 9, 6.5]])  # z = 5.5 - x
+    buffer = Sim3DR.zbuffer(np.vstack([a, b]), np.array([[0, 1, 2], [3, 4, 5]]), 1, 5)
+    assert drawing(buffer) == ["11100"]  # they cross at x = 2.25
+
+
+@pytest.mark.parametrize(
+    "corners",
+    [
+        [[1, 1], [5, 5], [9, 9]],
+        [[1, 5], [9, 5], [4, 5]],
+        [[5, 1], [5, 9], [5, 9]],
+        [[3, 3], [3, 3], [3, 3]],
+    ],
+)
+def test_collinear_triangle_paints_nothing(corners):
+    vertices = np.column_stack([np.float32(corners), np.zeros(3, np.float32)])
+    for order in ([0, 1, 2], [1, 2, 0], [2, 1, 0]):
+        assert not Sim3DR.zbuffer(vertices, np.array([order]), 12, 12).covered.any()
+
+
+@pytest.mark.parametrize("length", [3e3, 3e4, 1e6])
+def test_sliver_is_painted_where_it_is(length):
+    # 0.8 pixels high at its left end, around row 2; in float32 its determinant has no digit left.
+    vertices = np.float32([[-1, 1.6, 0], [-1, 2.4, 0], [length, 2, 0]])
+    for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):
+        covered = Sim3DR.zbuffer(vertices, np.array([order]), 5, 1000).covered
+        assert covered[2].all() and covered.sum() == 1000
+
+
+@pytest.mark.parametrize("offset", [(-50, 0), (50, 0), (0, -50), (0, 50), (1e7, 1e7)])
+def test_off_screen(offset):
+    assert not Sim3DR.zbuffer(TRIANGLE + np.float32([*offset, 0]), ONE, 6, 6).covered.any()
+
+
+def test_triangle_larger_than_the_picture():
+    vertices = np.float32([[-9e7, -9e7, 0], [9e7, -9e7, 0], [0, 9e7, 0]])
+    assert Sim3DR.zbuffer(vertices, ONE, 7, 9).covered.all()
+
+
+@pytest.mark.parametrize("kind", ["general", "whole", "small", "huge", "sliver"])
+@pytest.mark.parametrize("seed", range(4))
+def test_kernel_equals_slow_twin(kind, seed):
+    vertices, triangles = random_mesh(np.random.default_rng(seed), kind)
+    triangles = triangles.astype(np.int32)
+    normals = np.empty_like(vertices), np.empty_like(vertices)
+    buffers = []
+    for kernel, normal in zip((sim3dr_cython, fallback), normals, strict=True):
+        kernel.vertex_normals(vertices, triangles, normal)
+        buffers.append(
+            (
+                np.full((20, 30), -np.inf, np.float32),
+                np.full((20, 30), -1, np.int32),
+                np.zeros((20, 30, 2), np.float32),
+            )
+        )
+        kernel.zbuffer(vertices, triangles, 0, 0, *buffers[-1])
+    np.testing.assert_array_equal(*normals)
+    for fast, slow in zip(*buffers, strict=True):
+        np.testing.assert_array_equal(fast, slow)
+    assert (buffers[0][1] >= 0).any()
+
+    _, triangle, barycentric = buffers[0]
+    colors = np.random.default_rng(seed).random((len(vertices), 4), np.float32)
+    for dtype in (np.uint8, np.float32):
+        images = np.full((20, 30, 4), 7, dtype), np.full((20, 30, 4), 7, dtype)
+        for kernel, image in zip((sim3dr_cython, fallback), images, strict=True):
+            kernel.interpolate(triangle, barycentric, triangles, colors, image)
+        np.testing.assert_array_equal(*images)
+
+
+def test_window_is_a_part_of_the_picture():
+    vertices, triangles = random_mesh(np.random.default_rng(5), "general")
+    whole = Sim3DR.zbuffer(vertices, triangles, 20, 30)
+    part = Sim3DR.zbuffer(vertices, triangles, 8, 11, origin=(6, 9))
+    for name in ("depth", "triangle", "barycentric"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[9:17, 6:17])
+
+
+# ---------------------------------------------------------------- attributes and colours
+
+
+def test_linear_attribute_is_reproduced():
+    vertices, triangles = random_mesh(np.random.default_rng(1), "general")
+    buffer = Sim3DR.zbuffer(vertices, triangles, 20, 30)
+    position = Sim3DR.interpolate(buffer, triangles, vertices, fill=-1)
+    y, x = np.nonzero(buffer.covered)
+    expected = np.stack([x, y, buffer.depth[buffer.covered]], -1)
+    np.testing.assert_allclose(position[buffer.covered], expected, atol=1e-3)
+    assert (position[~buffer.covered] == -1).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 7])
+def test_colours_are_truncated(channels):
+    colors = np.full((3, channels), 0.5, np.float64)  # 127.5
+    image = Sim3DR.rasterize(TRIANGLE, ONE, colors, height=5, width=5)
+    assert image.dtype == np.uint8 and image.shape == (5, 5, channels)
+    assert (image[0, :4] == 127).all() and (image[0, 4] == 0).all()
+    white = Sim3DR.rasterize(TRIANGLE, ONE, np.ones((3, channels)), height=5, width=5)
+    assert (white[0, :4] == 255).all()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rasterize_equals_paint_over_the_whole_picture(reverse):
+    rng = np.random.default_rng(2)
+    vertices, triangles = random_mesh(rng, "small")
+    colors = rng.random((60, 3))
+    background = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    image = Sim3DR.rasterize(vertices, triangles, colors, background, reverse=reverse)
+    buffer = Sim3DR.zbuffer(vertices, triangles, 20, 30)
+    if reverse:  # rows h - 1 - y of the background as it is
+        expected = Sim3DR.paint(buffer, triangles, colors, background[::-1])[::-1]
+    else:
+        expected = Sim3DR.paint(buffer, triangles, colors, background)
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_arguments_of_any_layout_stay_as_they_are():
+    rng = np.random.default_rng(3)
+    vertices, triangles = random_mesh(rng, "general")
+    colors = rng.random((60, 3), np.float32)
+    background = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    expected = Sim3DR.rasterize(vertices, triangles, colors, background)
+    shaded = Sim3DR.shade(vertices, Sim3DR.vertex_normals(vertices, triangles), texture=colors)
+    strided = [np.asfortranarray(vertices.astype(np.float64)), triangles[::-1][::-1]]
+    strided += [np.repeat(colors, 2, 0)[::2], np.repeat(background, 2, 1)[:, ::2]]
+    copies = [array.copy() for array in strided]
+    for array in strided:
+        array.setflags(write=False)
+    np.testing.assert_array_equal(Sim3DR.rasterize(*strided), expected)
+    normals = Sim3DR.vertex_normals(*strided[:2])
+    np.testing.assert_array_equal(Sim3DR.shade(strided[0], normals, texture=strided[2]), shaded)
+    for array, copy in zip(strided, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+    one = np.float32([[3, 4, 5]])  # a single row is packed in any order: copied all the same
+    Sim3DR.shade(one, one / 5)
+    assert one.tolist() == [[3, 4, 5]]
+
+
+@pytest.mark.parametrize("n_vertices", [0, 5])
+def test_no_triangles(n_vertices):
+    vertices, triangles = np.zeros((n_vertices, 3), np.float32), np.zeros((0, 3), np.int32)
+    background = np.full((4, 5, 3), 9, np.uint8)
+    normals = Sim3DR.vertex_normals(vertices, triangles)
+    assert normals.shape == (n_vertices, 3) and not normals.any()
+    colors = Sim3DR.shade(vertices, normals)
+    assert colors.shape == (n_vertices, 3) and np.isfinite(colors).all()
+    image = Sim3DR.rasterize(vertices, triangles, colors, background)
+    np.testing.assert_array_equal(image, background)
+    buffer = Sim3DR.zbuffer(vertices, triangles, 4, 5)
+    assert not buffer.covered.any()
+    assert not Sim3DR.interpolate(buffer, triangles, colors).any()
+
+
+def test_threads_give_the_same():
+    vertices, triangles = random_mesh(np.random.default_rng(4), "general")
+    expected = Sim3DR.zbuffer(vertices, triangles, 20, 30).depth
+    with ThreadPoolExecutor(8) as pool:
+        buffers = pool.map(lambda _: Sim3DR.zbuffer(vertices, triangles, 20, 30), range(64))
+        for buffer in buffers:
+            np.testing.assert_array_equal(buffer.depth, expected)
+
+
+# ---------------------------------------------------------------- normals and lighting
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1, 1e7])
+def test_normals_of_a_sphere_point_outward(scale):
+    vertices, triangles = sphere()
+    normals = Sim3DR.vertex_normals(vertices * scale, triangles)
+    inner = slice(24, -25)  # the rims of the two holes lean outward
+    assert ((normals * vertices).sum(1)[inner] > 0.99).all()
+    np.testing.assert_allclose(np.linalg.norm(normals[:-1], axis=1), 1, atol=1e-6)
+    assert (normals[-1] == 0).all()  # the vertex in no triangle
+
+
+def test_normals_are_weighted_by_area():
+    vertices = np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 3]])
+    normals = Sim3DR.vertex_normals(vertices, np.array([[0, 1, 2], [0, 2, 3]]))
+    np.testing.assert_allclose(normals[0], np.float32([3, 0, 1]) / np.sqrt(10), atol=1e-6)
+
+
+@pytest.mark.parametrize("lighting", [Sim3DR.PUBLISHED, Sim3DR.RELIEF])
+@pytest.mark.parametrize("textured", [False, True])
+def test_shading_equals_slow_twin(lighting, textured):
+    vertices, triangles = sphere()
+    vertices = vertices[:-1] * np.float32([30, 40, 20]) + np.float32([200, -7, 50])
+    normals = Sim3DR.vertex_normals(vertices, triangles)
+    texture = np.random.default_rng(0).random(vertices.shape) if textured else None
+    colors = Sim3DR.shade(vertices, normals, lighting, texture)
+    assert colors.dtype == np.float32 and colors.min() >= 0 and colors.max() <= 1
+    slow = shade_slowly(vertices, normals, lighting, texture)
+    np.testing.assert_allclose(colors, slow, atol=1e-5)
+
+
+def test_default_lighting_shows_relief_where_the_published_burns_out():
+    vertices, triangles = sphere()
+    normals = Sim3DR.vertex_normals(vertices[:-1], triangles)
+    frontal = normals[:, 2] > 0.8
+    published = Sim3DR.shade(vertices[:-1], normals, Sim3DR.PUBLISHED)[frontal]
+    relief = Sim3DR.shade(vertices[:-1], normals)[frontal]
+    assert (published == 1).all()
+    assert relief.max() < 1 and np.ptp(relief) > 0.3
+
+
+# ---------------------------------------------------------------- arguments refused
+
+
+def test_bounds():
+    vertices = np.float32([[-3.5, 2.2, 0], [7.1, 4.0, 0], [5, 3, 0]])
+    assert Sim3DR.bounds(vertices, 10, 20) == (0, 2, 9, 5)
+    assert Sim3DR.bounds(vertices[:0], 10, 20) == (0, 0, 0, 0)
+
+
+def with_value(value: float) -> np.ndarray:
+    vertices = TRIANGLE.astype(np.float64)
+    vertices[1, 2] = value
+    return vertices
+
+
+@pytest.mark.parametrize(
+    ("vertices", "triangles", "error", "message"),
+    [
+        (TRIANGLE[:, :2], ONE, ValueError, "vertices must have shape"),
+        (TRIANGLE[0], ONE, ValueError, "vertices must have shape"),
+        (TRIANGLE.astype(complex), ONE, TypeError, "vertices must hold real"),
+        (TRIANGLE.astype(str), ONE, TypeError, "vertices must hold real"),
+        (with_value(np.nan), ONE, ValueError, "row 1"),
+        (with_value(np.inf), ONE, ValueError, "row 1"),
+        (with_value(-1e300), ONE, ValueError, "row 1"),
+        (TRIANGLE, ONE.T, ValueError, "triangles must have shape"),
+        (TRIANGLE, ONE.astype(np.float32), TypeError, "triangles must hold integers"),
+        (TRIANGLE, ONE + 1, ValueError, "index the 3 vertices"),
+        (TRIANGLE, ONE - 1, ValueError, "index the 3 vertices"),
+        (TRIANGLE, np.uint64([[0, 1, 2**64 - 1]]), ValueError, "index the 3 vertices"),
+        (TRIANGLE[:0], ONE, ValueError, "index the 0 vertices"),
+    ],
+)
+def test_bad_meshes(vertices, triangles, error, message):
+    with pytest.raises(error, match=message):
+        Sim3DR.vertex_normals(vertices, triangles)
+    with pytest.raises(error, match=message):
+        Sim3DR.zbuffer(vertices, triangles, 5, 5)
+    with pytest.raises(error, match=message):
+        Sim3DR.rasterize(vertices, triangles, np.ones((3, 3)), height=5, width=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"colors": np.ones((2, 3))}, ValueError, "index the 2 vertices"),
+        ({"colors": np.ones((3, 4))}, ValueError, "4 channels but the background has 3"),
+        ({"colors": np.full((3, 3), 1.01)}, ValueError, r"within \[0, 1\]"),
+        ({"colors": np.full((3, 3), np.nan)}, ValueError, "finite"),
+        ({"background": np.zeros((5, 5, 3))}, TypeError, "uint8"),
+        ({"background": np.zeros((5, 5), np.uint8)}, ValueError, "shape"),
+        ({"background": np.zeros((0, 5, 3), np.uint8)}, ValueError, "shape"),
+        ({"height": 6}, ValueError, "the background is 5 x 5"),
+        ({"background": None}, ValueError, "height and width"),
+        ({"background": None, "height": 5, "width": 0}, ValueError, "width must be from 1"),
+        ({"background": None, "height": 5.0, "width": 5}, TypeError, "height must be a whole"),
+        ({"background": None, "height": 2**25, "width": 5}, ValueError, "height must be from 1"),
+    ],
+)
+def test_bad_pictures(changes, error, message):
+    arguments = {"colors": np.ones((3, 3)), "background": np.zeros((5, 5, 3), np.uint8)}
+    with pytest.raises(error, match=message):
+        Sim3DR.rasterize(TRIANGLE, ONE, **(arguments | changes))
+
+
+def test_bad_buffers_and_lights():
+    buffer = Sim3DR.zbuffer(TRIANGLE, np.vstack([ONE[:, [0, 0, 0]], ONE]), 5, 5)
+    with pytest.raises(ValueError, match="shows triangle 1 but there are 1"):
+        Sim3DR.interpolate(buffer, ONE, TRIANGLE)
+    with pytest.raises(ValueError, match="buffer's size"):
+        Sim3DR.paint(buffer, ONE, np.ones((3, 3)), np.zeros((5, 6, 3), np.uint8))
+    with pytest.raises(ValueError, match="origin x"):
+        Sim3DR.zbuffer(TRIANGLE, ONE, 5, 5, origin=(2**24, 0))
+    with pytest.raises(ValueError, match="normals must be"):
+        Sim3DR.shade(TRIANGLE, TRIANGLE[:2])
+    with pytest.raises(ValueError, match="texture must be"):
+        Sim3DR.shade(TRIANGLE, TRIANGLE, texture=np.ones((3, 1)))
+
+
+# ---------------------------------------------------------------- the native code
+
+
+def test_without_the_kernel_numpy_serves_and_says_so():
+    code = """
+import sys, warnings
+sys.modules["Sim3DR.sim3dr_cython"] = None
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import numpy as np, Sim3DR
+vertices = np.float32([[0, 0, 1], [4, 0, 1], [0, 4, 1]])
+image = Sim3DR.rasterize(vertices, np.array([[0, 1, 2]]), np.ones((3, 3)), height=5, width=5)
+print([str(w.message) for w in caught if "not built" in str(w.message)], image[..., 0].sum() // 255)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.count("not built") == 1 and run.stdout.strip().endswith("10")
+
+
+def test_kernel_under_sanitizers(tmp_path):
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("needs g++ or clang++")
+    program = tmp_path / "sanitize_sim3dr"
+    build = [compiler, "-std=c++17", "-g", "-O1", "-I", "Sim3DR", "-o", program]
+    build += ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+    build += ["tests/native/sanitize_sim3dr.cpp", "Sim3DR/kernel.cpp"]
+    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    if "cannot find" in built.stderr and "san" in built.stderr:
+        pytest.skip(f"{compiler} has no sanitizer libraries")
+    assert built.returncode == 0, built.stderr
+    run = subprocess.run([program, "2000"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,183 @@
+"""Recall and precision of FaceBoxes weights, one file or two side by side.
+
+    python -m tools.evaluate_detector FaceBoxes/weights/FaceBoxesProd.pth \\
+        FaceBoxes/weights/starter_faceboxes.pth --data ../shared/photos/detector/val
+
+``--data`` names a zip of pictures and a json of boxes without their endings: file name to rows of
+x1 y1 x2 y2 score. Boxes that score 0.5 or more are the truth; a detection on a weaker one counts
+neither as right nor as wrong. The kind of a picture is its name up to the first underscore.
+``--faces`` names a zip of face crops with one face each beside its ``*_labels.npz`` (landmarks
+(n, 3, 68) in 1/32 pixel): how many of the faces are found, by source.
+"""
+
+import argparse
+import json
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from FaceBoxes import FaceBoxes
+
+OVERLAP = 0.5  # intersection over union from which a detection is on a face
+LEVELS = (0.9, 0.95, 0.98, 0.99)  # precisions at which recall is told
+
+
+@dataclass
+class Outcome:
+    """Detections of some pictures: their scores and whether each is right; the faces there are."""
+
+    scores: np.ndarray
+    right: np.ndarray
+    faces: int
+
+    def at(self, threshold: float) -> tuple[float, float]:
+        """Recall and precision of the detections scoring above a threshold; NaN for 0 of 0."""
+        kept = self.scores > threshold
+        found = int(self.right[kept].sum())
+        return (
+            found / self.faces if self.faces else np.nan,
+            found / int(kept.sum()) if kept.any() else np.nan,
+        )
+
+    def recall_at_precision(self, precision: float) -> float:
+        """The best recall of any threshold that reaches this precision; 0 where none does."""
+        order = np.argsort(-self.scores, kind="stable")
+        found = np.cumsum(self.right[order])
+        reached = found / np.arange(1, len(order) + 1) >= precision - 1e-12
+        return float(found[reached].max() / self.faces) if reached.any() and self.faces else 0.0
+
+
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union (len(a), len(b)) of corner boxes."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:4], b[None, :, 2:4])
+    common = np.clip(high - low, 0, None).prod(axis=2)
+    area_a, area_b = ((x[:, 2:4] - x[:, :2]).prod(axis=1) for x in (a, b))
+    return common / (area_a[:, None] + area_b - common)
+
+
+def judge(detections: np.ndarray, labels: np.ndarray) -> Outcome:
+    """Match the detections (n, 5) of one picture, best first, to its labels (m, 5), each once."""
+    truth, unsure = labels[labels[:, 4] >= 0.5], labels[labels[:, 4] < 0.5]
+    iou = overlaps(detections, truth)
+    excused = (overlaps(detections, unsure) >= OVERLAP).any(axis=1)
+    right, counted = np.zeros(len(detections), bool), np.ones(len(detections), bool)
+    for i in np.argsort(-detections[:, 4], kind="stable"):
+        if len(truth) and iou[i].max() >= OVERLAP:
+            right[i] = True
+            iou[:, iou[i].argmax()] = 0
+        else:
+            counted[i] = not excused[i]
+    return Outcome(detections[counted, 4], right[counted], len(truth))
+
+
+def merge(outcomes: list[Outcome]) -> Outcome:
+    return Outcome(
+        np.concatenate([o.scores for o in outcomes]),
+        np.concatenate([o.right for o in outcomes]),
+        sum(o.faces for o in outcomes),
+    )
+
+
+def read_pictures(data: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """File name to picture and labels (m, 5)."""
+    labels = json.loads(data.with_suffix(".json").read_text())
+    with zipfile.ZipFile(data.with_suffix(".zip")) as file:
+        return {
+            name: (
+                cv2.imdecode(np.frombuffer(file.read(name), np.uint8), cv2.IMREAD_COLOR),
+                np.array(boxes, dtype=np.float32).reshape(-1, 5),
+            )
+            for name, boxes in labels.items()
+        }
+
+
+def run(
+    detector: FaceBoxes, pictures: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> tuple[dict[str, Outcome], float]:
+    """Outcome by kind, ``all`` last, and median milliseconds a picture."""
+    kinds: dict[str, list[Outcome]] = {}
+    seconds = []
+    for name, (image, labels) in tqdm(pictures.items(), leave=False):
+        started = time.perf_counter()
+        detections = detector(image)
+        seconds.append(time.perf_counter() - started)
+        kinds.setdefault(name.split("_")[0], []).append(judge(detections, labels))
+    kinds["all"] = [outcome for outcomes in kinds.values() for outcome in outcomes]
+    merged = {kind: merge(outcomes) for kind, outcomes in kinds.items()}
+    return merged, 1000 * float(np.median(seconds))
+
+
+def faces_found(detectors: list[FaceBoxes], faces: Path) -> dict[str, list[str]]:
+    """By source: the share of single-face crops whose face has a box scoring above 0.5.
+
+    A box is on the face when it holds the landmarks' mean and covers their box by an
+    intersection over union of 0.4 (the detector's boxes include the forehead).
+    """
+    labels = np.load(faces.with_name(faces.name + "_labels.npz"), allow_pickle=False)
+    landmarks = labels["landmarks"][:, :2].astype(np.float32) / 32
+    low, high = landmarks.min(axis=2), landmarks.max(axis=2)
+    centre, boxes = landmarks.mean(axis=2), np.concatenate([low, high], axis=1)
+    hits = np.zeros((len(detectors), len(boxes)), bool)
+    with zipfile.ZipFile(faces.with_suffix(".zip")) as file:
+        for i, name in enumerate(tqdm(labels["name"], leave=False)):
+            image = cv2.imdecode(np.frombuffer(file.read(name), np.uint8), cv2.IMREAD_COLOR)
+            for k, detector in enumerate(detectors):
+                found = detector(image)
+                found = found[found[:, 4] > 0.5]
+                holds = (found[:, :2] < centre[i]) & (centre[i] < found[:, 2:4])
+                good = holds.all(axis=1) & (overlaps(found, boxes[i : i + 1])[:, 0] >= 0.4)
+                hits[k, i] = good.any()
+    sources = labels["source"]
+    return {
+        f"{source} ({(sources == source).sum()})": [
+            f"{100 * h:.1f}" for h in hits[:, sources == source].mean(axis=1)
+        ]
+        for source in np.unique(sources)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("weights", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path, help="PREFIX of PREFIX.zip and PREFIX.json")
+    parser.add_argument("--faces", type=Path, help="PREFIX of PREFIX.zip and PREFIX_labels.npz")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    if not (args.data or args.faces):
+        parser.error("nothing to evaluate on: give --data or --faces")
+    detectors = [FaceBoxes(path, args.device, score_threshold=0.05) for path in args.weights]
+    if args.data:
+        pictures = read_pictures(args.data)
+        runs = [run(detector, pictures) for detector in detectors]
+        for path, (outcomes, milliseconds) in zip(args.weights, runs, strict=True):
+            print(f"\n{path}  ({milliseconds:.1f} ms a picture)")
+            print("score > 0.5:   faces  recall  precision   recall at precision", *LEVELS)
+            for kind, outcome in outcomes.items():
+                recall, precision = outcome.at(0.5)
+                levels = "  ".join(f"{100 * outcome.recall_at_precision(p):5.1f}" for p in LEVELS)
+                print(
+                    f"{kind:>12}  {outcome.faces:6d}  {100 * recall:6.1f}  {100 * precision:9.1f}"
+                    f"   {'':19}  {levels}"
+                )
+        if len(runs) == 2:
+            print("\nrecall at the precision that the other one has at score 0.5:")
+            for mine, other in ((0, 1), (1, 0)):
+                precision = runs[other][0]["all"].at(0.5)[1]
+                recall = runs[mine][0]["all"].recall_at_precision(precision)
+                print(f"{args.weights[mine]}: {100 * recall:.1f} at {100 * precision:.1f}")
+    if args.faces:
+        print("\nsingle faces found at score 0.5, percent:", *args.weights)
+        for source, shares in faces_found(detectors, args.faces).items():
+            print(f"{source:>12}", *shares)
+
+
+if __name__ == "__main__":
+    main()

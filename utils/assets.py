@@ -1,0 +1,37 @@
+"""Where the files are, and which of several is taken: published ones win over the starter kit."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FACE_MODELS = (ROOT / "3dmm_data", ROOT / "starter_kit" / "face_model" / "face_model.npz")
+WEIGHTS = (ROOT / "pretrained" / "best.pth.tar", ROOT / "pretrained" / "starter_synergynet.pth")
+DETECTOR_WEIGHTS = (
+    ROOT / "FaceBoxes" / "weights" / "FaceBoxesProd.pth",
+    ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth",
+)
+
+
+def _first_existing(candidates: tuple[Path, ...], what: str) -> Path:
+    for path in candidates:
+        if path.exists():
+            return path
+    tried = " nor ".join(str(path.relative_to(ROOT)) for path in candidates)
+    raise FileNotFoundError(
+        f"no {what}: neither {tried} exists. The second ships with the repository: restore it "
+        "(git checkout), or get the published files (README, 'Published files')."
+    )
+
+
+def find_face_model() -> Path:
+    """The published ``3dmm_data/`` where present, else the bundled starter model."""
+    return _first_existing(FACE_MODELS, "face model")
+
+
+def find_weights() -> Path:
+    """The published SynergyNet weights where present, else the starter's."""
+    return _first_existing(WEIGHTS, "SynergyNet weights")
+
+
+def find_detector_weights() -> Path:
+    """The published FaceBoxes weights where present, else the starter's."""
+    return _first_existing(DETECTOR_WEIGHTS, "detector weights")

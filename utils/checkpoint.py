@@ -1,0 +1,121 @@
+"""Weights on disk: the published layout read safely, ours written without licensed data."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.files import atomic_write
+from utils.morphable_model import MorphableModel
+
+# Buffers that published checkpoints carry: copies of the 3DMM the weights were trained with.
+FACE_MODEL_BUFFERS = (
+    "param_mean",
+    "param_std",
+    "w_shp",
+    "u",
+    "w_exp",
+    "u_base",
+    "w_shp_base",
+    "w_exp_base",
+)
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """A checkpoint file as a dict with at least ``state_dict``.
+
+    Only tensors and plain containers are read (``weights_only=True``): no code in the file runs.
+    The prefix ``module.`` of DataParallel is stripped, half precision becomes float32.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds code, or no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no weights there; give a file with -w")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch reports damage and forbidden content in many ways
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path}: not a checkpoint of plain tensors; it was not loaded, since other files can "
+            f"run code ({reason})"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a dict of tensors, found {type(content).__name__}")
+    if not isinstance(content.get("state_dict"), dict):
+        content = {"state_dict": content}
+    state = content["state_dict"]
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: holds no state dict of tensors")
+    content["state_dict"] = {
+        key.removeprefix("module."): value.float() if value.is_floating_point() else value
+        for key, value in state.items()
+    }
+    return content
+
+
+def check_face_model(content: dict[str, Any], face_model: MorphableModel, path: object) -> None:
+    """Refuses weights that were trained with another face model.
+
+    Published checkpoints carry the model itself, ours a fingerprint; one with neither is taken.
+
+    Raises:
+        ValueError: the models differ; both are named.
+    """
+    theirs = content.get("face_model")
+    if theirs is not None and theirs != face_model.fingerprint:
+        raise ValueError(
+            f"{path}: these weights speak the language of face model {theirs}, but "
+            f"{face_model.source} is face model {face_model.fingerprint}. Give weights (-w) and a "
+            "face model that belong together."
+        )
+    buffers = _face_model_buffers(face_model)
+    for name in FACE_MODEL_BUFFERS:
+        if name not in content["state_dict"]:
+            continue
+        stored = content["state_dict"][name].numpy().reshape(-1)
+        ours = buffers[name].reshape(-1)
+        if stored.shape != ours.shape or not np.allclose(stored, ours, rtol=1e-5, atol=1e-6):
+            raise ValueError(
+                f"{path}: its face model ({name}, {stored.size} numbers, fingerprint unknown) "
+                f"differs from {face_model.source} ({ours.size} numbers, fingerprint "
+                f"{face_model.fingerprint}); the weights would draw wrong faces. Give weights "
+                "(-w) and a face model that belong together."
+            )
+
+
+def _face_model_buffers(face_model: MorphableModel) -> dict[str, np.ndarray]:
+    """The eight published buffers, as the face model at hand would fill them."""
+
+    def interleaved(array: Any) -> np.ndarray:  # (..., 3, N) -> (3N, ...)
+        array = np.asarray(array)
+        return array.T.reshape(-1) if array.ndim == 2 else array.transpose(2, 1, 0).reshape(-1, 50)
+
+    basis = interleaved(face_model.basis)
+    landmark_basis = interleaved(face_model.landmark_basis)
+    return {
+        "param_mean": np.asarray(face_model.param_mean),
+        "param_std": np.asarray(face_model.param_std),
+        "u": interleaved(face_model.mean),
+        "w_shp": basis[:, :40],
+        "w_exp": basis[:, 40:],
+        "u_base": interleaved(face_model.landmark_mean),
+        "w_shp_base": landmark_basis[:, :40],
+        "w_exp_base": landmark_basis[:, 40:],
+    }
+
+
+def learnable_state(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict without the 3DMM buffers."""
+    return {k: v for k, v in content["state_dict"].items() if k not in FACE_MODEL_BUFFERS}
+
+
+def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Saves a dict of tensors and plain values under ``path``, complete or not at all."""
+    with atomic_write(path) as file:
+        torch.save(content, file)

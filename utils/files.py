@@ -1,0 +1,210 @@
+"""Reading strangers' files safely and writing our own atomically."""
+
+import io
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+
+# What an honest pickle of arrays and plain containers refers to, in numpy 1 and 2 spelling.
+_ALLOWED_GLOBALS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """An unpickler that builds numpy arrays and plain containers and nothing else."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _ALLOWED_GLOBALS:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not an array")
+        # numpy 1 and 2 keep these functions under different names; take the one that exists.
+        if module.startswith("numpy.core") and int(np.__version__.split(".")[0]) >= 2:
+            module = module.replace("numpy.core", "numpy._core")
+        elif module.startswith("numpy._core") and int(np.__version__.split(".")[0]) < 2:
+            module = module.replace("numpy._core", "numpy.core")
+        return super().find_class(module, name)
+
+
+def read_array_pickle(path: str | os.PathLike) -> object:
+    """The content of a pickle of numpy arrays and plain containers; runs no code from the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds anything but arrays and plain containers.
+    """
+    path = Path(path)
+    try:
+        content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a pickle can fail in any way; none of them is this program's fault
+        raise ValueError(
+            f"{path}: not a pickle of numpy arrays and plain containers ({error}); it was not "
+            "loaded, since other pickles can run code. Get the file again from its publisher."
+        ) from error
+    _refuse_object_arrays(content, path)
+    return content
+
+
+def _refuse_object_arrays(content: object, path: Path) -> None:
+    if isinstance(content, np.ndarray) and content.dtype.hasobject:
+        raise ValueError(f"{path}: holds an array of Python objects, expected numbers only")
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, (list, tuple)):
+        for item in content:
+            _refuse_object_arrays(item, path)
+
+
+def read_npy(path: str | os.PathLike) -> np.ndarray:
+    """One ``.npy`` array, memory-mapped files and pickled objects excluded.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or holds Python objects.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a readable .npy array of numbers ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: expected one .npy array, found an archive")
+    return array
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """A file that appears under its final name complete or not at all.
+
+    The content goes to a uniquely named ``.partial`` sibling, which takes the final name when the
+    block ends without an exception and is removed otherwise.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".partial"
+    )
+    try:
+        encoding = None if "b" in mode else "utf-8"
+        with os.fdopen(handle, mode, encoding=encoding) as file:
+            yield file
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        if os.path.exists(partial):
+            os.unlink(partial)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """A picture file as BGR.
+
+    Grey becomes BGR, transparency is laid over black, 16-bit is scaled to 8-bit, and the camera's
+    orientation tag is obeyed. The path may hold any characters the system allows.
+
+    Returns:
+        (H, W, 3) uint8, BGR.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IsADirectoryError: the path is a folder.
+        ValueError: the file is empty, not a picture, or cut short.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, expected a picture file")
+    data = np.fromfile(path, dtype=np.uint8)  # cv2.imread fails on some systems' non-ASCII paths
+    if data.size == 0:
+        raise ValueError(f"{path}: the file is empty")
+    if data[:3].tobytes() == b"\xff\xd8\xff" and b"\xff\xd9" not in data[-65536:].tobytes():
+        # libjpeg fills the missing part with grey and only warns; say it instead.
+        raise ValueError(f"{path}: the JPEG is cut short (no end marker); get the file again")
+    try:
+        # COLOR would drop 16 bits and alpha without rounding; read as stored, then convert.
+        stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if _plain(stored) else stored
+    except cv2.error as error:
+        raise ValueError(f"{path}: OpenCV cannot decode it ({error.err})") from error
+    if image is None:
+        raise ValueError(f"{path}: not a picture in a format that OpenCV reads, or damaged")
+    return to_bgr8(image)
+
+
+def _plain(image: np.ndarray | None) -> bool:
+    return image is not None and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+
+
+def to_bgr8(image: np.ndarray) -> np.ndarray:
+    """Any picture array as BGR uint8.
+
+    Args:
+        image: (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA; uint8, uint16 (full range) or
+            floating point in [0, 1].
+
+    Returns:
+        (H, W, 3) uint8; the input itself where nothing had to be changed.
+
+    Raises:
+        ValueError: another type, shape, an empty picture, or non-finite values.
+    """
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"expected a numpy array, got {type(image).__name__}")
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise ValueError(
+            f"expected a picture (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {image.shape}"
+        )
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    elif image.dtype.kind == "f":
+        if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+            raise ValueError("a floating point picture must be finite and within [0, 1]")
+        image = np.round(image * 255).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise ValueError(f"expected uint8, uint16 or floating point in [0, 1], got {image.dtype}")
+    if image.shape[2] == 4:
+        alpha = image[..., 3:].astype(np.uint16)
+        image = ((image[..., :3] * alpha + 127) // 255).astype(np.uint8)
+    elif image.shape[2] == 1:
+        image = np.repeat(image, 3, axis=2)
+    return image
+
+
+def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes a picture in the format of the path's extension, atomically.
+
+    Raises:
+        OSError: it cannot be written there.
+        ValueError: OpenCV cannot encode the picture in that format.
+    """
+    path = Path(path)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() in (".jpg", ".jpeg") else []
+    done, data = cv2.imencode(path.suffix, image, options)
+    if not done:
+        raise ValueError(f"{path}: OpenCV cannot encode a picture of shape {image.shape} as such")
+    with atomic_write(path) as file:
+        file.write(data.tobytes())

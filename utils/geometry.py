@@ -1,0 +1,55 @@
+"""Camera and head pose: from the twelve camera parameters to rotation, angles and translation.
+
+Head angles in degrees, as seen by the viewer of the picture:
+    yaw     positive when the face turns towards the left edge of the picture;
+    pitch   positive when the face looks up;
+    roll    positive when the head tilts clockwise.
+"""
+
+import numpy as np
+
+POLE = 1 - 1e-9  # |sin(yaw)| from which pitch and roll turn about the same axis
+
+
+def decompose_camera(camera: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Splits cameras ``[A | t]`` into scale, rotation and translation (method, point 9).
+
+    Args:
+        camera: (B, 3, 4) ``[A | t]``, model frame to 1-based y-up crop frame.
+
+    Returns:
+        scale (B,): mean length of the first two rows of A;
+        rotation (B, 3, 3): rows r1, r2 (the rows of A, normalised) and r3 = r1 x r2; y-up frame;
+        translation (B, 3): t as it is, 1-based y-up crop frame. All float64.
+
+    Raises:
+        ValueError: wrong shape, or a camera without extent (a zero or non-finite row).
+    """
+    camera = np.asarray(camera, dtype=np.float64)
+    if camera.ndim != 3 or camera.shape[1:] != (3, 4):
+        raise ValueError(f"expected cameras of shape (B, 3, 4), got {camera.shape}")
+    rows = camera[:, :2, :3]
+    lengths = np.linalg.norm(rows, axis=2, keepdims=True)  # (B, 2, 1)
+    if not np.isfinite(camera).all() or (lengths == 0).any():
+        raise ValueError("a camera has a zero or non-finite row; its pose is undefined")
+    rows = rows / lengths
+    third = np.cross(rows[:, 0], rows[:, 1])[:, None]  # (B, 1, 3)
+    return lengths.mean(axis=(1, 2)), np.concatenate([rows, third], axis=1), camera[:, :, 3]
+
+
+def rotation_to_angles(rotation: np.ndarray) -> np.ndarray:
+    """(B, 3, 3) rotations, y-up frame -> (B, 3) yaw, pitch, roll in degrees, as published.
+
+    The published formulas take yaw from R[2,0] and pitch and roll from the transposed places of a
+    Rz Ry Rx rotation. For a turn about one axis they are exact; for combined turns they differ
+    from an exact decomposition, and published pose errors are measured with them. At the poles
+    (yaw = +-90) pitch and roll turn about one axis: roll is 0 there and pitch takes the turn.
+    """
+    rotation = np.asarray(rotation, dtype=np.float64)
+    sin_yaw = np.clip(rotation[:, 2, 0], -1, 1)  # rounding can push it past 1
+    pitch = np.arctan2(rotation[:, 1, 2], rotation[:, 2, 2])
+    roll = np.arctan2(rotation[:, 0, 1], rotation[:, 0, 0])
+    at_pole = np.abs(sin_yaw) > POLE
+    pitch = np.where(at_pole, np.arctan2(rotation[:, 1, 2], rotation[:, 1, 1]), pitch)
+    roll = np.where(at_pole, 0.0, roll)
+    return np.degrees(np.stack([np.arcsin(sin_yaw), pitch, roll], axis=1))

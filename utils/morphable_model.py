@@ -1,0 +1,293 @@
+"""The 3D morphable model: the only place that turns parameters into geometry.
+
+Frames and units
+    model   x right, y up, z towards the viewer, micrometres, as the mean face is stored.
+    crop    the 120x120 network input: x right, y down, pixel centres at integers, z in the same
+            unit towards the viewer. The camera maps the model to a 1-based y-up crop, hence
+            ``y_crop = 121 - y`` (``Y_FLIP``): this file is the one that knows it.
+
+Parameters (62)
+    12 camera, row-major (3, 4) ``[A | t]``; 40 shape; 10 expression. The network works with
+    *whitened* parameters ``(p - mean) / std``.
+
+Everything is batch-first. The algebra uses only operators that numpy arrays and torch tensors
+share, so one implementation serves both; reading a model does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import scipy.io
+
+from utils.files import read_array_pickle, read_npy
+
+if TYPE_CHECKING:
+    import torch
+
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
+
+NUM_LANDMARKS = 68
+CAMERA, SHAPE, EXPRESSION = 12, 40, 10
+NUM_PARAMETERS = CAMERA + SHAPE + EXPRESSION
+Y_FLIP = 121.0  # 120 + 1: the published camera counts rows from the bottom, from one
+
+
+@dataclass(frozen=True, eq=False)
+class MorphableModel:
+    """A 3DMM of N vertices; arrays are float32 numpy, or torch tensors after ``to_torch``.
+
+    Attributes:
+        mean: (3, N) mean face, model frame.
+        basis: (50, 3, N) shape then expression basis.
+        landmark_mean, landmark_basis: the same at the 68 landmarks, (3, 68) and (50, 3, 68).
+        param_mean, param_std: (62,) whitening.
+        flip, flip_offset: (3, 1) the crop frame's y flip as a factor and an offset.
+        landmark_indices: (68,) int64 vertex of each landmark.
+        triangles: (T, 3) int32, 0-based, *clockwise* seen from outside in the y-up model frame, as
+            published, hence counter-clockwise (outward normals) in the y-down crop and image.
+        uv: (N, 2) texture coordinates in [0, 1], v up; None where the model has none.
+        kept_vertices: (K,) int64 vertices kept for textured meshes; None where there are none.
+        kept_triangles: (T', 3) int32, 0-based into ``kept_vertices``; None likewise.
+        source: the folder or file it was read from.
+    """
+
+    mean: Any
+    basis: Any
+    landmark_mean: Any
+    landmark_basis: Any
+    param_mean: Any
+    param_std: Any
+    flip: Any
+    flip_offset: Any
+    landmark_indices: np.ndarray
+    triangles: np.ndarray
+    uv: np.ndarray | None
+    kept_vertices: np.ndarray | None
+    kept_triangles: np.ndarray | None
+    source: str
+
+    @property
+    def num_vertices(self) -> int:
+        return self.mean.shape[1]
+
+    # ------------------------------------------------------------------ algebra
+
+    def dewhiten(self, whitened: Array) -> Array:
+        """(B, 62) whitened network output -> (B, 62) parameters (method: p * std + mean)."""
+        return whitened * self.param_std + self.param_mean
+
+    def whiten(self, parameters: Array) -> Array:
+        """(B, 62) parameters -> (B, 62) whitened; the inverse of ``dewhiten``."""
+        return (parameters - self.param_mean) / self.param_std
+
+    def landmarks(self, parameters: Array) -> Array:
+        """(B, 62) parameters -> (B, 3, 68) landmarks in the crop frame; no dense mesh is made."""
+        return self._decode(parameters, self.landmark_mean, self.landmark_basis)
+
+    def vertices(self, parameters: Array) -> Array:
+        """(B, 62) parameters -> (B, 3, N) dense mesh in the crop frame."""
+        return self._decode(parameters, self.mean, self.basis)
+
+    def shapes(self, parameters: Array) -> Array:
+        """(B, 62) parameters -> (B, 3, N) dense mesh in the model frame, the camera left out."""
+        return self._shape(parameters, self.mean, self.basis)
+
+    def _decode(self, parameters: Array, mean: Array, basis: Array) -> Array:
+        camera = split_camera(parameters)  # (B, 3, 4)
+        camera = camera * self.flip  # the y flip costs 12 numbers here, 3N after the product
+        shape = self._shape(parameters, mean, basis)  # (B, 3, N)
+        return camera[:, :, :3] @ shape + (camera[:, :, 3:] + self.flip_offset)
+
+    @staticmethod
+    def _shape(parameters: Array, mean: Array, basis: Array) -> Array:
+        """mean + W_shp alpha + W_exp beta as one matrix product for all faces."""
+        coefficients = parameters[:, CAMERA:NUM_PARAMETERS]  # (B, 50)
+        offsets = coefficients @ basis.reshape(len(basis), -1)  # (B, 3 * N)
+        return mean + offsets.reshape(-1, 3, mean.shape[1])  # (B, 3, N)
+
+    # ------------------------------------------------------------------ conversion and identity
+
+    def map(self, function: Callable[[Any], Any]) -> MorphableModel:
+        """A copy with ``function`` applied to every array that takes part in the algebra."""
+        names = [field.name for field in fields(self)][:8]
+        return replace(self, **{name: function(getattr(self, name)) for name in names})
+
+    def to_torch(self, device: str | torch.device = "cpu") -> MorphableModel:
+        """The same model in float32 torch tensors on ``device``."""
+        import torch
+
+        return self.map(lambda array: torch.as_tensor(array, dtype=torch.float32, device=device))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the model's language: equal for equal mean, bases, landmarks and whitening."""
+        digest = hashlib.blake2b(digest_size=8)
+        for array in (self.mean, self.basis, self.param_mean, self.param_std):
+            array = array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
+            digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
+        digest.update(self.landmark_indices.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def split_camera(parameters: Array) -> Array:
+    """(B, 62) or (B, 12) parameters -> (B, 3, 4) camera ``[A | t]``, 1-based y-up crop frame."""
+    return parameters[:, :CAMERA].reshape(-1, 3, 4)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def load_morphable_model(path: str | os.PathLike) -> MorphableModel:
+    """Reads a face model: a folder in the published ``3dmm_data`` layout, or one ``.npz`` file.
+
+    The ``.npz`` form holds the same arrays under the same names (``tri``, ``uv`` and the two
+    whitening vectors beside them); bases may be half precision with a float32 scale per column
+    (``w_shp_scale``, ``w_exp_scale``). Any vertex count is read.
+
+    Raises:
+        FileNotFoundError: the folder, or a file in it that is needed, is missing.
+        ValueError: a file is damaged or has another shape than the rest asks for.
+    """
+    path = Path(path)
+    read = _read_folder if path.is_dir() else _read_npz
+    return _build(read(path), path)
+
+
+def _read_folder(folder: Path) -> dict[str, np.ndarray]:
+    """The published layout's arrays under the names of their files."""
+    names = ["u_shp", "u_exp", "w_shp_sim", "w_exp_sim", "keypoints_sim"]
+    needed = [*(f"{name}.npy" for name in names), "param_whitening.pkl", "tri.mat"]
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: the face model is incomplete, {', '.join(missing)} missing; complete the "
+            "folder (README, 'Published files') or move it away to use the bundled starter model"
+        )
+    arrays = {name: read_npy(folder / f"{name}.npy") for name in names}
+    arrays |= {
+        key: read_npy(folder / f"{name}.npy")
+        for key, name in {"uv": "BFM_UV", "keptInd": "keptInd", "deletedTri": "deletedTri"}.items()
+        if (folder / f"{name}.npy").is_file()
+    }
+    whitening = read_array_pickle(folder / "param_whitening.pkl")
+    if not isinstance(whitening, dict) or not {"param_mean", "param_std"} <= whitening.keys():
+        raise ValueError(
+            f"{folder / 'param_whitening.pkl'}: expected a dict with param_mean and param_std"
+        )
+    arrays |= {key: np.asarray(whitening[key]) for key in ("param_mean", "param_std")}
+    try:
+        arrays["tri"] = scipy.io.loadmat(folder / "tri.mat")["tri"]
+    except Exception as error:  # scipy raises many kinds on damaged files
+        raise ValueError(f"{folder / 'tri.mat'}: no readable array 'tri' ({error})") from error
+    return arrays
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no face model there (a folder or an .npz file)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # damaged archives fail in several ways
+        raise ValueError(f"{path}: not a readable .npz face model ({error})") from error
+    for basis in ("w_shp", "w_exp"):
+        if f"{basis}_scale" in arrays and f"{basis}_sim" in arrays:
+            columns = arrays[f"{basis}_sim"].astype(np.float32)
+            arrays[f"{basis}_sim"] = columns * arrays[f"{basis}_scale"]
+    return arrays
+
+
+def _build(arrays: dict[str, np.ndarray], path: Path) -> MorphableModel:
+    """Checks the arrays against each other and lays them out for one matrix product."""
+
+    def take(name: str, shape: tuple[int, ...] | None = None, optional: bool = False):
+        if name not in arrays:
+            if optional:
+                return None
+            raise ValueError(f"{path}: the array {name} is missing")
+        array = np.asarray(arrays[name])
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise ValueError(f"{path}: {name} must hold finite numbers, found {array.dtype}")
+        if shape is not None and array.shape != shape:
+            raise ValueError(f"{path}: {name} has shape {array.shape}, expected {shape}")
+        return array
+
+    u_shp = take("u_shp")
+    size = u_shp.size
+    if size == 0 or size % 3:
+        raise ValueError(f"{path}: u_shp has {size} numbers, expected 3 per vertex (xyz)")
+    num_vertices = size // 3
+    interleaved_mean = u_shp.reshape(size).astype(np.float32)
+    interleaved_mean = interleaved_mean + take("u_exp", u_shp.shape).reshape(size).astype(
+        np.float32
+    )
+    mean = np.ascontiguousarray(interleaved_mean.reshape(num_vertices, 3).T)  # (3, N)
+
+    basis = np.concatenate(
+        [take("w_shp_sim", (size, SHAPE)), take("w_exp_sim", (size, EXPRESSION))], 1
+    )
+    basis = basis.astype(np.float32).reshape(num_vertices, 3, SHAPE + EXPRESSION)
+    basis = np.ascontiguousarray(basis.transpose(2, 1, 0))  # (50, 3, N)
+
+    keypoints = take("keypoints_sim", (3 * NUM_LANDMARKS,)).reshape(NUM_LANDMARKS, 3)
+    landmark_indices = keypoints[:, 0].astype(np.int64) // 3
+    if (keypoints != 3 * landmark_indices[:, None] + np.arange(3)).any():
+        raise ValueError(f"{path}: keypoints_sim must index the xyz of 68 vertices, in that order")
+    _check_range(path, "keypoints_sim", landmark_indices, num_vertices)
+
+    whitening = [take(name).astype(np.float32).ravel() for name in ("param_mean", "param_std")]
+    if any(len(vector) < NUM_PARAMETERS for vector in whitening):
+        raise ValueError(f"{path}: the whitening must have at least {NUM_PARAMETERS} numbers")
+    param_mean, param_std = (vector[:NUM_PARAMETERS].copy() for vector in whitening)
+    if (param_std <= 0).any():
+        raise ValueError(f"{path}: param_std must be positive")
+
+    uv = take("uv", optional=True)
+    if uv is not None:
+        uv = take("uv", (num_vertices, 2)).astype(np.float32)
+    kept_vertices = kept_triangles = None
+    if "keptInd" in arrays and "deletedTri" in arrays:
+        kept_vertices = take("keptInd").astype(np.int64).ravel()
+        _check_range(path, "keptInd", kept_vertices, num_vertices)
+        kept_triangles = _triangles(path, "deletedTri", take("deletedTri"), len(kept_vertices))
+
+    return MorphableModel(
+        mean=mean,
+        basis=basis,
+        landmark_mean=np.ascontiguousarray(mean[:, landmark_indices]),
+        landmark_basis=np.ascontiguousarray(basis[:, :, landmark_indices]),
+        param_mean=param_mean,
+        param_std=param_std,
+        flip=np.float32([[1], [-1], [1]]),
+        flip_offset=np.float32([[0], [Y_FLIP], [0]]),
+        landmark_indices=landmark_indices,
+        triangles=_triangles(path, "tri", take("tri"), num_vertices),
+        uv=uv,
+        kept_vertices=kept_vertices,
+        kept_triangles=kept_triangles,
+        source=str(path),
+    )
+
+
+def _triangles(path: Path, name: str, triangles: np.ndarray, num_vertices: int) -> np.ndarray:
+    """(3, T) 1-based -> (T, 3) int32 0-based."""
+    if triangles.ndim != 2 or triangles.shape[0] != 3:
+        raise ValueError(f"{path}: {name} has shape {triangles.shape}, expected (3, T), 1-based")
+    triangles = triangles.astype(np.int64).T - 1
+    _check_range(path, name, triangles, num_vertices)
+    return np.ascontiguousarray(triangles, dtype=np.int32)
+
+
+def _check_range(path: Path, name: str, indices: np.ndarray, count: int) -> None:
+    if indices.size and (indices.min() < 0 or indices.max() >= count):
+        raise ValueError(
+            f"{path}: {name} points to vertex {indices.min()}..{indices.max()} of {count}"
+        )

@@ -1,0 +1,99 @@
+"""From a detected box to the network's input and back: every constant and frame change, once.
+
+Frames
+    image   pixels of the photo, x right, y down, pixel centres at integers.
+    crop    the 120x120 network input, cut from the image along the roi box.
+"""
+
+import cv2
+import numpy as np
+
+CROP_SIZE = 120
+PIXEL_MEAN, PIXEL_STD = 127.5, 128.0
+ROI_ENLARGEMENT = 1.2  # roi side over the detected box's height
+MAX_ROI_SIDE = 32767  # OpenCV's resize addresses pixels with 16 bits
+
+
+def boxes_to_roi_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Detected boxes -> square roi boxes (method, point 2).
+
+    Args:
+        boxes: (n, 4+) x1 y1 x2 y2 ..., image frame. As published only the height counts.
+
+    Returns:
+        (n, 4) float64 x1 y1 x2 y2, image frame: centre of the box, half side
+        ``floor(1.2 * (y2 - y1) / 2)``.
+
+    Raises:
+        ValueError: wrong shape, a non-finite box, or one whose roi would be empty or absurdly big.
+    """
+    boxes = np.asarray(boxes, dtype=np.float64)
+    if boxes.ndim != 2 or boxes.shape[1] < 4:
+        raise ValueError(f"expected boxes of shape (n, 4) x1 y1 x2 y2, got {boxes.shape}")
+    x1, y1, x2, y2 = boxes[:, :4].T
+    half = np.floor(ROI_ENLARGEMENT * (y2 - y1) / 2)
+    usable = np.isfinite(boxes[:, :4]).all(1) & (half >= 1) & (2 * half <= MAX_ROI_SIDE) & (x2 > x1)
+    if not usable.all():
+        bad = boxes[~usable][0, :4].tolist()
+        raise ValueError(
+            f"box {bad} cannot be cropped: expected finite x1 < x2, y1 < y2, a height of at least "
+            f"2 and at most {MAX_ROI_SIDE / ROI_ENLARGEMENT:.0f} pixels"
+        )
+    centre_x, centre_y = (x1 + x2) / 2, (y1 + y2) / 2
+    return np.stack([centre_x - half, centre_y - half, centre_x + half, centre_y + half], axis=1)
+
+
+def crop_faces(image: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
+    """Cuts one 120x120 crop per roi box (method, point 3).
+
+    Corners are rounded half-to-even, what lies outside the image is zero, resizing is bilinear.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        roi_boxes: (n, 4) x1 y1 x2 y2, image frame.
+
+    Returns:
+        (n, 120, 120, 3) uint8 BGR.
+    """
+    height, width = image.shape[:2]
+    crops = np.zeros((len(roi_boxes), CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
+    corners = np.round(np.asarray(roi_boxes, dtype=np.float64)[:, :4]).astype(np.int64)
+    for crop, (x1, y1, x2, y2) in zip(crops, corners, strict=True):
+        inside = image[max(y1, 0) : max(min(y2, height), 0), max(x1, 0) : max(min(x2, width), 0)]
+        if inside.size == 0:
+            continue  # the roi lies outside the picture: a black crop, as zero filling says
+        if inside.shape[:2] != (y2 - y1, x2 - x1):
+            padded = np.zeros((y2 - y1, x2 - x1, 3), dtype=np.uint8)
+            top, left = max(-y1, 0), max(-x1, 0)
+            padded[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+            inside = padded
+        cv2.resize(inside, (CROP_SIZE, CROP_SIZE), dst=crop, interpolation=cv2.INTER_LINEAR)
+    return crops
+
+
+def normalize_crops(crops: np.ndarray) -> np.ndarray:
+    """(n, 120, 120, 3) uint8 -> (n, 3, 120, 120) float32 network input (method, point 4)."""
+    scaled = (crops.astype(np.float32) - PIXEL_MEAN) / PIXEL_STD
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def crop_to_image(points: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
+    """Points of each crop -> points of the photo (method, point 8).
+
+    Args:
+        points: (n, 3, P) or (n, 2, P), crop frame.
+        roi_boxes: (n, 4+) x1 y1 x2 y2 of the *unrounded* roi boxes, image frame.
+
+    Returns:
+        Same shape and dtype as ``points``, image frame; z is scaled by the mean of both scales.
+    """
+    boxes = np.asarray(roi_boxes, dtype=np.float64)
+    scale_x = (boxes[:, 2] - boxes[:, 0]) / CROP_SIZE
+    scale_y = (boxes[:, 3] - boxes[:, 1]) / CROP_SIZE
+    scale = np.stack([scale_x, scale_y, (scale_x + scale_y) / 2], axis=1)[
+        :, : points.shape[1], None
+    ]
+    origin = np.zeros((len(boxes), 3))
+    origin[:, :2] = boxes[:, :2]
+    origin = origin[:, : points.shape[1], None]  # (n, 3, 1)
+    return points * scale.astype(points.dtype) + origin.astype(points.dtype)
