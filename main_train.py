@@ -80,24 +80,29 @@ def make_optimizer(model: SynergyNet, options: argparse.Namespace) -> torch.opti
 
 @torch.inference_mode()
 def validate(
-    model: SynergyNet, face_model: MorphableModel, faces: PackedFaces, device: torch.device
+    model: SynergyNet,
+    face_model: MorphableModel,
+    faces: PackedFaces,
+    device: torch.device,
+    loop: str,
 ) -> dict[str, float]:
-    """NME in percent against the set's landmarks, raw and refined, by yaw bin."""
+    """NME in percent against the set's landmarks, raw and refined (NaN if untrained), by yaw."""
     model.eval()
     centred = Augmentation(face_model, None)
     raw, refined = [], []
     for indices in np.array_split(np.arange(len(faces)), max(1, len(faces) // 128)):
         images, _, target = centred(faces.batch(indices).to(device), torch.Generator())
-        output = model(images)
+        output = model(images, loop)
         target = target.cpu().numpy()
         raw.append(nme(output.landmarks.cpu().numpy(), target))
-        refined.append(nme(output.refined.cpu().numpy(), target))
-    raw, refined = np.concatenate(raw), np.concatenate(refined)
+        if output.refined is not None:
+            refined.append(nme(output.refined.cpu().numpy(), target))
+    raw = np.concatenate(raw)
     bins = bin_means(raw, faces.yaw())
     result = {f"nme_{low}_{high}": float(v) for (low, high), v in zip(YAW_BINS, bins, strict=True)}
     return {
         "nme": float(raw.mean()),
-        "nme_refined": float(refined.mean()),
+        "nme_refined": float(np.concatenate(refined).mean()) if refined else math.nan,
         "nme_balanced": float(np.nanmean(bins)),
         **result,
     }
@@ -159,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
                 sums[name] = sums.get(name, 0.0) + value.detach().mean().item()
             bar.set_postfix(loss=f"{sums['loss'] / (index + 1):.3f}", refresh=False)
 
-        scores = validate(model, face_model, val_set, device)
+        scores = validate(model, face_model, val_set, device, options.loop)
         row = {"epoch": epoch + 1, "seconds": round(time.time() - started)}
         row |= {name: round(value / max(1, steps_per_epoch), 4) for name, value in sums.items()}
         row |= {name: round(value, 3) for name, value in scores.items()}

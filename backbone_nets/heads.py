@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-NUM_POSE, NUM_SHAPE, NUM_EXPRESSION = 12, 40, 10
+from utils.morphable_model import CAMERA, EXPRESSION, SHAPE
+
 MIN_INPUT_SIZE = 32  # every family halves its input five times
 
 
@@ -24,9 +25,9 @@ class Backbone(nn.Module):
         linear layers N(0, 0.01), biases 0. `dropout` acts in training mode only.
         """
         self.num_features = num_features
-        self.classifier_ori = _head(num_features, NUM_POSE, dropout)
-        self.classifier_shape = _head(num_features, NUM_SHAPE, dropout)
-        self.classifier_exp = _head(num_features, NUM_EXPRESSION, dropout)
+        self.classifier_ori = _head(num_features, CAMERA, dropout)
+        self.classifier_shape = _head(num_features, SHAPE, dropout)
+        self.classifier_exp = _head(num_features, EXPRESSION, dropout)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

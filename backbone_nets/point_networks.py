@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from backbone_nets.heads import NUM_EXPRESSION, NUM_POSE, NUM_SHAPE
+from utils.morphable_model import CAMERA, EXPRESSION, SHAPE
 
 POINT_FEATURES = 64
 GLOBAL_FEATURES = 1024
@@ -39,7 +39,7 @@ class LandmarkRefiner(_PointNetwork):
         widths = (3, 64, POINT_FEATURES, 64, 128, GLOBAL_FEATURES)
         for index in range(1, 6):
             self._add_layer(str(index), widths[index - 1], widths[index])
-        joint = POINT_FEATURES + GLOBAL_FEATURES + num_features + NUM_SHAPE + NUM_EXPRESSION
+        joint = POINT_FEATURES + GLOBAL_FEATURES + num_features + SHAPE + EXPRESSION
         for index, (inputs, outputs) in enumerate([(joint, 512), (512, 256), (256, 128)], 6):
             self._add_layer(str(index), inputs, outputs)
         self._add_layer("9", 128, 3, linear=signed)
@@ -73,7 +73,7 @@ class LandmarksTo3DMM(_PointNetwork):
         signed: leave the heads linear. As published they end in ReLU, so no output is negative.
     """
 
-    HEADS = {"6_1": NUM_POSE, "6_2": NUM_SHAPE, "6_3": NUM_EXPRESSION}
+    HEADS = {"6_1": CAMERA, "6_2": SHAPE, "6_3": EXPRESSION}
 
     def __init__(self, signed: bool = False) -> None:
         super().__init__()

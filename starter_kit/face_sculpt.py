@@ -9,6 +9,8 @@ the midline, positive towards x > 0) and `y`. All lengths are millimetres in the
 right, y up, z towards the viewer, origin at the centroid of the mean landmarks).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator, RBFInterpolator
 from scipy.spatial import cKDTree
@@ -35,7 +37,7 @@ SKIN = {
         (0, 27, 14), (11, 27, 11), (20, 22, 9.5), (32, 19, 9.5), (43, 19, 6), (53, 20, -2.5),
         (60, 20, -12), (66, 18, -26), (71, 15, -45),
         (0, 13, 17), (13, 13, 14), (22, 10, 12.5), (34, 6, 10.5), (46, 5, 3.5), (56, 5, -8),
-        (64, 3, -25), (69, 0, -45), (73, -2, -76),
+        (64, 3, -25), (69, 0, -45),
         (21, -3, 14.5), (30, -10, 11), (42, -10, 3.5), (53, -11, -9), (61, -12, -27), (67, -13, -46),
         (37, -22, 4.5), (47, -27, -6), (56, -28, -24), (62, -29, -42),
     ],
@@ -57,17 +59,21 @@ SKIN = {
 }  # fmt: skip
 ON_SKIN = np.r_[0:27, 36, 39, 42, 45, 48, 54]  # landmarks the skin passes through
 
-EYE_CENTRE, EYE_RADIUS, LID_RADIUS = np.array([32.2, 40.0, -5.4]), 12.0, 13.4
+EYE_CENTRE, EYE_RADIUS, LID_RADIUS = np.array([32.2, 40.0, -5.4]), 12.0, 13.2
 
 # Tubes: (x, y, z, radius) of spheres along a smooth line
 RIDGE = [
-    (0, 52, 12.5, 6.5), (0, 39.4, 15.2, 5.6), (0, 27.1, 25.2, 5.2), (0, 15.2, 34.6, 6.4),
-    (0, 8.5, 35.8, 8.2), (0, 4.2, 35.2, 8.6),
+    (0, 52, 12.0, 7.0), (0, 39.4, 13.8, 6.6), (0, 27.1, 23.2, 6.8), (0, 15.2, 33.0, 7.8),
+    (0, 8.5, 34.8, 9.2), (0, 4.6, 34.4, 9.6),
 ]  # fmt: skip
-FLANKS = [(0, 42, 2, 10), (0, 30, 6, 15.5), (0, 18, 9, 18.5), (0, 6, 15, 17)]
+FLANKS = [(0, 42, 2, 10), (0, 30, 8, 12.5), (0, 18, 13.5, 14.2), (0, 7, 19, 15)]
 COLUMELLA = [(0, 2, 36, 5.0), (0, -1, 31, 4.2), (0, -4, 25, 3.6)]
-WING = (np.array([11.4, 2.6, 23.5]), np.array([6.2, 6.6, 9.5]))  # centre, radii
-NOSTRIL = (np.array([6.4, -5.4, 29.0]), np.array([2.8, 3.4, 6.0]))
+WING = (np.array([10.6, 2.6, 24.5]), np.array([6.9, 6.8, 9.5]))  # centre, radii
+NOSTRIL = (
+    np.array([6.3, -3.5, 28.5]),
+    np.array([2.8, 5.0]),
+    3.6,
+)  # centre, radii in x and z, depth
 UPPER_LIP = [
     (-24, -28.2, 9.6, 1.5), (-18.7, -25.7, 16.2, 2.8), (-13, -23.8, 20.2, 3.5),
     (-6, -22.2, 23.6, 3.8), (0, -22.6, 24.5, 3.8), (6, -22.2, 23.6, 3.8),
@@ -123,7 +129,7 @@ class Sculpture:
                                  landmarks[ON_SKIN]])  # fmt: skip
         u, r = self._cylinder(points)
         self._radius = RBFInterpolator(
-            np.stack([u, points[:, 1]], 1), r, kernel="thin_plate_spline", smoothing=2.0
+            np.stack([u, points[:, 1]], 1), r, kernel="thin_plate_spline", smoothing=15.0
         )
         self.eye_ring = self.curve([42, 43, 44, 45], 12), self.curve([42, 47, 46, 45], 12)
         ring = np.concatenate([self.eye_ring[0], self.eye_ring[1][::-1]])
@@ -170,19 +176,32 @@ class Sculpture:
         within = (xy[:, 0] > x0) & (xy[:, 0] < x1) & (xy[:, 1] < upper) & (xy[:, 1] > lower)
         return np.where(within, -distance, distance)
 
+    @staticmethod
+    def sink_nostrils(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
+        """Points (n, 3) of the finished surface with nostrils pushed into the nose's underside."""
+        centre, radii, depth = NOSTRIL
+        across = np.stack([np.abs(points[:, 0]), points[:, 2]], 1) - centre[[0, 2]]
+        near = np.exp(-(((across / radii) ** 2).sum(1) ** 2)) * (
+            np.abs(points[:, 1] - centre[1]) < 6
+        )
+        near *= smooth_step(-normals[:, 1], 0.2, 0.7)
+        return points + depth * near[:, None] * (0, 0.9, -0.3)
+
     def surface(self, chart: np.ndarray) -> np.ndarray:
         """Points (n, 3) of the face at chart (n, 2): the skin raised along z to the features."""
         base = self.skin(chart)
         step = 0.5
-        du = (self.skin(chart + (step, 0)) - self.skin(chart - (step, 0)))
-        dy = (self.skin(chart + (0, step)) - self.skin(chart - (0, step)))
+        du = self.skin(chart + (step, 0)) - self.skin(chart - (step, 0))
+        dy = self.skin(chart + (0, step)) - self.skin(chart - (0, step))
         normal = np.cross(du, dy)
         slope = normal[:, 2] / np.linalg.norm(normal, axis=1)
         near = np.flatnonzero((np.abs(base[:, 0]) < 55) & (slope > 0.2))
         p = base[near].copy()
         p[:, 0] = np.abs(p[:, 0])
         floor, tilt = p[:, 2].copy(), slope[near]
-        lid = EYE_RADIUS + (LID_RADIUS - EYE_RADIUS) * smooth_step(self.inside_eye(p[:, :2]), -0.4, 0.5)
+        lid = EYE_RADIUS + (LID_RADIUS - EYE_RADIUS) * smooth_step(
+            self.inside_eye(p[:, :2]), -0.4, 0.5
+        )
         low, high = floor - 15, floor + 45
         for _ in range(26):
             p[:, 2] = (low + high) / 2
@@ -193,12 +212,19 @@ class Sculpture:
 
     def _distance(self, p: np.ndarray, skin: np.ndarray, lid: np.ndarray) -> np.ndarray:
         """Distance of points (n, 3), x >= 0, to the face, given those to the skin."""
-        eye = np.linalg.norm(p - EYE_CENTRE, axis=1) - lid
-        face = smooth_union(skin, eye, 2.5)
-        nose = smooth_union(tube(p, RIDGE), tube(p, FLANKS), 9)
-        face = smooth_union(face, nose, 8)
-        face = smooth_union(face, tube(p, COLUMELLA), 3)
-        face = smooth_union(face, ellipsoid(p, *WING), 4)
-        face = -smooth_union(-face, ellipsoid(p, *NOSTRIL), 1.5)
-        face = smooth_union(face, tube(p, UPPER_LIP), 2.2)
-        return smooth_union(face, tube(p, LOWER_LIP), 2.2)
+        face = skin.copy()
+
+        def blend(part: np.ndarray, distance: Callable, k: float) -> None:
+            face[part] = smooth_union(face[part], distance(p[part]), k)
+
+        x, y, _ = p.T
+        eyes = (x > 8) & (y > 15) & (y < 65)
+        blend(eyes, lambda q: np.linalg.norm(q - EYE_CENTRE, axis=1) - lid[eyes], 5)
+        nose = (x < 38) & (y > -25) & (y < 70)
+        blend(nose, lambda q: smooth_union(tube(q, RIDGE), tube(q, FLANKS), 9), 8)
+        blend(nose, lambda q: tube(q, COLUMELLA), 3)
+        blend(nose, lambda q: ellipsoid(q, *WING), 5)
+        mouth = (x < 36) & (y > -50) & (y < -10)
+        blend(mouth, lambda q: tube(q, UPPER_LIP), 2.2)
+        blend(mouth, lambda q: tube(q, LOWER_LIP), 2.2)
+        return face

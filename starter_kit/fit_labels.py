@@ -10,6 +10,8 @@ Writes to `runs/starter/`:
 - `landmark_model.npz`: `mean` (68, 3), `shape` (68, 3, 40), `expression` (68, 3, 10) float32, the
   signs of mirrored coefficients, and `param_mean`, `param_std` (62,) of simulated 120x120 training
   crops.
+
+and adds the whitening to the landmark model that ships, `starter_kit/landmark_model.npz`.
 """
 
 import argparse
@@ -100,6 +102,9 @@ def main() -> None:
     whitening = {"param_mean": mean.astype(np.float32), "param_std": std.astype(np.float32)}
     arrays = {"mean": model.mean, "shape": model.shape, "expression": model.expression}
     save_npz(args.output / "landmark_model.npz", arrays | {"mirror_sign": sign} | whitening)
+    with np.load(args.model) as file:
+        complete = dict(file) | whitening
+    save_npz(args.model, complete)
     print(f"wrote fits.npz, fits_val.npz and landmark_model.npz to {args.output}")
 
 

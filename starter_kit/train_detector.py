@@ -33,17 +33,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from FaceBoxes.anchors import anchors, encode  # noqa: E402
-from FaceBoxes.detector import MEAN_BGR  # noqa: E402
+from FaceBoxes.detector import MEAN_BGR, FaceBoxes  # noqa: E402
 from FaceBoxes.network import FaceBoxesNet  # noqa: E402
 from utils.checkpoint import write_checkpoint  # noqa: E402
 
 # Share of each kind of training picture; all but the mosaic are kinds of the picture set.
-SHARES = {"mosaic": 0.42, "frame": 0.16, "photo": 0.12, "crowd": 0.15, "scene": 0.15}
+SHARES = {"mosaic": 0.36, "frame": 0.16, "photo": 0.10, "crowd": 0.15, "scene": 0.23}
 # Sides of the square training pictures and how often each is drawn. Validation pictures are small
 # (from 87x72), so the network must see many borders.
 SIDES = {128: 0.12, 192: 0.2, 256: 0.25, 320: 0.28, 416: 0.15}
 PIXELS_PER_BATCH = 20 * 256 * 256
 SMALLEST = 14  # pixels of height; smaller faces are neither asked for nor punished
+UNSURE = 0.15  # score from which a box that is no sure face is no sure background either
 MATCH = 0.35  # intersection over union from which an anchor answers for a face (FaceBoxes, 3.4)
 NEGATIVES = 7  # hardest background anchors per face anchor
 
@@ -80,15 +81,18 @@ class TrainingPictures(Dataset):
     and offsets (B, A, 4) float32.
     """
 
-    def __init__(self, data: Path, seed: int) -> None:
+    def __init__(self, data: Path, seed: int, labeller: FaceBoxes | None = None) -> None:
         self.seed = seed
         labels = json.loads((data / "detector" / "train.json").read_text())
         self.pictures: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         with zipfile.ZipFile(data / "detector" / "train.zip") as file:
             for name in tqdm(sorted(labels), desc="pictures", leave=False):
+                image = read_image(file.read(name))
                 boxes = np.array(labels[name], dtype=np.float32).reshape(-1, 5)
-                picture = (read_image(file.read(name)), boxes)
-                self.pictures.setdefault(name.split("_")[0], []).append(picture)
+                if labeller is not None:
+                    unsure = labeller(image)
+                    boxes = np.concatenate([boxes, unsure[unsure[:, 4] < 0.5]])
+                self.pictures.setdefault(name.split("_")[0], []).append((image, boxes))
         # Crowds have faces too small for a label, so they are no ground to paste faces on.
         self.empty = [picture for picture in self.pictures["scene"] if not len(picture[1])]
         faces = np.load(data / "faces_train_labels.npz", allow_pickle=False)
@@ -126,8 +130,9 @@ class TrainingPictures(Dataset):
         height, width = image.shape[:2]
         canvas = self.background(rng, side, plain=0.5)
         stretch = math.exp(rng.uniform(-0.12, 0.12))
-        if len(boxes) and rng.random() < 0.9:
-            box = boxes[rng.integers(len(boxes))]
+        faces = boxes[boxes[:, 4] >= 0.5]
+        if len(faces) and rng.random() < 0.9:
+            box = faces[rng.integers(len(faces))]
             wanted = math.exp(rng.uniform(math.log(20), math.log(0.85 * side)))
             scale = wanted / (box[3] - box[1])
             centre = (box[:2] + box[2:4]) / 2
@@ -174,7 +179,7 @@ class TrainingPictures(Dataset):
         if rng.random() < 0.15:
             kind = ("frame", "photo")[rng.integers(2)]
             picture = self.pictures[kind][rng.integers(len(self.pictures[kind]))]
-            if len(picture[1]):
+            if len(picture[1]) and picture[1][0, 4] >= 0.5:
                 return picture
         i = min(int(np.searchsorted(self.crop_share, rng.random())), len(self.crops) - 1)
         box, valid = self.crop_boxes[i], self.crop_valid[i]
@@ -375,7 +380,10 @@ def train(args: argparse.Namespace) -> None:
         average, step, elapsed = state["average"], state["step"], state["elapsed"]
     args.out.mkdir(parents=True, exist_ok=True)
 
-    pictures = TrainingPictures(args.data, args.seed)
+    labeller = None
+    if args.unsure_from:
+        labeller = FaceBoxes(args.unsure_from, args.device, score_threshold=UNSURE)
+    pictures = TrainingPictures(args.data, args.seed, labeller)
     loader = DataLoader(
         pictures, batch_size=None, sampler=itertools.count(step), num_workers=args.workers
     )
@@ -466,6 +474,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "photos")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "detector")
+    parser.add_argument(
+        "--unsure-from",
+        type=Path,
+        metavar="WEIGHTS",
+        help="the detector that made the labels: adds its boxes scoring 0.15 to 0.5, which the "
+        "label files leave out, as neither face nor background",
+    )
     parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--minutes", type=float, help="finish by then, the schedule included")
     parser.add_argument("--lr", type=float, default=1.5e-3)

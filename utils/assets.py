@@ -35,3 +35,9 @@ def find_weights() -> Path:
 def find_detector_weights() -> Path:
     """The published FaceBoxes weights where present, else the starter's."""
     return _first_existing(DETECTOR_WEIGHTS, "detector weights")
+
+
+def shown(path: object) -> str:
+    """A path as messages name it: relative to the repository where it lies inside."""
+    path = Path(str(path)).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

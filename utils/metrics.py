@@ -22,7 +22,11 @@ def nme(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def bin_means(errors: np.ndarray, yaw: np.ndarray) -> np.ndarray:
-    """(3,) mean error of each yaw bin |yaw| <= 30, <= 60, > 60; NaN for an empty bin."""
+    """(3,) mean error of each yaw bin |yaw| <= 30, <= 60, > 60; NaN for an empty bin.
+
+    The headline of the protocol is the unweighted mean of the three, its "Std" the population
+    standard deviation of the three.
+    """
     magnitude = np.abs(yaw)
     bins = [magnitude <= 30, (magnitude > 30) & (magnitude <= 60), magnitude > 60]
     return np.array([errors[chosen].mean() if chosen.any() else np.nan for chosen in bins])

@@ -1,0 +1,46 @@
+"""Turns a training checkpoint into the half-precision weights that ship.
+
+    python -m starter_kit.export_weights runs/starter/best.pth.tar
+
+The network is trained on the landmark part of the face model, which is fixed before the dense mesh
+is; the exported file carries the fingerprint of the whole model. Both must agree at the landmarks.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from utils import assets
+from utils.checkpoint import learnable_state, read_checkpoint, write_checkpoint
+from utils.morphable_model import load_morphable_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="written by main_train.py")
+    parser.add_argument("--trained-with", type=Path, required=True, help="face model of the run")
+    parser.add_argument("--face-model", type=Path, default=assets.FACE_MODELS[1])
+    parser.add_argument("-o", "--out", type=Path, default=assets.WEIGHTS[1])
+    options = parser.parse_args()
+
+    content = read_checkpoint(options.checkpoint)
+    trained, shipped = (
+        load_morphable_model(path) for path in (options.trained_with, options.face_model)
+    )
+    if content["face_model"] != trained.fingerprint:
+        raise SystemExit(f"{options.checkpoint}: was not trained with {options.trained_with}")
+    for name in ("landmark_mean", "landmark_basis", "param_mean", "param_std"):
+        if not np.array_equal(getattr(trained, name), getattr(shipped, name)):
+            raise SystemExit(f"{name} differs between {options.trained_with} and the shipped model")
+    state = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in learnable_state(content).items()
+    }
+    kept = {key: content[key] for key in ("epoch", "backbone", "heads")}
+    write_checkpoint(options.out, {"state_dict": state, "face_model": shipped.fingerprint, **kept})
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

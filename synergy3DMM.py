@@ -1,0 +1,104 @@
+"""The Python API: ``from synergy3DMM import SynergyNet``.
+
+model = SynergyNet()
+faces = model(cv2.imread("photo.jpg"))              # list of Face, see utils/inference.py
+faces_of_each = model([image, another_image])       # list of lists
+landmarks, vertices, poses = model.get_all_outputs(image)      # the published call
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from FaceBoxes import FaceBoxes
+from model_building import load_synergynet
+from utils import assets
+from utils.inference import Face, FacePipeline
+from utils.morphable_model import load_morphable_model
+from utils.runtime import TorchRegressor, choose_device
+
+__all__ = ["Face", "SynergyNet"]
+
+Path = str | os.PathLike
+
+
+class SynergyNet:
+    """Photos in, faces out. Build it once; it may be called from several threads.
+
+    Published files at their published paths win over the bundled starter kit (README, "Published
+    files"); an argument wins over both.
+
+    Args:
+        weights: SynergyNet checkpoint.
+        face_model: 3DMM folder or ``.npz``; it must be the one the weights were trained with.
+        detector_weights: FaceBoxes checkpoint.
+        device: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        score_threshold: detections must score above it.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: a file is missing or does not fit, or the
+            device does not work; the message names it.
+    """
+
+    def __init__(
+        self,
+        weights: Path | None = None,
+        face_model: Path | None = None,
+        detector_weights: Path | None = None,
+        device: str = "auto",
+        score_threshold: float = 0.5,
+    ) -> None:
+        weights = weights or assets.find_weights()
+        face_model = face_model or assets.find_face_model()
+        detector_weights = detector_weights or assets.find_detector_weights()
+        self.device = choose_device(device)
+        self.face_model = load_morphable_model(face_model)
+        network = load_synergynet(weights, self.face_model)
+        regressor = TorchRegressor(network, self.device)
+        detector = FaceBoxes(detector_weights, str(self.device), score_threshold=score_threshold)
+        self.pipeline = FacePipeline(detector, regressor, self.face_model)
+        shown = [assets.shown(path) for path in (weights, face_model, detector_weights)]
+        self.description = "weights {}, face model {}, detector {}, device {}".format(
+            *shown, self.device
+        )
+
+    def __call__(
+        self,
+        images: np.ndarray | Sequence[np.ndarray],
+        boxes: np.ndarray | Sequence[np.ndarray | None] | None = None,
+        dense: bool = True,
+    ) -> list[Face] | list[list[Face]]:
+        """The faces of one picture, or of each of several; see ``FacePipeline``.
+
+        Args:
+            images: one picture (H, W, 3) uint8 BGR (grey, BGRA and 16-bit are taken too), or a
+                sequence of them.
+            boxes: boxes to use instead of the detector: (n, 4) for one picture, a sequence of such
+                for several.
+            dense: make the dense mesh too.
+
+        Returns:
+            A list of ``Face``, best score first; for a sequence, one such list per picture.
+        """
+        if isinstance(images, np.ndarray):
+            return self.pipeline([images], None if boxes is None else [boxes], dense)[0]
+        return self.pipeline(images, boxes, dense)
+
+    def get_all_outputs(
+        self, image: np.ndarray
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[list[list[float]]]]:
+        """The published call: three lists with one entry per face of a BGR picture.
+
+        Returns:
+            landmarks (3, 68) float32 and vertices (3, N) float32, image frame;
+            poses ``[[yaw, pitch, roll], [tx, ty, tz]]``, degrees and image frame.
+        """
+        faces = self(image)
+        return (
+            [face.landmarks for face in faces],
+            [face.vertices for face in faces],
+            [[[face.yaw, face.pitch, face.roll], face.translation.tolist()] for face in faces],
+        )

@@ -1,0 +1,333 @@
+"""singleImage.py on bad input: each its own clear message, the right exit code, no traceback."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+import singleImage
+from model_building import SynergyNet
+from utils.checkpoint import write_checkpoint
+from utils.morphable_model import load_morphable_model
+
+ROOT = Path(__file__).resolve().parents[1]
+ASTRONAUT = ROOT / "img" / "astronaut.jpg"
+
+
+def run(capsys, *arguments) -> tuple[int, str]:
+    """Exit code and all that was printed."""
+    try:
+        code = singleImage.main([str(argument) for argument in arguments])
+    except SystemExit as stopped:  # argparse's way to say wrong usage
+        code = stopped.code
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+# ------------------------------------------------------------------------------------- bad photos
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A folder with everything that people and broken disks put into folders of photos."""
+    folder = tmp_path_factory.mktemp("photos")
+    jpeg = ASTRONAUT.read_bytes()
+    photo = cv2.imread(str(ASTRONAUT))
+    contents = {
+        "good.jpg": jpeg,
+        "empty.jpg": b"",
+        "text.jpg": b"this is not a picture\n",
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "cut.png": cv2.imencode(".png", photo)[1].tobytes()[:50_000],
+        "one_pixel.png": cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes(),
+        "wide.png": cv2.imencode(".png", np.full((20, 20_000, 3), 128, np.uint8))[1].tobytes(),
+        "nobody.png": cv2.imencode(".png", np.full((300, 400, 3), 90, np.uint8))[1].tobytes(),
+        "grey.png": cv2.imencode(".png", cv2.cvtColor(photo, cv2.COLOR_BGR2GRAY))[1].tobytes(),
+        "deep.png": cv2.imencode(".png", photo.astype(np.uint16) * 257)[1].tobytes(),
+        "alpha.png": cv2.imencode(".png", cv2.cvtColor(photo, cv2.COLOR_BGR2BGRA))[1].tobytes(),
+        "Zoë's “face” 名.jpg": jpeg,
+        "-f.jpg": jpeg,
+        "notes.txt": b"not looked at",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder.jpg").mkdir()
+    if sys.platform == "linux":  # other systems admit no names that are no text
+        (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder_run(photos, tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
+    """One run over that folder, in a process of its own as a user would start it."""
+    out = tmp_path_factory.mktemp("out")
+    command = [sys.executable, ROOT / "singleImage.py", "-f", photos, "-o", out, "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--save", "json"],
+        cwd=out,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as on most people's machines
+        timeout=300,
+    )
+    return done, out
+
+
+def test_bad_photos_do_not_stop_the_run(folder_run):
+    done, _ = folder_run
+    assert done.returncode == 1  # some failed, the others are done
+    assert "Traceback" not in done.stdout + done.stderr
+    assert f"{7 if sys.platform == 'linux' else 6} photos with faces" in done.stdout
+    assert "3 photos without a face" in done.stdout
+    assert "5 photos failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("empty.jpg", "empty"),
+        ("text.jpg", "not a picture"),
+        ("cut.jpg", "cut short"),
+        ("cut.png", "cut short|damaged"),
+        ("folder.jpg", "a folder"),
+    ],
+)
+def test_every_bad_photo_has_its_own_message(folder_run, photos, name, reason):
+    done, out = folder_run
+    lines = [line for line in done.stderr.splitlines() if str(photos / name) in line]
+    assert len(lines) == 1
+    assert re.search(reason, lines[0])
+    assert not list(out.rglob(f"{Path(name).stem}.*"))
+
+
+@pytest.mark.parametrize("name", ["one_pixel", "wide", "nobody"])
+def test_photos_without_a_face_are_said_and_not_failures(folder_run, photos, name):
+    done, out = folder_run
+    assert f"{photos / name}.png: no face found" in done.stdout
+    assert not list(out.rglob(f"{name}.jpg"))
+
+
+@pytest.mark.parametrize(
+    "name", ["good", "grey", "deep", "alpha", "Zoë's “face” 名", "-f", os.fsdecode(b"caf\xe9")]
+)
+def test_good_photos_of_every_kind_are_done(folder_run, photos, name):
+    _, out = folder_run
+    if not list(photos.glob(f"{name}.*")):
+        pytest.skip("this system admits no file names that are no text")
+    for folder in ("rendering_overlay", "landmarks", "poses"):
+        assert cv2.imdecode(np.fromfile(out / folder / f"{name}.jpg", np.uint8), 1) is not None
+    assert (out / "numbers" / f"{name}.json").is_file()
+
+
+def test_nothing_half_written_stays(folder_run):
+    assert not list(folder_run[1].rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("empty.jpg", "empty"), ("text.jpg", "not a picture")]
+)
+def test_a_single_bad_photo_is_a_failure(capsys, tmp_path, photos, name, reason):
+    code, output = run(capsys, "-f", photos / name, "-o", tmp_path)
+    assert code == 1
+    assert f"{photos / name}: " in output
+    assert reason in output
+
+
+def test_results_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    code, output = run(capsys, "-f", ASTRONAUT, "-o", tmp_path / "out")
+    assert code == 1
+    assert str(tmp_path / "out") in output
+
+
+# -------------------------------------------------------------------------------------- bad usage
+
+
+def test_missing_path_and_empty_folder(capsys, tmp_path):
+    for path, reason in (
+        (tmp_path / "nothing.jpg", "no such file or folder"),
+        (tmp_path, "the folder has no picture"),
+    ):
+        code, output = run(capsys, "-f", path)
+        assert code == 2
+        assert f"{path}: {reason}" in output
+
+
+def test_folder_without_png_files(capsys, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(ASTRONAUT.read_bytes())
+    code, output = run(capsys, "-f", tmp_path, "--png")
+    assert code == 2
+    assert f"{tmp_path}: the folder has no PNG file" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "-f"),
+        (["-f", ASTRONAUT, "--save", "xml"], "xml"),
+        (["-f", ASTRONAUT, "--device", "toaster"], "toaster"),
+        (["-f", ASTRONAUT, "--threshold", "nan"], "threshold"),
+        (["-f", ASTRONAUT, "--threshold", "2"], "threshold"),
+        (["-f", ASTRONAUT, "--threshold", "high"], "high"),
+        (["-f", ASTRONAUT, "--nonsense"], "--nonsense"),
+    ],
+)
+def test_wrong_options(capsys, tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    code, output = run(capsys, *arguments)
+    assert code == 2
+    assert named in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_missing_device_is_an_error_not_another_device(capsys, tmp_path):
+    code, output = run(capsys, "-f", ASTRONAUT, "-o", tmp_path, "--device", "cuda")
+    assert code == 2
+    assert "device 'cuda' does not work here" in output
+
+
+# ----------------------------------------------------------------- bad weights and face models
+
+
+class Evil:
+    """Leaves a file behind when it is unpickled carelessly."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def write_face_model(folder: Path, seed: int = 0) -> Path:
+    """A face model of 80 random vertices in the published layout."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    shapes = {"u_shp": 1, "u_exp": 1, "w_shp_sim": 40, "w_exp_sim": 10}
+    for name, columns in shapes.items():
+        np.save(folder / f"{name}.npy", rng.normal(size=(240, columns)).astype(np.float32))
+    np.save(folder / "keypoints_sim.npy", np.arange(204))
+    scipy.io.savemat(folder / "tri.mat", {"tri": rng.integers(1, 81, (3, 100))})
+    whitening = {
+        "param_mean": np.zeros(62, np.float32),
+        "param_std": np.ones(62, np.float32),
+    }
+    (folder / "param_whitening.pkl").write_bytes(pickle.dumps(whitening))
+    return folder
+
+
+def refused(capsys, tmp_path, *arguments) -> str:
+    """What a run that must not start says; nothing may be written."""
+    out = tmp_path / "out"
+    code, output = run(capsys, "-f", ASTRONAUT, "-o", out, "--device", "cpu", *arguments)
+    assert code == 2
+    assert "Traceback" not in output
+    assert not out.exists()
+    return output
+
+
+@pytest.mark.parametrize("option", ["-w", "--face-model", "--detector-weights"])
+def test_missing_model_files(capsys, tmp_path, option):
+    output = refused(capsys, tmp_path, option, tmp_path / "nothing.pth")
+    assert str(tmp_path / "nothing.pth") in output
+
+
+@pytest.mark.parametrize("option", ["-w", "--detector-weights"])
+@pytest.mark.parametrize("content", ["empty", "text", "another network", "cut"])
+def test_wrong_checkpoints(capsys, tmp_path, option, content):
+    path = tmp_path / "wrong.pth"
+    torch.save({"conv.weight": torch.zeros(3, 3)}, path)
+    if content == "empty":
+        path.write_bytes(b"")
+    elif content == "text":
+        path.write_text("weights\n")
+    elif content == "cut":
+        path.write_bytes(path.read_bytes()[:500])
+    assert str(path) in refused(capsys, tmp_path, option, path)
+
+
+@pytest.mark.parametrize("option", ["-w", "--detector-weights"])
+@pytest.mark.parametrize("wrapped", [True, False], ids=["torch.save", "bare pickle"])
+def test_malicious_checkpoints_do_not_run(capsys, tmp_path, option, wrapped):
+    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    content = {"state_dict": {"a": Evil(trace)}}
+    if wrapped:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    assert str(path) in refused(capsys, tmp_path, option, path)
+    assert not trace.exists()
+
+
+def test_weights_of_another_face_model_are_refused_with_both_named(capsys, tmp_path):
+    ours, theirs = (write_face_model(tmp_path / str(seed), seed) for seed in (1, 2))
+    model = SynergyNet(load_morphable_model(theirs))
+    write_checkpoint(tmp_path / "weights.pth", model.checkpoint())
+    output = refused(capsys, tmp_path, "-w", tmp_path / "weights.pth", "--face-model", ours)
+    for folder in (ours, theirs):
+        assert load_morphable_model(folder).fingerprint in output
+
+
+@pytest.mark.parametrize(
+    "name", ["u_shp.npy", "w_shp_sim.npy", "keypoints_sim.npy", "param_whitening.pkl", "tri.mat"]
+)
+@pytest.mark.parametrize("fault", ["missing", "empty", "damaged"])
+def test_incomplete_and_damaged_face_models(capsys, tmp_path, name, fault):
+    folder = write_face_model(tmp_path / "3dmm_data")
+    if fault == "missing":
+        (folder / name).unlink()
+    else:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"" if fault == "empty" else content[: len(content) // 2])
+    output = refused(capsys, tmp_path, "--face-model", folder)
+    assert str(folder) in output
+    assert name in output
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "reason"),
+    [
+        ("u_shp", np.zeros((241, 1), np.float32), "u_shp"),
+        ("u_exp", np.zeros((300, 1), np.float32), "u_exp"),
+        ("w_shp_sim", np.zeros((240, 39), np.float32), "w_shp_sim"),
+        ("w_exp_sim", np.full((240, 10), np.nan, np.float32), "w_exp_sim"),
+        ("keypoints_sim", np.arange(204) + 120, "keypoints_sim"),
+        ("keypoints_sim", np.arange(201), "keypoints_sim"),
+        ("u_shp", np.array(["text"]), "u_shp"),
+        ("BFM_UV", np.zeros((79, 2)), "uv"),
+    ],
+)
+def test_misshapen_face_models(capsys, tmp_path, name, array, reason):
+    folder = write_face_model(tmp_path / "3dmm_data")
+    np.save(folder / f"{name}.npy", array)
+    output = refused(capsys, tmp_path, "--face-model", folder)
+    assert str(folder) in output
+    assert reason in output
+
+
+def test_triangles_that_point_nowhere(capsys, tmp_path):
+    folder = write_face_model(tmp_path / "3dmm_data")
+    scipy.io.savemat(folder / "tri.mat", {"tri": np.array([[1], [2], [81]])})
+    assert "tri points to vertex" in refused(capsys, tmp_path, "--face-model", folder)
+
+
+@pytest.mark.parametrize("name", ["param_whitening.pkl", "u_shp.npy"])
+def test_malicious_face_models_do_not_run(capsys, tmp_path, name):
+    folder, trace = write_face_model(tmp_path / "3dmm_data"), tmp_path / "trace"
+    if name.endswith(".pkl"):
+        content = {"param_mean": Evil(trace), "param_std": np.ones(62)}
+        (folder / name).write_bytes(pickle.dumps(content))
+    else:
+        np.save(folder / name, np.array([Evil(trace)], dtype=object), allow_pickle=True)
+    assert name in refused(capsys, tmp_path, "--face-model", folder)
+    assert not trace.exists()

@@ -1,0 +1,172 @@
+"""From photos to faces: the whole data flow in one sitting.
+
+    photo (H, W, 3)
+      -> boxes (n, 5)                     FaceBoxes/
+      -> roi boxes (n, 4)                 utils/preprocessing.py
+      -> crops (n, 120, 120, 3)           utils/preprocessing.py
+      -> parameters (n, 62)               the network, behind ``Regressor``
+      -> landmarks (3, 68), vertices (3, N), pose    utils/morphable_model.py, utils/geometry.py
+
+All faces of a photo, and of a list of photos, go through the network together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.files import to_bgr8
+from utils.geometry import decompose_camera, rotation_to_angles
+from utils.morphable_model import MorphableModel, split_camera
+from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
+
+# (n, 3, 120, 120) float32 crops -> (n, 62) float32 whitened parameters
+Regressor = Callable[[np.ndarray], np.ndarray]
+# (H, W, 3) uint8 BGR -> (n, 5) float32 x1 y1 x2 y2 score, image frame
+Detector = Callable[[np.ndarray], np.ndarray]
+
+MAX_BATCH = 128  # crops that go through the network at once
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face of a photo. Image frame: pixels, x right, y down, z towards the viewer.
+
+    Attributes:
+        box: (4,) float32 x1 y1 x2 y2, as detected (or given), image frame.
+        score: the detector's confidence in [0, 1]; NaN for a box that was given.
+        roi_box: (4,) float64 x1 y1 x2 y2, the square that was cropped, image frame.
+        parameters: (62,) float32, not whitened: camera (12, crop frame), shape (40), expression
+            (10); see ``utils/morphable_model.py``.
+        landmarks: (3, 68) float32, image frame; z has the scale of x and y.
+        vertices: (3, N) float32, image frame, the dense mesh; None where it was not asked for.
+        triangles: (T, 3) int32 of the mesh, 0-based, outward in the image frame.
+        yaw, pitch, roll: degrees; signs in ``utils/geometry.py``.
+        rotation: (3, 3) float64, model frame (y up) to image axes with y up.
+        scale: pixels of the image per unit of the model.
+        translation: (3,) float64, image frame: where the model's origin lies.
+    """
+
+    box: np.ndarray
+    score: float
+    roi_box: np.ndarray
+    parameters: np.ndarray
+    landmarks: np.ndarray
+    vertices: np.ndarray | None
+    triangles: np.ndarray
+    yaw: float
+    pitch: float
+    roll: float
+    rotation: np.ndarray
+    scale: float
+    translation: np.ndarray
+
+
+class FacePipeline:
+    """Detector, network and face model, put together once and called as often as needed.
+
+    Args:
+        detector: gives the boxes of a photo.
+        regressor: gives the whitened parameters of crops.
+        face_model: the 3DMM the regressor speaks of.
+    """
+
+    def __init__(self, detector: Detector, regressor: Regressor, face_model: MorphableModel):
+        self.detector, self.regressor, self.face_model = detector, regressor, face_model
+
+    def __call__(
+        self,
+        images: Sequence[np.ndarray],
+        boxes: Sequence[np.ndarray | None] | None = None,
+        dense: bool = True,
+    ) -> list[list[Face]]:
+        """All faces of each photo, best score first.
+
+        Args:
+            images: pictures as ``utils.files.to_bgr8`` takes them, of any sizes.
+            boxes: for each image (n, 4) or (n, 5) boxes x1 y1 x2 y2 [score], image frame, to be
+                used instead of the detector; None (or None for one image) detects.
+            dense: make the dense mesh too.
+
+        Raises:
+            ValueError: an array that is no picture, boxes that cannot be cropped, or as many boxes
+                as images are not given.
+        """
+        images = [to_bgr8(image) for image in images]
+        given = [None] * len(images) if boxes is None else list(boxes)
+        if len(given) != len(images):
+            raise ValueError(f"got {len(images)} images but boxes for {len(given)}")
+        detections = [
+            detect(self.detector, image) if own is None else with_scores(own)
+            for image, own in zip(images, given, strict=True)
+        ]  # (n_i, 5) each
+        counts = [len(found) for found in detections]
+        if not sum(counts):
+            return [[] for _ in images]
+        found = np.concatenate(detections)  # (n, 5)
+        roi_boxes = boxes_to_roi_boxes(found)  # (n, 4)
+        splits = np.cumsum(counts)[:-1]
+        crops = np.concatenate(
+            [crop_faces(*pair) for pair in zip(images, np.split(roi_boxes, splits), strict=True)]
+        )  # (n, 120, 120, 3)
+        faces = self.faces_from_crops(crops, roi_boxes, found, dense)
+        ends = [0, *np.cumsum(counts)]
+        return [faces[ends[i] : ends[i + 1]] for i in range(len(images))]
+
+    def faces_from_crops(
+        self, crops: np.ndarray, roi_boxes: np.ndarray, detections: np.ndarray, dense: bool
+    ) -> list[Face]:
+        """(n, 120, 120, 3) crops, (n, 4) roi boxes, (n, 5) detections -> n faces."""
+        chunks = [
+            self.regressor(normalize_crops(crops[start : start + MAX_BATCH]))
+            for start in range(0, len(crops), MAX_BATCH)
+        ]
+        parameters = self.face_model.dewhiten(np.concatenate(chunks))  # (n, 62)
+        landmarks = crop_to_image(self.face_model.landmarks(parameters), roi_boxes)
+        scale, rotation, translation = decompose_camera(split_camera(parameters))
+        translation = translation[:, :, None] * self.face_model.flip + self.face_model.flip_offset
+        translation = crop_to_image(translation, roi_boxes)[:, :, 0]  # (n, 3)
+        scale = scale * (roi_boxes[:, 2] - roi_boxes[:, 0]) / crops.shape[2]
+        angles = rotation_to_angles(rotation)
+        return [
+            Face(
+                box=detections[i, :4].astype(np.float32),
+                score=float(detections[i, 4]),
+                roi_box=roi_boxes[i],
+                parameters=parameters[i],
+                landmarks=landmarks[i],
+                # one mesh at a time: a photo of a crowd would need gigabytes at once
+                vertices=self._mesh(parameters[i : i + 1], roi_boxes[i : i + 1]) if dense else None,
+                triangles=self.face_model.triangles,
+                yaw=float(angles[i, 0]),
+                pitch=float(angles[i, 1]),
+                roll=float(angles[i, 2]),
+                rotation=rotation[i],
+                scale=float(scale[i]),
+                translation=translation[i],
+            )
+            for i in range(len(crops))
+        ]
+
+    def _mesh(self, parameters: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
+        return crop_to_image(self.face_model.vertices(parameters), roi_boxes)[0]  # (3, N)
+
+
+def detect(detector: Detector, image: np.ndarray) -> np.ndarray:
+    """(n, 5) detections of a photo, without boxes too small to be cropped."""
+    found = np.asarray(detector(image), dtype=np.float32).reshape(-1, 5)
+    return found[(found[:, 3] - found[:, 1] >= 2) & (found[:, 2] > found[:, 0])]
+
+
+def with_scores(boxes: np.ndarray) -> np.ndarray:
+    """(n, 4) or (n, 5) given boxes -> (n, 5) float32; the score is NaN where none is given."""
+    boxes = np.asarray(boxes, dtype=np.float32)
+    if boxes.size == 0:
+        return np.zeros((0, 5), dtype=np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] not in (4, 5):
+        raise ValueError(f"expected boxes of shape (n, 4) or (n, 5), got {boxes.shape}")
+    if boxes.shape[1] == 4:
+        boxes = np.concatenate([boxes, np.full((len(boxes), 1), np.nan, np.float32)], axis=1)
+    return boxes

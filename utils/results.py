@@ -1,0 +1,128 @@
+"""What the scripts write for the faces of a photo, and which photos they take."""
+
+import json
+from argparse import ArgumentTypeError
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.draw import draw_landmarks, draw_pose_axes
+from utils.files import atomic_write, write_image
+from utils.inference import Face
+from utils.render import render_mesh_overlay
+
+PHOTO_SUFFIXES = frozenset(
+    ".avif .bmp .dib .exr .gif .hdr .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .pic .png .pnm .ppm .pxm "
+    ".ras .sr .tif .tiff .webp".split()
+)
+NUMBER_FORMATS = ("npz", "json")
+
+
+def find_photos(path: Path, png_only: bool = False) -> list[tuple[str, Path]]:
+    """The photos of a file or folder, each with the name its results get.
+
+    The name is the file's without its suffix; where two files would share it, the suffix is kept.
+
+    Raises:
+        FileNotFoundError: nothing is there, or the folder has no picture.
+    """
+    if path.is_dir():
+        suffixes = {".png"} if png_only else PHOTO_SUFFIXES
+        # a folder called x.jpg is taken too: reading it will say what it is
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+        if not files:
+            kind = "PNG file" if png_only else "picture"
+            raise FileNotFoundError(f"{path}: the folder has no {kind}; give a photo or a folder")
+    elif path.exists():
+        files = [path]
+    else:
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    stems = Counter(file.stem.casefold() for file in files)
+    return [(f.name if stems[f.stem.casefold()] > 1 else f.stem, f) for f in files]
+
+
+def number_formats(text: str) -> tuple[str, ...]:
+    """``npz,json`` -> ("npz", "json"); an argparse type."""
+    formats = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    unknown = [part for part in formats if part not in NUMBER_FORMATS]
+    if unknown or not formats:
+        expected = ", ".join(NUMBER_FORMATS)
+        raise ArgumentTypeError(f"{text!r}: expected a comma-separated list of {expected}")
+    return formats
+
+
+def save_pictures(out: Path, name: str, image: np.ndarray, faces: Sequence[Face]) -> None:
+    """The three published pictures of one photo, under ``out``."""
+    overlay = render_mesh_overlay(image, [face.vertices for face in faces], faces[0].triangles)
+    landmarks, poses = image.copy(), image.copy()
+    for face in faces:
+        draw_landmarks(landmarks, face.landmarks, copy=False)
+        draw_pose_axes(poses, face.rotation, face.landmarks, copy=False)
+    for folder, picture in {
+        "rendering_overlay": overlay,
+        "landmarks": landmarks,
+        "poses": poses,
+    }.items():
+        write_image(out / folder / f"{name}.jpg", picture)
+
+
+def save_numbers(
+    out: Path, name: str, photo: Path, faces: Sequence[Face], formats: Sequence[str]
+) -> None:
+    """Boxes, scores, parameters, landmarks, pose and (npz) vertices, under ``out/numbers``.
+
+    The npz has one array per quantity with the faces along the first axis, the mesh's triangles
+    once; the json a list of faces. Frames and units are those of ``utils.inference.Face``.
+    """
+    if "npz" in formats:
+        arrays = {key: np.array([getattr(face, key) for face in faces]) for key in ARRAYS}
+        arrays["triangles"] = faces[0].triangles if faces else np.zeros((0, 3), np.int32)
+        with atomic_write(out / "numbers" / f"{name}.npz") as file:
+            np.savez_compressed(file, **arrays)
+    if "json" in formats:
+        content = {"photo": str(photo), "faces": [face_to_json(face) for face in faces]}
+        with atomic_write(out / "numbers" / f"{name}.json", "w") as file:
+            json.dump(content, file)
+
+
+ARRAYS = (
+    "box",
+    "score",
+    "roi_box",
+    "parameters",
+    "landmarks",
+    "vertices",
+    "yaw",
+    "pitch",
+    "roll",
+    "rotation",
+    "scale",
+    "translation",
+)
+
+
+def face_to_json(face: Face) -> dict[str, object]:
+    """A face as plain numbers; the dense mesh is left to the npz."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, np.ndarray):
+            return np.round(value.astype(np.float64), 6).tolist()
+        return None if np.isnan(value) else round(float(value), 6)
+
+    parameters = {"parameters": face.parameters.astype(np.float64).tolist()}  # tiny numbers count
+    values = {k: plain(getattr(face, k)) for k in ARRAYS if k not in ("vertices", "parameters")}
+    return values | {"scale": face.scale} | parameters
+
+
+def summary(faces: Sequence[Face]) -> str:
+    """``1 face: yaw -12.3 pitch 4.5 roll 0.1``; angles in degrees, of the first three."""
+    angles = [f"yaw {face.yaw:.1f} pitch {face.pitch:.1f} roll {face.roll:.1f}" for face in faces]
+    more = ["..."] if len(angles) > 3 else []
+    return f"{count(len(faces), 'face')}: {'; '.join(angles[:3] + more)}"
+
+
+def count(number: int, thing: str) -> str:
+    """``1 photo``, ``2 photos``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
