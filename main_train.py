@@ -84,15 +84,17 @@ def validate(
     face_model: MorphableModel,
     faces: PackedFaces,
     device: torch.device,
-    loop: str,
+    options: argparse.Namespace,
 ) -> dict[str, float]:
     """NME in percent against the set's landmarks, raw and refined (NaN if untrained), by yaw."""
     model.eval()
     centred = Augmentation(face_model, None)
     raw, refined = [], []
     for indices in np.array_split(np.arange(len(faces)), max(1, len(faces) // 128)):
-        images, _, target = centred(faces.batch(indices).to(device), torch.Generator())
-        output = model(images, loop)
+        images, _, target = centred(
+            faces.batch(indices).to(device), torch.Generator(), options.train_size
+        )
+        output = model(images, options.loop)
         target = target.cpu().numpy()
         raw.append(nme(output.landmarks.cpu().numpy(), target))
         if output.refined is not None:
@@ -164,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
                 sums[name] = sums.get(name, 0.0) + value.detach().mean().item()
             bar.set_postfix(loss=f"{sums['loss'] / (index + 1):.3f}", refresh=False)
 
-        scores = validate(model, face_model, val_set, device, options.loop)
+        scores = validate(model, face_model, val_set, device, options)
         row = {"epoch": epoch + 1, "seconds": round(time.time() - started)}
         row |= {name: round(value / max(1, steps_per_epoch), 4) for name, value in sums.items()}
         row |= {name: round(value, 3) for name, value in scores.items()}

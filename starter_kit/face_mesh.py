@@ -18,7 +18,7 @@ from starter_kit.landmark_statistics import MIRROR
 # The mesh's edge in the chart, x >= 0: forehead, temple, ear, jaw, throat
 OUTLINE = np.array([
     (0, 112), (24, 109.5), (45, 103), (66, 92.5), (88, 78), (107, 61), (121, 44), (129.5, 26),
-    (131, 8), (128, -12), (123.5, -30), (111, -49), (86, -66), (56, -75.5), (28, -83), (0, -86.5),
+    (131, 8), (128, -12), (123.5, -30), (111, -49), (86, -65), (56, -73.5), (28, -80.5), (0, -83.5),
 ], float)  # fmt: skip
 # Spacing of vertices: at most COARSEST, and at lines and points of interest as given, mm
 COARSEST, GROWTH = 2.9, 0.11

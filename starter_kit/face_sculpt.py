@@ -27,7 +27,7 @@ SKIN = {
         (0, 66, 25.5), (10, 66, 24.5),
     ],
     "brow ridge": [(0, 56, 24.5), (9, 57, 23.5)],
-    "temple": [(66, 56, -27), (72, 52, -48), (75, 50, -68), (75, 31, -84), (66, 40, -22)],
+    "temple": [(66.5, 57, -26), (72, 52, -48), (75, 50, -68), (75, 31, -84), (65, 40, -24)],
     "eye socket": [
         (0, 43, 15), (8, 44, 12.5), (14, 48, 11), (22, 52, 9.5), (33, 53.5, 7.5), (44, 52, 1.5),
         (54, 46, -8), (53, 38, -7.5), (32, 40, 0.5), (26, 40, 0), (39, 40, -2),
@@ -50,12 +50,9 @@ SKIN = {
         (0, -47.5, 19.2), (12, -47, 17.3), (25, -46, 9.5), (38, -43, -2), (48, -44, -18),
         (56, -43, -36),
         (0, -55, 20.6), (10, -55, 19.2), (0, -63, 21), (11, -63, 18.8), (22, -60, 11.5),
-        (34, -56, 0), (44, -56, -17), (0, -72, 16.3), (12, -71, 13.8),
+        (35, -55, -1.5), (0, -72, 16.3), (12, -71, 13.8),
     ],
-    "under the jaw": [
-        (0, -84, -6), (0, -87.5, -24), (17, -80.5, -12), (16, -85, -28), (34, -73.5, -29),
-        (29, -79, -42), (45, -65, -49), (54, -53, -64), (61, -34, -77), (66, -15, -82),
-    ],
+    "behind the jaw": [(62, -34, -76), (66, -15, -82)],
 }  # fmt: skip
 ON_SKIN = np.r_[0:27, 36, 39, 42, 45, 48, 54]  # landmarks the skin passes through
 
@@ -63,12 +60,12 @@ EYE_CENTRE, EYE_RADIUS, LID_RADIUS = np.array([32.2, 40.0, -5.4]), 12.0, 13.2
 
 # Tubes: (x, y, z, radius) of spheres along a smooth line
 RIDGE = [
-    (0, 52, 12.0, 7.0), (0, 39.4, 13.8, 6.6), (0, 27.1, 23.2, 6.8), (0, 15.2, 33.0, 7.8),
-    (0, 8.5, 34.8, 9.2), (0, 4.6, 34.4, 9.6),
+    (0, 52, 12.0, 7.0), (0, 39.4, 14.4, 6.0), (0, 27.1, 23.6, 6.3), (0, 15.2, 33.4, 7.3),
+    (0, 9.5, 34.8, 9.0), (0, 5.2, 34.4, 9.6),
 ]  # fmt: skip
-FLANKS = [(0, 42, 2, 10), (0, 30, 8, 12.5), (0, 18, 13.5, 14.2), (0, 7, 19, 15)]
-COLUMELLA = [(0, 2, 36, 5.0), (0, -1, 31, 4.2), (0, -4, 25, 3.6)]
-WING = (np.array([10.6, 2.6, 24.5]), np.array([6.9, 6.8, 9.5]))  # centre, radii
+FLANKS = [(0, 42, 2, 10), (0, 30, 8, 12.5), (0, 18, 13.5, 14), (0, 9.5, 19, 14.2)]
+COLUMELLA = [(0, 3, 36, 5.0), (0, 0.5, 31, 4.2), (0, -2.3, 25, 3.4)]
+WING = (np.array([10.5, 3.2, 19.0]), np.array([7.3, 6.8, 14.5]))  # centre, radii
 NOSTRIL = (
     np.array([6.3, -3.5, 28.5]),
     np.array([2.8, 5.0]),
@@ -124,9 +121,10 @@ class Sculpture:
     def __init__(self, landmarks: np.ndarray) -> None:
         self.landmarks = landmarks
         points = np.concatenate([np.array(part, float) for part in SKIN.values()])
+        points = np.concatenate([points, self._under_jaw()])
         points = np.concatenate([points, points * (-1, 1, 1)])
-        points = np.concatenate([points[np.unique(points, axis=0, return_index=True)[1]],
-                                 landmarks[ON_SKIN]])  # fmt: skip
+        points = np.concatenate([points, landmarks[ON_SKIN]])
+        points = points[np.unique(points.round(6), axis=0, return_index=True)[1]]
         u, r = self._cylinder(points)
         self._radius = RBFInterpolator(
             np.stack([u, points[:, 1]], 1), r, kernel="thin_plate_spline", smoothing=15.0
@@ -134,6 +132,17 @@ class Sculpture:
         self.eye_ring = self.curve([42, 43, 44, 45], 12), self.curve([42, 47, 46, 45], 12)
         ring = np.concatenate([self.eye_ring[0], self.eye_ring[1][::-1]])
         self._eye_tree, self._eye_polygon = cKDTree(ring), ring
+
+    def _under_jaw(self) -> np.ndarray:
+        """Points (n, 3), x >= 0: the jaw line through its landmarks, and rounded off below it."""
+        line = CubicSpline(np.arange(17), self.landmarks[:17])(np.linspace(8, 13, 21))  # (21, 3)
+        side = np.linspace(0, 1, len(line))[:, None] ** 3  # 0 at the chin, 1 at the jaw's angle
+        rows = [line]
+        for inward, down in ((0.93, 1.2), (0.82, 2.6), (0.66, 3.6)):
+            inward = inward + side * (1 - inward) / 2
+            row = (line - (0, 0, AXIS_Z)) * np.concatenate([inward, inward**0, inward], 1)
+            rows.append(row + (0, -down, AXIS_Z))
+        return np.concatenate(rows)
 
     @staticmethod
     def _cylinder(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

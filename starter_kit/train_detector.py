@@ -151,14 +151,18 @@ class TrainingPictures(Dataset):
         return canvas, paste(canvas, image, boxes, scale * stretch, scale / stretch, corner)
 
     def mosaic(self, rng: np.random.Generator, side: int, _: str) -> tuple[np.ndarray, np.ndarray]:
-        """Many faces of similar size on one background."""
+        """Many faces of similar size, and things that are none, on one background."""
         canvas = self.background(rng, side, plain=0.25)
         typical = math.exp(rng.uniform(math.log(20), math.log(min(130, 0.6 * side))))
         wanted = max(1, int(rng.uniform(0.1, 0.6) * (side / typical) ** 2 / 2))
         placed = np.empty((0, 5), np.float32)
-        for _ in range(min(wanted, 14)):
-            image, boxes = mirrored(rng, *self.patch(rng))
-            height = float(boxes[0, 3] - boxes[0, 1])
+        for _ in range(min(wanted, 20)):
+            if rng.random() < 0.6:
+                image, boxes = mirrored(rng, *self.patch(rng))
+                height = float(boxes[0, 3] - boxes[0, 1])
+            else:  # else whatever looks pasted would be a face
+                image, boxes = self.distractor(rng), np.empty((0, 5), np.float32)
+                height = image.shape[0] * rng.uniform(0.5, 1.3)
             scale = np.clip(typical * rng.uniform(0.75, 1.35) / height, 0.08, 2.5)
             stretch = math.exp(rng.uniform(-0.12, 0.12))
             size = np.array([image.shape[1] * scale * stretch, image.shape[0] * scale / stretch])
@@ -194,6 +198,21 @@ class TrainingPictures(Dataset):
         boxes = np.concatenate([np.clip(box[:2] - low, 0, None), box[2:] - low, [1]])
         boxes[2:4] = np.minimum(boxes[2:4], part.shape[1::-1])
         return part, boxes[None].astype(np.float32)
+
+    def distractor(self, rng: np.random.Generator) -> np.ndarray:
+        """A small picture without a face: skin and hair from a part of one, or a thing."""
+        if rng.random() < 0.5:
+            i = int(rng.integers(len(self.crops)))
+            image, box = read_image(self.crops[i]), np.clip(self.crop_boxes[i], 0, 160)
+            size = (rng.uniform(0.2, 0.5, 2) * (box[2:] - box[:2])).astype(int)
+            low = rng.uniform(box[:2], box[2:] - size).astype(int)
+        else:
+            image, _ = self.empty[rng.integers(len(self.empty))]
+            shape = np.array(image.shape[1::-1])
+            size = (rng.uniform(0.15, 0.6, 2) * shape).astype(int)
+            low = rng.uniform(0, shape - size).astype(int)
+        part = image[low[1] : low[1] + max(size[1], 8), low[0] : low[0] + max(size[0], 8)]
+        return np.rot90(part, rng.integers(4))
 
     def background(self, rng: np.random.Generator, side: int, plain: float) -> np.ndarray:
         """A canvas (S, S, 3): one colour, or part of a picture without faces."""

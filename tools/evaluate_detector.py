@@ -5,7 +5,8 @@
 
 ``--data`` names a zip of pictures and a json of boxes without their endings: file name to rows of
 x1 y1 x2 y2 score. Boxes that score 0.5 or more are the truth; a detection on a weaker one counts
-neither as right nor as wrong. The kind of a picture is its name up to the first underscore.
+neither as right nor as wrong (``--unsure-from`` adds such boxes where the json has none). The kind
+of a picture is its name up to the first underscore.
 ``--faces`` names a zip of face crops with one face each beside its ``*_labels.npz`` (landmarks
 (n, 3, 68) in 1/32 pixel): how many of the faces are found, by source.
 """
@@ -84,17 +85,21 @@ def merge(outcomes: list[Outcome]) -> Outcome:
     )
 
 
-def read_pictures(data: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """File name to picture and labels (m, 5)."""
+def read_pictures(
+    data: Path, labeller: FaceBoxes | None = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """File name to picture and labels (m, 5); a labeller adds its boxes that score below 0.5."""
     labels = json.loads(data.with_suffix(".json").read_text())
+    pictures = {}
     with zipfile.ZipFile(data.with_suffix(".zip")) as file:
-        return {
-            name: (
-                cv2.imdecode(np.frombuffer(file.read(name), np.uint8), cv2.IMREAD_COLOR),
-                np.array(boxes, dtype=np.float32).reshape(-1, 5),
-            )
-            for name, boxes in labels.items()
-        }
+        for name, rows in labels.items():
+            image = cv2.imdecode(np.frombuffer(file.read(name), np.uint8), cv2.IMREAD_COLOR)
+            boxes = np.array(rows, dtype=np.float32).reshape(-1, 5)
+            if labeller is not None:
+                unsure = labeller(image)
+                boxes = np.concatenate([boxes, unsure[unsure[:, 4] < 0.5]])
+            pictures[name] = (image, boxes)
+    return pictures
 
 
 def run(
@@ -148,6 +153,9 @@ def main() -> None:
     )
     parser.add_argument("weights", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, help="PREFIX of PREFIX.zip and PREFIX.json")
+    parser.add_argument(
+        "--unsure-from", type=Path, metavar="WEIGHTS", help="the detector that made the labels"
+    )
     parser.add_argument("--faces", type=Path, help="PREFIX of PREFIX.zip and PREFIX_labels.npz")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -155,7 +163,10 @@ def main() -> None:
         parser.error("nothing to evaluate on: give --data or --faces")
     detectors = [FaceBoxes(path, args.device, score_threshold=0.05) for path in args.weights]
     if args.data:
-        pictures = read_pictures(args.data)
+        labeller = None
+        if args.unsure_from:
+            labeller = FaceBoxes(args.unsure_from, args.device, score_threshold=0.05)
+        pictures = read_pictures(args.data, labeller)
         runs = [run(detector, pictures) for detector in detectors]
         for path, (outcomes, milliseconds) in zip(args.weights, runs, strict=True):
             print(f"\n{path}  ({milliseconds:.1f} ms a picture)")

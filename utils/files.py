@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,7 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # damaged headers fail in many ways
         raise ValueError(f"{path}: not a readable .npy array of numbers ({error})") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: expected one .npy array, found an archive")
@@ -99,7 +100,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".partial"
+        dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".partial"
     )
     try:
         encoding = None if "b" in mode else "utf-8"
@@ -114,16 +115,21 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK_LOCK:  # reading it sets it: two threads at once would leave it at zero
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
+
+
+_UMASK_LOCK = threading.Lock()
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """A picture file as BGR.
 
-    Grey becomes BGR, transparency is laid over black, 16-bit is scaled to 8-bit, and the camera's
-    orientation tag is obeyed. The path may hold any characters the system allows.
+    Grey becomes BGR, transparency is laid over black, 16-bit is scaled to 8-bit, floating point is
+    cut to [0, 1] and scaled, and the camera's orientation tag is obeyed. The path may hold any
+    characters the system allows.
 
     Returns:
         (H, W, 3) uint8, BGR.
@@ -131,30 +137,55 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file.
         IsADirectoryError: the path is a folder.
-        ValueError: the file is empty, not a picture, or cut short.
+        ValueError: the file is empty, not a picture, cut short, or of a kind that is no photo.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, expected a picture file")
-    data = np.fromfile(path, dtype=np.uint8)  # cv2.imread fails on some systems' non-ASCII paths
-    if data.size == 0:
+    content = path.read_bytes()  # cv2.imread fails on some systems' non-ASCII paths
+    if not content:
         raise ValueError(f"{path}: the file is empty")
-    if data[:3].tobytes() == b"\xff\xd8\xff" and b"\xff\xd9" not in data[-65536:].tobytes():
+    is_jpeg = content.startswith(b"\xff\xd8\xff")
+    if is_jpeg and not _jpeg_is_complete(content):
         # libjpeg fills the missing part with grey and only warns; say it instead.
         raise ValueError(f"{path}: the JPEG is cut short (no end marker); get the file again")
+    data = np.frombuffer(content, dtype=np.uint8)
     try:
-        # COLOR would drop 16 bits and alpha without rounding; read as stored, then convert.
-        stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if _plain(stored) else stored
+        # COLOR obeys the orientation, but drops alpha and halves 16 bits without rounding.
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED)
+        if not is_jpeg and any(tag in content for tag in (b"eXIf", b"EXIF", b"Exif")):
+            upright = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+            image = _turned_like(image, upright)
     except cv2.error as error:
         raise ValueError(f"{path}: OpenCV cannot decode it ({error.err})") from error
     if image is None:
         raise ValueError(f"{path}: not a picture in a format that OpenCV reads, or damaged")
-    return to_bgr8(image)
+    if image.dtype.kind == "f":
+        image = np.clip(image, 0, 1)  # radiance (.hdr, .exr) has no upper end
+    try:
+        return to_bgr8(image)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _plain(image: np.ndarray | None) -> bool:
-    return image is not None and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+def _jpeg_is_complete(content: bytes) -> bool:
+    """Whether an end marker follows the picture's data; a thumbnail's in the header is not it."""
+    at = 2
+    while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xda":  # start of scan
+        is_fill = content[at + 1 : at + 2] == b"\xff"
+        at += 1 if is_fill else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return content.find(b"\xff\xd9", at) >= 0  # what follows it (a phone's film) does not matter
+
+
+def _turned_like(stored: np.ndarray | None, upright: np.ndarray | None) -> np.ndarray | None:
+    """The stored picture, with its alpha, in the orientation that OpenCV gave ``upright``."""
+    if stored is None or upright is None or stored.ndim == 2 or stored.shape[2] != 4:
+        return upright
+    for transposed in (stored, stored.transpose(1, 0, 2)):
+        for turned in (transposed[::a, ::b] for a in (1, -1) for b in (1, -1)):
+            if np.array_equal(turned[..., :3], upright):
+                return turned
+    return stored
 
 
 def to_bgr8(image: np.ndarray) -> np.ndarray:
@@ -203,7 +234,10 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """
     path = Path(path)
     options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() in (".jpg", ".jpeg") else []
-    done, data = cv2.imencode(path.suffix, image, options)
+    try:
+        done, data = cv2.imencode(path.suffix, image, options)
+    except cv2.error as error:  # an unknown suffix
+        raise ValueError(f"{path}: OpenCV cannot write such a file ({error.err})") from error
     if not done:
         raise ValueError(f"{path}: OpenCV cannot encode a picture of shape {image.shape} as such")
     with atomic_write(path) as file:

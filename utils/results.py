@@ -53,18 +53,19 @@ def number_formats(text: str) -> tuple[str, ...]:
     return formats
 
 
-def save_pictures(out: Path, name: str, image: np.ndarray, faces: Sequence[Face]) -> None:
-    """The three published pictures of one photo, under ``out``."""
+def draw_pictures(image: np.ndarray, faces: Sequence[Face]) -> dict[str, np.ndarray]:
+    """The three published pictures of a photo with at least one face, by the folder they go to."""
     overlay = render_mesh_overlay(image, [face.vertices for face in faces], faces[0].triangles)
     landmarks, poses = image.copy(), image.copy()
     for face in faces:
         draw_landmarks(landmarks, face.landmarks, copy=False)
         draw_pose_axes(poses, face.rotation, face.landmarks, copy=False)
-    for folder, picture in {
-        "rendering_overlay": overlay,
-        "landmarks": landmarks,
-        "poses": poses,
-    }.items():
+    return {"rendering_overlay": overlay, "landmarks": landmarks, "poses": poses}
+
+
+def save_pictures(out: Path, name: str, image: np.ndarray, faces: Sequence[Face]) -> None:
+    """Writes ``draw_pictures`` under ``out``."""
+    for folder, picture in draw_pictures(image, faces).items():
         write_image(out / folder / f"{name}.jpg", picture)
 
 
