@@ -146,7 +146,7 @@ def load_synergynet(
             content.get("heads", "published"),
         )
         model.load_state_dict(learnable_state(content), strict=True)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:400]
         raise ValueError(f"{weights}: not the weights of a SynergyNet ({reason})") from error
     return model.to(device).eval()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import Delaunay, cKDTree
 
-from starter_kit.face_sculpt import Sculpture
+from starter_kit.face_sculpt import Sculpture, inside
 from starter_kit.landmark_statistics import MIRROR
 
 # The mesh's edge in the chart, x >= 0: forehead, temple, ear, jaw, throat
@@ -39,25 +39,14 @@ RIM = [(-1.2, 0.15), (-2.8, 0.9), (-5.0, 2.2)]  # rolled lips: along z, and away
 
 @dataclass(frozen=True)
 class Mesh:
-    """vertices (N, 3) mm; triangles (T, 3) 0-based, counter-clockwise from outside; landmarks (68,)
-    vertex indices; mirror (N,) the vertex on the other side; uv (N, 2) cylindrical, v up."""
+    """A symmetric mesh of N vertices, the last `rolled` of them on the lips' inner sides."""
 
-    vertices: np.ndarray
-    triangles: np.ndarray
-    landmarks: np.ndarray
-    mirror: np.ndarray
-    uv: np.ndarray
-
-
-def inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
-    """Which points (n, 2) lie inside a closed polygon (m, 2), by the even-odd rule."""
-    result = np.zeros(len(points), bool)
-    x, y = points.T
-    for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
-        if y0 != y1:
-            crosses = (y0 > y) != (y1 > y)
-            result ^= crosses & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
-    return result
+    vertices: np.ndarray  # (N, 3) mm
+    triangles: np.ndarray  # (T, 3) 0-based, counter-clockwise seen from outside
+    landmarks: np.ndarray  # (68,) vertices
+    mirror: np.ndarray  # (N,) the vertex on the other side
+    uv: np.ndarray  # (N, 2) cylindrical, v up
+    rolled: int
 
 
 def resample(line: np.ndarray, positions: np.ndarray, spacing: np.ndarray) -> np.ndarray:
@@ -73,79 +62,72 @@ class HalfMesh:
 
     def __init__(self, sculpture: Sculpture, scale: float, seed: int, grid: float) -> None:
         self.sculpture, self.scale = sculpture, scale
-        landmarks = sculpture.landmarks
-        chart = sculpture.chart_of(landmarks, central=False)
-        chart[27:] = sculpture.chart_of(landmarks[27:], central=True)
+        chart = sculpture.chart_of(sculpture.landmarks, central=False)
+        chart[27:] = sculpture.chart_of(sculpture.landmarks[27:], central=True)
         chart[MIDLINE, 0] = 0
-        self.landmark_chart = chart
-        interest, finest = [np.array(NOSE, float)], [np.full(len(NOSE), NOSE_SPACING)]
-        curves = {}
-        for name, (indices, spacing) in LINES.items():
-            curve = sculpture.curve(indices, 40)
-            curve = np.concatenate([curve, np.zeros((len(curve), 1))], 1)  # z does not matter
-            curves[name] = sculpture.chart_of(curve[curve[:, 0] >= -1e-9], central=True)
-            position = sculpture.surface(curves[name])
-            interest.append(position[::8])
-            finest.append(np.full(len(interest[-1]), spacing))
-        self._interest = cKDTree(np.concatenate(interest))
-        self._finest = np.concatenate(finest)
-
-        for name in ("upper lid", "lower lid"):
-            for offset in LID_EDGE:
-                line = sculpture.curve(LINES[name][0], 40)[20:-20]
-                across = np.gradient(line, axis=0)[:, ::-1] * (-1, 1)
-                across /= np.linalg.norm(across, axis=1, keepdims=True)
-                line = line + across * offset * (1 if name == "upper lid" else -1)
-                line = np.concatenate([line, np.zeros((len(line), 1))], 1)
-                curves[f"{name} {offset}"] = sculpture.chart_of(line, central=True)
-
+        self.landmark_chart = chart  # (68, 2)
         outline = spline(OUTLINE, 60)
         self.outline = np.concatenate([outline, outline[::-1] * (-1, 1)])
-        fixed, edges = [], []
+        curves = {name: self.feature_curve(indices) for name, (indices, _) in LINES.items()}
+        self.gap = np.concatenate([curves["upper mouth"], curves["lower mouth"][::-1]])
+        interest = [np.array(NOSE, float)]
+        interest += [sculpture.surface(curve)[::8] for curve in curves.values()]
+        finest = [NOSE_SPACING] + [spacing for _, spacing in LINES.values()]
+        self._interest = cKDTree(np.concatenate(interest))
+        self._finest = np.repeat(finest, [len(points) for points in interest])
 
-        def add(line: np.ndarray, stops: np.ndarray) -> None:
-            """A line through the chart, resampled between its stops."""
-            position = sculpture.surface(line)
-            spacing = self.spacing(position)
-            ends = np.sort([np.argmin(np.linalg.norm(line - stop, axis=1)) for stop in stops])
-            for i, j in zip(ends[:-1], ends[1:], strict=True):
-                part = resample(line[i : j + 1], position[i : j + 1], spacing[i : j + 1])
-                nearest = [np.argmin(np.linalg.norm(stops - p, axis=1)) for p in part[[0, -1]]]
-                part[[0, -1]] = stops[nearest]
-                fixed.append(part)
-
-        add(outline, outline[[0, -1]])
+        lines = self.between(outline, outline[[0, -1]])
         for name, (indices, _) in LINES.items():
-            add(curves[name], chart[[i for i in indices if chart[i, 0] >= 0]])
-            for offset in LID_EDGE if "lid" in name else ():
-                line = curves[f"{name} {offset}"]
-                add(line, line[[0, -1]])
-        vertical = np.linspace(OUTLINE[-1, 1], chart[66, 1], 900)
-        add(
-            np.stack([0 * vertical, vertical], 1),
-            np.concatenate([OUTLINE[-1:], chart[MIDLINE[:3]]]),
-        )
-        vertical = np.linspace(chart[62, 1], OUTLINE[0, 1], 1500)
-        add(
-            np.stack([0 * vertical, vertical], 1), np.concatenate([chart[MIDLINE[3:]], OUTLINE[:1]])
-        )
-        fixed.append(chart[(chart[:, 0] >= 0)])
-        points = np.concatenate(fixed)
-        _, first = np.unique(np.round(points, 6), axis=0, return_index=True)
-        number = {tuple(np.round(points[i], 6)): n for n, i in enumerate(first)}
-        for part in fixed[:-1]:
-            ids = [number[tuple(np.round(p, 6))] for p in part]
-            edges += list(zip(ids[:-1], ids[1:], strict=True))
-        self.edges = {tuple(sorted(edge)) for edge in edges}
-        gap = np.concatenate([curves["upper mouth"], curves["lower mouth"][::-1]])
-        self.gap = np.concatenate([gap, curves["lower mouth"][:1], curves["upper mouth"][:1]])
-        self.chart = self.spread(points[first], np.random.default_rng(seed), grid)
+            lines += self.between(curves[name], chart[[i for i in indices if chart[i, 0] >= 0]])
+        for name in ("upper lid", "lower lid"):
+            for offset in LID_EDGE:
+                curve = self.feature_curve(
+                    LINES[name][0], offset if name == "upper lid" else -offset
+                )
+                lines += self.between(curve, curve[[0, -1]])
+        for low, high, stops in (
+            (OUTLINE[-1, 1], chart[66, 1], [OUTLINE[-1:], chart[MIDLINE[:3]]]),
+            (chart[62, 1], OUTLINE[0, 1], [chart[MIDLINE[3:]], OUTLINE[:1]]),
+        ):
+            y = np.linspace(low, high, 1500)
+            lines += self.between(np.stack([0 * y, y], 1), np.concatenate(stops))
+
+        points = np.concatenate([*lines, chart[chart[:, 0] >= 0]]).round(6)
+        points, number = np.unique(points, axis=0, return_inverse=True)
+        ends = np.cumsum([len(line) for line in lines])
+        inner = np.setdiff1d(np.arange(ends[-1]), ends - 1)  # all but the last point of each line
+        self.edges = np.sort(np.stack([number[inner], number[inner + 1]], 1), axis=1)
+        self.chart = self.spread(points, np.random.default_rng(seed), grid)
         self.position = sculpture.surface(self.chart)
         self.triangles = self.triangulate()
 
+    def feature_curve(self, indices: list[int], offset: float | None = None) -> np.ndarray:
+        """Chart (n, 2), x >= 0, of the smooth line through landmarks, or of its middle part moved
+        `offset` mm upwards across the line."""
+        line = self.sculpture.curve(indices, 40)
+        if offset is not None:
+            line = line[20:-20]
+            across = np.gradient(line, axis=0)[:, ::-1] * (-1, 1)
+            line = line + offset * across / np.linalg.norm(across, axis=1, keepdims=True)
+        line = np.concatenate([line, np.zeros((len(line), 1))], 1)  # z does not matter
+        return self.sculpture.chart_of(line[line[:, 0] >= -1e-9], central=True)
+
+    def between(self, line: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """A line (n, 2) through the chart, resampled between each two of its stops (m, 2)."""
+        position = self.sculpture.surface(line)
+        spacing = self.spacing(position)
+        at = np.array([np.argmin(np.linalg.norm(line - stop, axis=1)) for stop in stops])
+        order = np.argsort(at)
+        parts = []
+        for i, j in zip(order[:-1], order[1:], strict=True):
+            span = slice(at[i], at[j] + 1)
+            part = resample(line[span], position[span], spacing[span])
+            part[0], part[-1] = stops[i], stops[j]
+            parts.append(part)
+        return parts
+
     def spacing(self, positions: np.ndarray) -> np.ndarray:
         """Wanted distance (n,) of vertices at positions (n, 3)."""
-        positions = positions * np.sign(positions[:, :1] + 1e-9) ** (1, 0, 0)
         distance, nearest = self._interest.query(positions, k=60)
         return self.scale * np.minimum(COARSEST, (self._finest[nearest] + GROWTH * distance).min(1))
 
@@ -210,9 +192,16 @@ def spline(knots: np.ndarray, per_span: int) -> np.ndarray:
 
 
 def flip_edges(
-    chart: np.ndarray, position: np.ndarray, triangles: np.ndarray, keep: set, rounds: int = 60
+    chart: np.ndarray,
+    position: np.ndarray,
+    triangles: np.ndarray,
+    keep: np.ndarray,
+    rounds: int = 60,
 ) -> np.ndarray:
-    """Flip edges whose opposite angles on the surface sum to more than 180 degrees (Lawson)."""
+    """Flip edges whose opposite angles on the surface sum to more than 180 degrees (Lawson).
+
+    Edges in `keep` (m, 2), the smaller vertex first, stay.
+    """
     triangles = triangles.copy()
 
     def angle(apex: np.ndarray, p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -223,7 +212,7 @@ def flip_edges(
         v, w = chart[b] - chart[a], chart[c] - chart[a]
         return v[:, 0] * w[:, 1] - v[:, 1] * w[:, 0]
 
-    kept = np.array(sorted(i * len(chart) + j for i, j in keep))
+    kept = keep[:, 0] * len(chart) + keep[:, 1]
     for _ in range(rounds):
         # half edges: (from, to, opposite vertex, triangle)
         a, b, c = triangles.T
@@ -273,12 +262,13 @@ def build_mesh(landmarks: np.ndarray, *, scale: float, seed: int, grid: float = 
     position[middle, 0] = 0
     position = np.concatenate([position, position[~middle] * (-1, 1, 1)])
     triangles = np.concatenate([triangles, other[triangles][:, ::-1]])
-    at = cKDTree(chart).query(half.landmark_chart)
-    right = np.where(half.landmark_chart[:, :1] < 0, half.landmark_chart * (-1, 1), 0)
-    if at[0][half.landmark_chart[:, 0] >= 0].max() > 1e-5:
-        raise ValueError("a landmark is no vertex of the mesh")
-    del right
-    index = np.where(half.landmark_chart[:, 0] < 0, mirror[at[1][MIRROR]], at[1])
+    right = half.landmark_chart[:, 0] >= 0
+    distance, index = cKDTree(chart).query(half.landmark_chart)
+    if distance[right].max() > 1e-5:
+        raise ValueError(
+            "a landmark is no vertex of the mesh: its line was not resampled through it"
+        )
+    index = np.where(right, index, mirror[index[MIRROR]])
     return roll_lips(position, triangles, index, mirror, chart)
 
 
@@ -286,7 +276,7 @@ def boundary_loops(triangles: np.ndarray) -> list[np.ndarray]:
     """Closed lines of vertices along the edges that only one triangle has."""
     edges = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
     present = {(int(i), int(j)) for i, j in edges}
-    following = {i: j for i, j in present if (j, i) not in present}
+    following = {i: j for i, j in sorted(present) if (j, i) not in present}
     loops = []
     while following:
         start = next(iter(following))
@@ -338,4 +328,5 @@ def roll_lips(
         landmarks,
         np.concatenate(mirrors),
         uv.clip(0, 1),
+        rolled=len(RIM) * len(loop),
     )

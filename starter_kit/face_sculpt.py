@@ -38,7 +38,8 @@ SKIN = {
         (60, 20, -12), (66, 18, -26), (71, 15, -45),
         (0, 13, 17), (13, 13, 14), (22, 10, 12.5), (34, 6, 10.5), (46, 5, 3.5), (56, 5, -8),
         (64, 3, -25), (69, 0, -45),
-        (21, -3, 14.5), (30, -10, 11), (42, -10, 3.5), (53, -11, -9), (61, -12, -27), (67, -13, -46),
+        (21, -3, 14.5), (30, -10, 11), (42, -10, 3.5), (53, -11, -9), (61, -12, -27),
+        (67, -13, -46),
         (37, -22, 4.5), (47, -27, -6), (56, -28, -24), (62, -29, -42),
     ],
     "mouth": [
@@ -52,10 +53,10 @@ SKIN = {
         (0, -55, 20.6), (10, -55, 19.2), (0, -63, 21), (11, -63, 18.8), (22, -60, 11.5),
         (35, -55, -1.5), (0, -72, 16.3), (12, -71, 13.8),
     ],
-    "behind the jaw": [(62, -34, -76), (66, -15, -82)],
 }  # fmt: skip
 ON_SKIN = np.r_[0:27, 36, 39, 42, 45, 48, 54]  # landmarks the skin passes through
 
+JAW_ROUND = (5.0, 26.0)  # mm in the chart: begins so far above the jaw line; how fast
 EYE_CENTRE, EYE_RADIUS, LID_RADIUS = np.array([32.2, 40.0, -5.4]), 12.0, 13.2
 
 # Tubes: (x, y, z, radius) of spheres along a smooth line
@@ -115,34 +116,39 @@ def smooth_step(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
+def inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
+    """Which points (n, 2) lie inside a closed polygon (m, 2), by the even-odd rule."""
+    result = np.zeros(len(points), bool)
+    x, y = points.T
+    for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        if y0 != y1:
+            crosses = (y0 > y) != (y1 > y)
+            result ^= crosses & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+    return result
+
+
 class Sculpture:
     """The face around given mean landmarks (68, 3), in millimetres."""
 
     def __init__(self, landmarks: np.ndarray) -> None:
         self.landmarks = landmarks
         points = np.concatenate([np.array(part, float) for part in SKIN.values()])
-        points = np.concatenate([points, self._under_jaw()])
         points = np.concatenate([points, points * (-1, 1, 1)])
         points = np.concatenate([points, landmarks[ON_SKIN]])
         points = points[np.unique(points.round(6), axis=0, return_index=True)[1]]
+        line = CubicSpline(np.arange(17), landmarks[:17])(np.linspace(0, 16, 321))
+        self._jaw = np.stack([self._cylinder(line)[0], line[:, 1]], 1)
+        self._jaw_tree = cKDTree(self._jaw)
         u, r = self._cylinder(points)
         self._radius = RBFInterpolator(
-            np.stack([u, points[:, 1]], 1), r, kernel="thin_plate_spline", smoothing=15.0
+            np.stack([u, points[:, 1]], 1),
+            r / self._round_jaw(np.stack([u, points[:, 1]], 1)),
+            kernel="thin_plate_spline",
+            smoothing=15.0,
         )
         self.eye_ring = self.curve([42, 43, 44, 45], 12), self.curve([42, 47, 46, 45], 12)
         ring = np.concatenate([self.eye_ring[0], self.eye_ring[1][::-1]])
         self._eye_tree, self._eye_polygon = cKDTree(ring), ring
-
-    def _under_jaw(self) -> np.ndarray:
-        """Points (n, 3), x >= 0: the jaw line through its landmarks, and rounded off below it."""
-        line = CubicSpline(np.arange(17), self.landmarks[:17])(np.linspace(8, 13, 21))  # (21, 3)
-        side = np.linspace(0, 1, len(line))[:, None] ** 3  # 0 at the chin, 1 at the jaw's angle
-        rows = [line]
-        for inward, down in ((0.93, 1.2), (0.82, 2.6), (0.66, 3.6)):
-            inward = inward + side * (1 - inward) / 2
-            row = (line - (0, 0, AXIS_Z)) * np.concatenate([inward, inward**0, inward], 1)
-            rows.append(row + (0, -down, AXIS_Z))
-        return np.concatenate(rows)
 
     @staticmethod
     def _cylinder(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,13 +159,25 @@ class Sculpture:
         """(n, 2) x, y of a smooth line through landmarks with increasing x."""
         x, y = self.landmarks[indices, 0], self.landmarks[indices, 1]
         fine = np.concatenate(
-            [np.linspace(a, b, per_span, endpoint=False) for a, b in zip(x[:-1], x[1:])] + [x[-1:]]
+            [
+                np.linspace(a, b, per_span, endpoint=False)
+                for a, b in zip(x[:-1], x[1:], strict=True)
+            ]
+            + [x[-1:]]
         )
         return np.stack([fine, CubicSpline(x, y)(fine)], 1)
 
+    def _round_jaw(self, chart: np.ndarray) -> np.ndarray:
+        """Factor (n,) of the radius that rounds the skin off under the jaw line."""
+        distance, _ = self._jaw_tree.query(chart)
+        top = np.array([(self._jaw[-1, 0], 300), (self._jaw[0, 0], 300)])
+        below = np.where(inside(chart, np.concatenate([self._jaw, top])), -distance, distance)
+        amount = (np.clip(below + JAW_ROUND[0], 0, 25) / JAW_ROUND[1]) ** 2
+        return 1 - amount * smooth_step(-chart[:, 1], 10, 45)
+
     def skin(self, chart: np.ndarray) -> np.ndarray:
         """Points (n, 3) of the skin, without nose, lids and lips, at chart (n, 2)."""
-        r = self._radius(chart)
+        r = self._radius(chart) * self._round_jaw(chart)
         angle = chart[:, 0] / RADIUS
         return np.stack([r * np.sin(angle), chart[:, 1], AXIS_Z + r * np.cos(angle)], 1)
 

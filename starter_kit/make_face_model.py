@@ -17,7 +17,8 @@ of the mean landmarks):
     w_exp_sim (3N, 10) float16, w_exp_scale (10,) float32        expression, likewise
     keypoints_sim (204,) int64       indices of the 68 landmarks into the interleaved vector
     param_mean, param_std (62,) float32        whitening
-    tri (3, T) int32                 triangles, 1-based, counter-clockwise seen from outside
+    tri (3, T) int32                 triangles, 1-based; clockwise seen from outside, as published:
+                                     once y points down, in crop and image, normals are outward
     uv (N, 2) float32                cylindrical texture coordinates in [0, 1], v up
     keptInd (K,) int32               0-based vertices for textured meshes: not the lips' inner sides
     deletedTri (3, T') int32         their triangles, 1-based into the kept vertices
@@ -34,7 +35,7 @@ import cv2
 import numpy as np
 
 from Sim3DR import Lighting, rasterize, shade, vertex_normals
-from starter_kit.face_mesh import RIM, Mesh, boundary_loops, build_mesh
+from starter_kit.face_mesh import Mesh, build_mesh
 from starter_kit.face_sculpt import Sculpture
 from starter_kit.landmark_statistics import LANDMARK_MODEL, save_npz
 from starter_kit.mesh_smoothing import fair, interpolate, thin_plate_energy
@@ -107,16 +108,17 @@ def make_model(landmark_model: dict[str, np.ndarray], seed: int, scale: float) -
         dense[mesh.landmarks] = columns
         model[f"{key}_sim"] = dense.reshape(3 * n, -1)
         model[f"{key}_scale"] = landmark_model[f"{name}_scale"]
+    triangles = mesh.triangles[:, ::-1]  # the published winding
     keypoints = 3 * mesh.landmarks[:, None] + np.arange(3)
-    kept = np.arange(n - len(RIM) * len(boundary_loops(mesh.triangles)[-1]))
+    kept = np.arange(n - mesh.rolled)
     model |= {
         "keypoints_sim": keypoints.ravel().astype(np.int64),
         "param_mean": landmark_model["param_mean"],
         "param_std": landmark_model["param_std"],
-        "tri": (mesh.triangles.T + 1).astype(np.int32),
+        "tri": (triangles.T + 1).astype(np.int32),
         "uv": mesh.uv.astype(np.float32),
         "keptInd": kept.astype(np.int32),
-        "deletedTri": (mesh.triangles[(mesh.triangles < len(kept)).all(1)].T + 1).astype(np.int32),
+        "deletedTri": (triangles[(triangles < len(kept)).all(1)].T + 1).astype(np.int32),
         "mirror_sign": np.concatenate(
             [landmark_model["shape_mirror_sign"], landmark_model["expression_mirror_sign"]]
         ),
@@ -134,10 +136,9 @@ def picture(
     nod = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
     rotation = nod @ turn
     down = np.array([1, -1, 1])
-    normals = vertex_normals(vertices, triangles) @ rotation.T * down
     points = (vertices - (0, 12_000, -25_000)) @ rotation.T * down * (size / 220_000)
     points[:, :2] += size / 2 + 0.37  # off the pixel grid: the midline would fall between pixels
-    colors = shade(points, normals, LIGHT) * SKIN_BGR
+    colors = shade(points, vertex_normals(points, triangles), LIGHT) * SKIN_BGR
     background = np.full((2 * size, 2 * size, 3), 42, np.uint8)
     points[:, :2] *= 2  # drawn at twice the size and averaged down
     return cv2.resize(rasterize(points, triangles, colors, background), (size, size),

@@ -27,7 +27,7 @@ def laplacian(vertices: np.ndarray, triangles: np.ndarray) -> tuple[sparse.csc_m
 def thin_plate_energy(
     vertices: np.ndarray, triangles: np.ndarray, tension: float
 ) -> sparse.csc_matrix:
-    """(N, N) energy of bending, plus stretching beyond lengths of `tension`, and flat at the edge."""
+    """(N, N) energy of bending, and of stretching over lengths above `tension`; level at edges."""
     stiffness, area = laplacian(vertices, triangles)
     bending = stiffness @ sparse.diags(1 / area) @ stiffness
     return (bending + stiffness / tension**2).tocsc()

@@ -1,14 +1,16 @@
 """Trains the starter kit's own FaceBoxes weights, from random initialisation.
 
-    python starter_kit/train_detector.py --data ../shared/photos --minutes 90
-    python starter_kit/train_detector.py --data ../shared/photos --resume
-    python starter_kit/train_detector.py --export FaceBoxes/weights/starter_faceboxes.pth
+    python -m tools.evaluate_detector FaceBoxes/weights/FaceBoxesProd.pth \\
+        --data ../shared/photos/detector/train --write-labels runs/detector/labels.json
+    python -m starter_kit.train_detector --labels runs/detector/labels.json --minutes 90
+    python -m starter_kit.train_detector --export FaceBoxes/weights/starter_faceboxes.pth
 
 The data folder holds ``detector/train.zip`` and ``.json`` (pictures; boxes ``x1 y1 x2 y2 score``,
-where a score below 0.5 means "don't know") and ``faces_train_*.zip`` with
-``faces_train_labels.npz`` (face crops with 68 landmarks). Two kinds of training picture are made:
-views of one picture, and mosaics of many small faces. SSD's multibox loss (Liu et al., ECCV 2016)
-with hard negative mining; AdamW, cosine decay, averaged weights. Runs on one CPU core.
+where a score below 0.5 means "don't know"; where the json leaves those out, the first command
+above supplies them) and ``faces_train_*.zip`` with ``faces_train_labels.npz`` (face crops with 68
+landmarks). Two kinds of training picture are made: views of one picture, and mosaics of many small
+faces. SSD's multibox loss (Liu et al., ECCV 2016) with hard negative mining; AdamW, cosine decay,
+averaged weights. Runs on one CPU core; ``--resume`` goes on where a run was stopped.
 """
 
 import argparse
@@ -16,7 +18,6 @@ import csv
 import itertools
 import json
 import math
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -29,19 +30,18 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from FaceBoxes.anchors import anchors, encode
+from FaceBoxes.detector import MEAN_BGR
+from FaceBoxes.network import FaceBoxesNet
+from utils.checkpoint import write_checkpoint
 
-from FaceBoxes.anchors import anchors, encode  # noqa: E402
-from FaceBoxes.detector import MEAN_BGR, FaceBoxes  # noqa: E402
-from FaceBoxes.network import FaceBoxesNet  # noqa: E402
-from utils.checkpoint import write_checkpoint  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 # Share of each kind of training picture; all but the mosaic are kinds of the picture set.
 SHARES = {"mosaic": 0.36, "frame": 0.16, "photo": 0.10, "crowd": 0.15, "scene": 0.23}
 # Sides of the square training pictures and how often each is drawn. Validation pictures are small
 # (from 87x72), so the network must see many borders.
-SIDES = {128: 0.12, 192: 0.2, 256: 0.25, 320: 0.28, 416: 0.15}
+SIDES = {128: 0.1, 192: 0.17, 256: 0.23, 320: 0.26, 416: 0.15, 576: 0.09}
 PIXELS_PER_BATCH = 20 * 256 * 256
 SMALLEST = 14  # pixels of height; smaller faces are neither asked for nor punished
 UNSURE = 0.15  # score from which a box that is no sure face is no sure background either
@@ -81,17 +81,15 @@ class TrainingPictures(Dataset):
     and offsets (B, A, 4) float32.
     """
 
-    def __init__(self, data: Path, seed: int, labeller: FaceBoxes | None = None) -> None:
+    def __init__(self, data: Path, seed: int, labels: Path | None = None) -> None:
         self.seed = seed
-        labels = json.loads((data / "detector" / "train.json").read_text())
+        labels = json.loads((labels or data / "detector" / "train.json").read_text())
         self.pictures: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         with zipfile.ZipFile(data / "detector" / "train.zip") as file:
             for name in tqdm(sorted(labels), desc="pictures", leave=False):
                 image = read_image(file.read(name))
                 boxes = np.array(labels[name], dtype=np.float32).reshape(-1, 5)
-                if labeller is not None:
-                    unsure = labeller(image)
-                    boxes = np.concatenate([boxes, unsure[unsure[:, 4] < 0.5]])
+                boxes = boxes[boxes[:, 4] >= UNSURE]
                 self.pictures.setdefault(name.split("_")[0], []).append((image, boxes))
         # Crowds have faces too small for a label, so they are no ground to paste faces on.
         self.empty = [picture for picture in self.pictures["scene"] if not len(picture[1])]
@@ -140,7 +138,7 @@ class TrainingPictures(Dataset):
             scale = side / max(height, width) * math.exp(rng.uniform(-0.4, 0.9))
             centre = rng.uniform(0, 1, 2) * (width, height)
         # Larger, a crowd would show faces that nobody labelled because they were too small.
-        scale = np.clip(scale, 0.1, 1.2 if kind == "crowd" else 2.5)
+        scale = np.clip(scale, 0.1, 1.2 if kind == "crowd" else 3.5)
         centre = centre * scale
         spread = rng.uniform(0.15, 0.85, 2) * side
         # Half the time the picture's own border stays out of sight where it is large enough.
@@ -399,10 +397,7 @@ def train(args: argparse.Namespace) -> None:
         average, step, elapsed = state["average"], state["step"], state["elapsed"]
     args.out.mkdir(parents=True, exist_ok=True)
 
-    labeller = None
-    if args.unsure_from:
-        labeller = FaceBoxes(args.unsure_from, args.device, score_threshold=UNSURE)
-    pictures = TrainingPictures(args.data, args.seed, labeller)
+    pictures = TrainingPictures(args.data, args.seed, args.labels)
     loader = DataLoader(
         pictures, batch_size=None, sampler=itertools.count(step), num_workers=args.workers
     )
@@ -493,13 +488,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "photos")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "detector")
-    parser.add_argument(
-        "--unsure-from",
-        type=Path,
-        metavar="WEIGHTS",
-        help="the detector that made the labels: adds its boxes scoring 0.15 to 0.5, which the "
-        "label files leave out, as neither face nor background",
-    )
+    parser.add_argument("--labels", type=Path, help="in place of DATA/detector/train.json")
     parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--minutes", type=float, help="finish by then, the schedule included")
     parser.add_argument("--lr", type=float, default=1.5e-3)

@@ -1,6 +1,5 @@
 """FaceBoxes: anchors, coding, suppression, and the detector on made-up network output."""
 
-import importlib.util
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from FaceBoxes import FaceBoxes
 from FaceBoxes.anchors import anchors, decode, encode
 from FaceBoxes.network import FaceBoxesNet, TorchEngine, load_weights
 from FaceBoxes.nms import nms, soft_nms
+from starter_kit.train_detector import paste, targets
 from tools.evaluate_detector import judge
 
 # ------------------------------------------------------------------------------ slow, plain twins
@@ -349,19 +349,9 @@ def test_import_needs_no_torch():
 # ------------------------------------------------------------------------- training and evaluation
 
 
-@pytest.fixture(scope="module")
-def training():
-    """The training script as a module; it is no part of a package."""
-    path = ROOT / "starter_kit" / "train_detector.py"
-    spec = importlib.util.spec_from_file_location("train_detector", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_training_targets_say_where_the_face_is(training):
+def test_training_targets_say_where_the_face_is():
     faces = np.array([[10, 20, 50, 70, 1], [90, 90, 111, 114, 1]], np.float32)
-    labels, offsets = training.targets(faces, 128)
+    labels, offsets = targets(faces, 128)
     priors = anchors(128, 128)
     assert set(labels.tolist()) == {0, 1}
     boxes = decode(offsets[labels == 1], priors[labels == 1]) * 128
@@ -370,23 +360,23 @@ def test_training_targets_say_where_the_face_is(training):
     assert set(distance.argmin(axis=1)) == {0, 1}  # and each face has an anchor
 
 
-def test_training_targets_of_what_does_not_count(training):
-    assert not training.targets(np.empty((0, 5), np.float32), 128)[0].any()
+def test_training_targets_of_what_does_not_count():
+    assert not targets(np.empty((0, 5), np.float32), 128)[0].any()
     for box in (
         [40, 40, 46, 48, 1],  # too small
         [40, 40, 70, 80, 0.3],  # "don't know"
         [-60, 20, 40, 120, 1],  # its centre is outside
     ):
-        labels, _ = training.targets(np.array([box], np.float32), 128)
+        labels, _ = targets(np.array([box], np.float32), 128)
         assert (labels <= 0).all() and (labels < 0).any()
 
 
-def test_pasted_pictures_take_their_boxes_along(training):
+def test_pasted_pictures_take_their_boxes_along():
     image = np.zeros((40, 60, 3), np.uint8)
     image[10:20, 30:50] = 255
     boxes = np.array([[30, 10, 50, 20, 1]], np.float32)
     canvas = np.full((100, 100, 3), 7, np.uint8)
-    moved = training.paste(canvas, image, boxes, 2, 3, np.array([-40.0, 10.0]))
+    moved = paste(canvas, image, boxes, 2, 3, np.array([-40.0, 10.0]))
     np.testing.assert_allclose(moved, [[20, 40, 60, 70, 1]])
     white = np.argwhere(canvas[:, :, 0] > 200)
     assert np.abs(white.min(axis=0) - [40, 20]).max() <= 1

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from FaceBoxes import FaceBoxes
+from utils.files import atomic_write
 
 OVERLAP = 0.5  # intersection over union from which a detection is on a face
 LEVELS = (0.9, 0.95, 0.98, 0.99)  # precisions at which recall is told
@@ -102,6 +103,22 @@ def read_pictures(
     return pictures
 
 
+def write_labels(detector: FaceBoxes, data: Path, path: Path) -> None:
+    """All boxes of a detector on a zip of pictures, as the json beside such a zip holds them."""
+    with zipfile.ZipFile(data.with_suffix(".zip")) as file:
+        labels = {
+            name: np.round(
+                detector(
+                    cv2.imdecode(np.frombuffer(file.read(name), np.uint8), cv2.IMREAD_COLOR)
+                ).astype(float),
+                4,
+            ).tolist()
+            for name in tqdm(sorted(file.namelist()), leave=False)
+        }
+    with atomic_write(path, "w") as file:
+        json.dump(labels, file)
+
+
 def run(
     detector: FaceBoxes, pictures: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> tuple[dict[str, Outcome], float]:
@@ -156,12 +173,21 @@ def main() -> None:
     parser.add_argument(
         "--unsure-from", type=Path, metavar="WEIGHTS", help="the detector that made the labels"
     )
+    parser.add_argument(
+        "--write-labels",
+        type=Path,
+        metavar="JSON",
+        help="write the boxes of the (first) weights above 0.05 on the pictures, and stop",
+    )
     parser.add_argument("--faces", type=Path, help="PREFIX of PREFIX.zip and PREFIX_labels.npz")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    if not (args.data or args.faces):
+    if not (args.data or (args.faces and not args.write_labels)):
         parser.error("nothing to evaluate on: give --data or --faces")
     detectors = [FaceBoxes(path, args.device, score_threshold=0.05) for path in args.weights]
+    if args.write_labels:
+        write_labels(detectors[0], args.data, args.write_labels)
+        return
     if args.data:
         labeller = None
         if args.unsure_from:

@@ -43,7 +43,8 @@ class AugmentationSettings:
     rotation: float = 15.0  # degrees, standard deviation
     far_rotation: tuple[float, float] = (0.15, 45.0)  # probability of uniform(-a, a) instead
     face_size: tuple[float, float] = (0.58, 0.78)  # landmark box's longer side over the crop's
-    shift: float = 0.04  # standard deviation, of the crop's side
+    shift: tuple[float, float] = (0.04, 0.05)  # x, y: standard deviation, of the crop's side
+    drop: float = 0.04  # mean of the y shift: detected boxes reach higher than the landmarks do
     mirror: float = 0.5
     brightness: float = 0.35  # factors uniform in [1 - x, 1 + x]
     contrast: float = 0.35
@@ -214,8 +215,8 @@ class Augmentation:
             smallest, largest = s.face_size
             fraction = torch.rand(count, generator=generator) * (largest - smallest) + smallest
             fraction = fraction.to(device)
-            shift = (torch.randn(count, 2, generator=generator) * s.shift).clamp(-0.12, 0.12)
-            shift = shift.to(device)
+            shift = torch.randn(count, 2, generator=generator).clamp(-2.5, 2.5)
+            shift = (shift * torch.tensor(s.shift) + torch.tensor([0.0, s.drop])).to(device)
         scale = fraction * CROP_SIZE / side
         cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
         linear = torch.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2)

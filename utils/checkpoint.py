@@ -50,7 +50,9 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(content.get("state_dict"), dict):
         content = {"state_dict": content}
     state = content["state_dict"]
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not state or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise ValueError(f"{path}: holds no state dict of tensors")
     content["state_dict"] = {
         key.removeprefix("module."): value.float() if value.is_floating_point() else value
@@ -78,7 +80,7 @@ def check_face_model(content: dict[str, Any], face_model: MorphableModel, path: 
     for name in FACE_MODEL_BUFFERS:
         if name not in content["state_dict"]:
             continue
-        stored = content["state_dict"][name].numpy().reshape(-1)
+        stored = content["state_dict"][name].detach().numpy().reshape(-1)
         ours = buffers[name].reshape(-1)
         if stored.shape != ours.shape or not np.allclose(stored, ours, rtol=1e-5, atol=1e-6):
             raise ValueError(

@@ -1,5 +1,6 @@
 """Reading strangers' files safely and writing our own atomically."""
 
+import codecs
 import io
 import os
 import pickle
@@ -13,32 +14,70 @@ from typing import IO
 import cv2
 import numpy as np
 
-# What an honest pickle of arrays and plain containers refers to, in numpy 1 and 2 spelling.
-_ALLOWED_GLOBALS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
+_NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+
+
+class _PickledDtype:
+    """Stands for ``numpy.dtype`` while a pickle is read."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+    def array(self, shape: tuple, is_fortran: bool, data: bytes | str) -> np.ndarray:
+        if self.code not in _NUMBERS:
+            raise pickle.UnpicklingError(f"an array of type {self.code!r}, expected numbers")
+        stored = np.dtype(self.code).newbyteorder(self.order)
+        flat = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, stored)
+        return flat.reshape(shape, order="F" if is_fortran else "C").astype(self.code)
+
+
+class _PickledArray:
+    """Stands for an array (``_reconstruct`` and its state) while a pickle is read."""
+
+    def __init__(self, *_: object) -> None:
+        self.state = None
+
+    def __setstate__(self, state: tuple) -> None:
+        self.state = state[-4:]  # shape, dtype, is_fortran, data; a version in front
+
+    def build(self) -> np.ndarray:
+        shape, dtype, is_fortran, data = self.state
+        return dtype.array(shape, is_fortran, data)
+
+
+class _PickledBuffer(_PickledArray):
+    def __init__(self, data: bytes, dtype: _PickledDtype, shape: tuple, order: str, *_) -> None:
+        self.state = shape, dtype, order == "F", data
+
+
+class _PickledScalar(_PickledArray):
+    def __init__(self, dtype: _PickledDtype, data: bytes) -> None:
+        self.state = (), dtype, False, data
+
+
+# What an honest pickle of arrays and plain containers refers to, in numpy 1 and 2 spelling, and
+# what is put in its place: numpy's own functions trust the file, and a bad one crashes them.
+_STAND_INS = {
+    "numpy.ndarray": _PickledArray,
+    "numpy.dtype": _PickledDtype,
+    "numpy.core.multiarray._reconstruct": _PickledArray,
+    "numpy.core.multiarray.scalar": _PickledScalar,
+    "numpy.core.numeric._frombuffer": _PickledBuffer,
+    "_codecs.encode": codecs.encode,
 }
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that builds numpy arrays and plain containers and nothing else."""
+    """An unpickler that knows plain containers and arrays' stand-ins and nothing else."""
 
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _ALLOWED_GLOBALS:
+        known = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
+        if known not in _STAND_INS:
             raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not an array")
-        # numpy 1 and 2 keep these functions under different names; take the one that exists.
-        if module.startswith("numpy.core") and int(np.__version__.split(".")[0]) >= 2:
-            module = module.replace("numpy.core", "numpy._core")
-        elif module.startswith("numpy._core") and int(np.__version__.split(".")[0]) < 2:
-            module = module.replace("numpy._core", "numpy.core")
-        return super().find_class(module, name)
+        return _STAND_INS[known]
 
 
 def read_array_pickle(path: str | os.PathLike) -> object:
@@ -46,11 +85,13 @@ def read_array_pickle(path: str | os.PathLike) -> object:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds anything but arrays and plain containers.
+        ValueError: the file is damaged, or holds anything but arrays of numbers and plain
+            containers.
     """
     path = Path(path)
     try:
         content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        return _with_arrays(content, {})
     except FileNotFoundError:
         raise
     except Exception as error:  # a pickle can fail in any way; none of them is this program's fault
@@ -58,18 +99,21 @@ def read_array_pickle(path: str | os.PathLike) -> object:
             f"{path}: not a pickle of numpy arrays and plain containers ({error}); it was not "
             "loaded, since other pickles can run code. Get the file again from its publisher."
         ) from error
-    _refuse_object_arrays(content, path)
-    return content
 
 
-def _refuse_object_arrays(content: object, path: Path) -> None:
-    if isinstance(content, np.ndarray) and content.dtype.hasobject:
-        raise ValueError(f"{path}: holds an array of Python objects, expected numbers only")
-    if isinstance(content, dict):
-        content = list(content.values())
-    if isinstance(content, (list, tuple)):
-        for item in content:
-            _refuse_object_arrays(item, path)
+def _with_arrays(content: object, done: dict[int, object]) -> object:
+    """The content with arrays in place of their stand-ins; ``done``: one visit per object."""
+    if id(content) not in done:
+        if isinstance(content, _PickledArray):
+            result = content.build()
+        elif isinstance(content, dict):
+            result = {key: _with_arrays(value, done) for key, value in content.items()}
+        elif isinstance(content, (list, tuple)):
+            result = type(content)(_with_arrays(item, done) for item in content)
+        else:
+            result = content
+        done[id(content)] = result
+    return done[id(content)]
 
 
 def read_npy(path: str | os.PathLike) -> np.ndarray:
@@ -80,7 +124,8 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
         ValueError: the file is damaged or holds Python objects.
     """
     try:
-        array = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:  # numpy leaves damaged archives open
+            array = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged headers fail in many ways

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Y_FLIP = 121  # crop size 120 plus one: y-up 1-based to y-down crop pixels
+from utils.morphable_model import Y_FLIP
 
 
 @dataclass(frozen=True)

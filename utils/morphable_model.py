@@ -182,7 +182,7 @@ def _read_folder(folder: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{folder / 'param_whitening.pkl'}: expected a dict with param_mean and param_std"
         )
-    arrays |= {key: np.asarray(whitening[key]) for key in ("param_mean", "param_std")}
+    arrays |= {key: whitening[key] for key in ("param_mean", "param_std")}
     try:
         arrays["tri"] = scipy.io.loadmat(folder / "tri.mat")["tri"]
     except Exception as error:  # scipy raises many kinds on damaged files
@@ -194,14 +194,19 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no face model there (a folder or an .npz file)")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # damaged archives fail in several ways
         raise ValueError(f"{path}: not a readable .npz face model ({error})") from error
     for basis in ("w_shp", "w_exp"):
-        if f"{basis}_scale" in arrays and f"{basis}_sim" in arrays:
-            columns = arrays[f"{basis}_sim"].astype(np.float32)
-            arrays[f"{basis}_sim"] = columns * arrays[f"{basis}_scale"]
+        if {f"{basis}_scale", f"{basis}_sim"} <= arrays.keys():
+            columns, scale = arrays[f"{basis}_sim"], arrays[f"{basis}_scale"]
+            if scale.dtype.kind != "f" or scale.shape != columns.shape[1:]:
+                raise ValueError(
+                    f"{path}: {basis}_scale has shape {scale.shape}, expected one number for each "
+                    f"column of {basis}_sim {columns.shape}"
+                )
+            arrays[f"{basis}_sim"] = columns.astype(np.float32) * scale.astype(np.float32)
     return arrays
 
 
@@ -213,7 +218,9 @@ def _build(arrays: dict[str, np.ndarray], path: Path) -> MorphableModel:
             if optional:
                 return None
             raise ValueError(f"{path}: the array {name} is missing")
-        array = np.asarray(arrays[name])
+        array = arrays[name]
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{path}: {name} must be an array, found {type(array).__name__}")
         if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise ValueError(f"{path}: {name} must hold finite numbers, found {array.dtype}")
         if shape is not None and array.shape != shape:
@@ -243,10 +250,15 @@ def _build(arrays: dict[str, np.ndarray], path: Path) -> MorphableModel:
         raise ValueError(f"{path}: keypoints_sim must index the xyz of 68 vertices, in that order")
     _check_range(path, "keypoints_sim", landmark_indices, num_vertices)
 
-    whitening = [take(name).astype(np.float32).ravel() for name in ("param_mean", "param_std")]
-    if any(len(vector) < NUM_PARAMETERS for vector in whitening):
-        raise ValueError(f"{path}: the whitening must have at least {NUM_PARAMETERS} numbers")
-    param_mean, param_std = (vector[:NUM_PARAMETERS].copy() for vector in whitening)
+    param_mean, param_std = (
+        take(name).astype(np.float32).ravel()[:NUM_PARAMETERS]
+        for name in ("param_mean", "param_std")
+    )
+    for name, vector in (("param_mean", param_mean), ("param_std", param_std)):
+        if len(vector) < NUM_PARAMETERS:
+            raise ValueError(
+                f"{path}: {name} has {len(vector)} numbers, expected at least {NUM_PARAMETERS}"
+            )
     if (param_std <= 0).any():
         raise ValueError(f"{path}: param_std must be positive")
 
@@ -281,6 +293,8 @@ def _triangles(path: Path, name: str, triangles: np.ndarray, num_vertices: int) 
     """(3, T) 1-based -> (T, 3) int32 0-based."""
     if triangles.ndim != 2 or triangles.shape[0] != 3:
         raise ValueError(f"{path}: {name} has shape {triangles.shape}, expected (3, T), 1-based")
+    if (triangles % 1).any():
+        raise ValueError(f"{path}: {name} must hold whole numbers")
     triangles = triangles.astype(np.int64).T - 1
     _check_range(path, name, triangles, num_vertices)
     return np.ascontiguousarray(triangles, dtype=np.int32)

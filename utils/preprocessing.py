@@ -11,6 +11,7 @@ import numpy as np
 CROP_SIZE = 120
 PIXEL_MEAN, PIXEL_STD = 127.5, 128.0
 ROI_ENLARGEMENT = 1.2  # roi side over the detected box's height
+MAX_COORDINATE = 1e6  # pixels; a box beyond it lies in no picture
 MAX_ROI_SIDE = 32767  # OpenCV's resize addresses pixels with 16 bits
 
 
@@ -25,14 +26,17 @@ def boxes_to_roi_boxes(boxes: np.ndarray) -> np.ndarray:
         ``floor(1.2 * (y2 - y1) / 2)``.
 
     Raises:
-        ValueError: wrong shape, a non-finite box, or one whose roi would be empty or absurdly big.
+        ValueError: wrong shape, a non-finite box, or one whose roi would be empty or absurdly big
+            or far away.
     """
     boxes = np.asarray(boxes, dtype=np.float64)
     if boxes.ndim != 2 or boxes.shape[1] < 4:
         raise ValueError(f"expected boxes of shape (n, 4) x1 y1 x2 y2, got {boxes.shape}")
     x1, y1, x2, y2 = boxes[:, :4].T
-    half = np.floor(ROI_ENLARGEMENT * (y2 - y1) / 2)
-    usable = np.isfinite(boxes[:, :4]).all(1) & (half >= 1) & (2 * half <= MAX_ROI_SIDE) & (x2 > x1)
+    usable = (np.abs(boxes[:, :4]) <= MAX_COORDINATE).all(1)  # false for NaN
+    with np.errstate(invalid="ignore"):  # infinite boxes are refused below
+        half = np.floor(ROI_ENLARGEMENT * (y2 - y1) / 2)
+    usable &= (half >= 1) & (2 * half <= MAX_ROI_SIDE) & (x2 > x1)
     if not usable.all():
         bad = boxes[~usable][0, :4].tolist()
         raise ValueError(

@@ -40,7 +40,10 @@ def find_photos(path: Path, png_only: bool = False) -> list[tuple[str, Path]]:
     else:
         raise FileNotFoundError(f"{path}: no such file or folder")
     stems = Counter(file.stem.casefold() for file in files)
-    return [(f.name if stems[f.stem.casefold()] > 1 else f.stem, f) for f in files]
+    names = [f.name if stems[f.stem.casefold()] > 1 else f.stem for f in files]
+    if len({name.casefold() for name in names}) < len(names):  # a.jpg, a.png and a.jpg.png
+        names = [f.name for f in files]
+    return list(zip(names, files, strict=True))
 
 
 def number_formats(text: str) -> tuple[str, ...]:
@@ -74,11 +77,13 @@ def save_numbers(
 ) -> None:
     """Boxes, scores, parameters, landmarks, pose and (npz) vertices, under ``out/numbers``.
 
-    The npz has one array per quantity with the faces along the first axis, the mesh's triangles
-    once; the json a list of faces. Frames and units are those of ``utils.inference.Face``.
+    The npz has one array per quantity with the faces along the first axis (no vertices where the
+    faces have none) and the mesh's triangles once; the json has a list of faces. Frames and units
+    are those of ``utils.inference.Face``.
     """
     if "npz" in formats:
-        arrays = {key: np.array([getattr(face, key) for face in faces]) for key in ARRAYS}
+        keys = [key for key in ARRAYS if all(getattr(face, key) is not None for face in faces)]
+        arrays = {key: np.array([getattr(face, key) for face in faces]) for key in keys}
         arrays["triangles"] = faces[0].triangles if faces else np.zeros((0, 3), np.int32)
         with atomic_write(out / "numbers" / f"{name}.npz") as file:
             np.savez_compressed(file, **arrays)

@@ -1,0 +1,100 @@
+"""Head pose: the signs that the text promises, the poles, and cameras that are none."""
+
+import numpy as np
+import pytest
+
+from utils.geometry import decompose_camera, rotation_to_angles
+
+
+def turned(axis: str, degrees: float) -> np.ndarray:
+    """(3, 3) right-handed rotation about an axis of the y-up frame, z towards the viewer."""
+    i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
+    rotation, angle = np.eye(3), np.radians(degrees)
+    rotation[i, i] = rotation[j, j] = np.cos(angle)
+    rotation[j, i], rotation[i, j] = np.sin(angle), -np.sin(angle)
+    return rotation
+
+
+def angles(rotation: np.ndarray) -> np.ndarray:
+    return rotation_to_angles(rotation[None])[0]
+
+
+def camera(rotation: np.ndarray, scale: float = 1, translation=(0, 0, 0)) -> np.ndarray:
+    return np.column_stack([scale * rotation, translation])[None]
+
+
+@pytest.mark.parametrize("degrees", [-80, -30, 10, 45, 89])
+def test_a_turn_about_one_axis_is_one_angle(degrees):
+    np.testing.assert_allclose(angles(turned("y", degrees)), [-degrees, 0, 0], atol=1e-9)
+    np.testing.assert_allclose(angles(turned("x", degrees)), [0, -degrees, 0], atol=1e-9)
+    np.testing.assert_allclose(angles(turned("z", degrees)), [0, 0, -degrees], atol=1e-9)
+
+
+def test_signs_as_the_viewer_sees_them():
+    nose, crown = np.array([0, 0, 1]), np.array([0, 1, 0])
+    for axis in "xyz":
+        rotation = turned(axis, 20)
+        yaw, pitch, roll = angles(rotation)
+        assert np.sign(np.round(yaw, 6)) == -np.sign(np.round((rotation @ nose)[0], 6))  # left
+        assert np.sign(np.round(pitch, 6)) == np.sign(np.round((rotation @ nose)[1], 6))  # up
+        assert np.sign(np.round(roll, 6)) == np.sign(np.round((rotation @ crown)[0], 6))  # clock
+
+
+@pytest.mark.parametrize("side", [-90, 90])
+@pytest.mark.parametrize("nod", [-60, 0, 25])
+def test_at_the_poles_pitch_takes_the_whole_turn(side, nod):
+    found = angles(turned("y", -side) @ turned("x", -nod))
+    np.testing.assert_allclose(found, [side, nod, 0], atol=1e-6)
+
+
+def test_rounding_past_one_is_no_error():
+    for sign in (1, -1):
+        rotation = turned("y", -90 * sign)
+        rotation[2, 0] = sign * np.nextafter(1, 2)
+        np.testing.assert_allclose(angles(rotation), [90 * sign, 0, 0], atol=1e-6)
+
+
+def test_angles_are_finite_everywhere_and_come_in_batches():
+    rng = np.random.default_rng(0)
+    rotations, _ = np.linalg.qr(rng.normal(size=(200, 3, 3)))
+    found = rotation_to_angles(rotations)
+    assert found.shape == (200, 3) and np.isfinite(found).all()
+    np.testing.assert_array_equal(found[17], angles(rotations[17]))
+
+
+def test_camera_round_trip():
+    rotation = turned("y", 30) @ turned("x", 20) @ turned("z", -10)
+    scale, found, translation = decompose_camera(camera(rotation, 4e-4, (50, 60, -7)))
+    np.testing.assert_allclose(scale, [4e-4])
+    np.testing.assert_allclose(found[0], rotation, atol=1e-12)
+    np.testing.assert_array_equal(translation, [[50, 60, -7]])
+    assert scale.dtype == found.dtype == translation.dtype == np.float64
+
+
+def test_rows_of_a_skewed_camera():
+    skewed = np.array([[[2.0, 0, 0, 1], [3, 4, 0, 2], [9, 9, 9, 3]]])
+    scale, rotation, _ = decompose_camera(skewed)
+    assert scale == pytest.approx([3.5])  # mean length of the first two rows
+    np.testing.assert_allclose(rotation[0], [[1, 0, 0], [0.6, 0.8, 0], [0, 0, 0.8]], atol=1e-12)
+
+
+def test_no_camera():
+    scale, rotation, translation = decompose_camera(np.zeros((0, 3, 4)))
+    assert scale.shape == (0,) and rotation.shape == (0, 3, 3) and translation.shape == (0, 3)
+    assert rotation_to_angles(rotation).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((1, 3, 4)),
+        camera(np.diag([1.0, 0, 1])),
+        camera(np.eye(3) * np.nan),
+        camera(np.eye(3), translation=(np.inf, 0, 0)),
+        np.eye(3),
+        np.zeros((1, 4, 3)),
+    ],
+)
+def test_cameras_without_a_pose_are_refused(bad):
+    with pytest.raises(ValueError, match="camera"):
+        decompose_camera(bad)

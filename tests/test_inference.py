@@ -1,0 +1,375 @@
+"""The pipeline from photos to faces, the Python API around it, and the files that are written."""
+
+import json
+from argparse import ArgumentTypeError
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_face_arrays
+
+from FaceBoxes.network import FaceBoxesNet
+from model_building import SynergyNet as Network
+from synergy3DMM import SynergyNet
+from utils import results
+from utils.checkpoint import write_checkpoint
+from utils.inference import MAX_BATCH, Face, FacePipeline
+from utils.preprocessing import boxes_to_roi_boxes, crop_faces, normalize_crops
+
+
+class BrightSquares:
+    """A detector that finds the white squares of a picture, and no others."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        assert image.dtype == np.uint8 and image.shape[2] == 3
+        y, x = np.nonzero((image == 255).all(2))
+        found = []
+        for row in sorted(set(y // 100)):
+            for column in sorted(set(x[y // 100 == row] // 100)):
+                here = (y // 100 == row) & (x // 100 == column)
+                x1, y1, x2, y2 = x[here].min(), y[here].min(), x[here].max() + 1, y[here].max() + 1
+                found.append([x1, y1, x2, y2, 0.6 + 0.1 * len(found)])
+        return np.array(found, np.float32).reshape(-1, 5)
+
+
+class MeanColours:
+    """A regressor whose parameters depend on each crop alone, and that counts its calls."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.mix = np.random.default_rng(0).normal(size=(48, 62)).astype(np.float32)
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        assert crops.dtype == np.float32 and crops.shape[1:] == (3, 120, 120)
+        self.batches.append(len(crops))
+        cells = crops.reshape(len(crops), 3, 4, 30, 4, 30).mean((3, 5)).reshape(len(crops), 48)
+        return np.stack([0.2 * cell @ self.mix for cell in cells])
+
+
+def photo(*squares: tuple[int, int, int], size: tuple[int, int] = (200, 300)) -> np.ndarray:
+    """Noise with white squares (x, y, side), one in each field of 100 x 100 pixels."""
+    image = np.random.default_rng(len(squares)).integers(0, 255, (*size, 3)).astype(np.uint8)
+    for x, y, side in squares:
+        image[y : y + side, x : x + side] = 255
+    return image
+
+
+PHOTOS = [
+    photo((20, 30, 40), (150, 120, 31)),
+    photo(),
+    photo((5, 5, 60), size=(100, 90)),
+    photo((220, 10, 20), (10, 110, 50), (120, 120, 70)),
+]
+
+
+@pytest.fixture
+def pipeline(face_model) -> FacePipeline:
+    return FacePipeline(BrightSquares(), MeanColours(), face_model)
+
+
+def assert_same_face(a: Face, b: Face, tolerance: float = 0.0) -> None:
+    assert (a.vertices is None) == (b.vertices is None)
+    names = {*results.ARRAYS, "triangles"} - ({"vertices"} if a.vertices is None else set())
+    for name in names:
+        np.testing.assert_allclose(
+            getattr(a, name), getattr(b, name), rtol=0, atol=tolerance, err_msg=name
+        )
+
+
+# ---------------------------------------------------------------------------------------- pipeline
+
+
+def test_all_faces_of_all_photos_in_one_call(pipeline):
+    faces = pipeline(PHOTOS)
+    assert pipeline.regressor.batches == [6]
+    assert [len(of_photo) for of_photo in faces] == [2, 0, 1, 3]
+    boxes = [[face.box.tolist() for face in of_photo] for of_photo in faces]
+    assert boxes[0] == [[20, 30, 60, 70], [150, 120, 181, 151]]
+    assert boxes[2] == [[5, 5, 65, 65]]
+    assert [face.score for face in faces[3]] == pytest.approx([0.6, 0.7, 0.8])
+
+
+def test_a_batch_equals_its_photos_one_by_one(pipeline):
+    together = pipeline(PHOTOS)
+    for image, faces in zip(PHOTOS, together, strict=True):
+        (alone,) = pipeline([image])
+        assert len(alone) == len(faces)
+        for a, b in zip(alone, faces, strict=True):
+            assert_same_face(a, b, 1e-3)  # sums of another batch are rounded in another order
+
+
+def test_nothing_to_do_does_not_reach_the_network(pipeline):
+    assert pipeline([PHOTOS[1], np.zeros((1, 1, 3), np.uint8)]) == [[], []]
+    assert pipeline([]) == []
+    assert pipeline.regressor.batches == []
+
+
+def test_crowds_go_through_in_parts(pipeline):
+    boxes = np.tile([[10, 10, 50, 60]], (MAX_BATCH + 3, 1))
+    (faces,) = pipeline([PHOTOS[0]], [boxes], dense=False)
+    assert pipeline.regressor.batches == [MAX_BATCH, 3]
+    assert len(faces) == MAX_BATCH + 3
+    assert_same_face(faces[0], faces[-1], 1e-3)
+
+
+def test_the_numbers_of_a_face(pipeline, face_model):
+    """Every quantity once more, by hand, for one face."""
+    image = PHOTOS[0]
+    face = pipeline([image])[0][1]
+    roi_box = boxes_to_roi_boxes(face.box[None])[0]
+    np.testing.assert_array_equal(face.roi_box, roi_box)
+    whitened = MeanColours()(normalize_crops(crop_faces(image, roi_box[None])))
+    parameters = face_model.dewhiten(whitened)
+    np.testing.assert_array_equal(face.parameters, parameters[0])
+    sides = (roi_box[2:] - roi_box[:2]) / 120
+    scale, corner = np.append(sides, sides.mean())[:, None], np.append(roi_box[:2], 0)[:, None]
+    for found, crop in (
+        (face.landmarks, face_model.landmarks(parameters)[0]),
+        (face.vertices, face_model.vertices(parameters)[0]),
+    ):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, crop * scale + corner, atol=1e-3)
+    assert face.triangles is face_model.triangles
+
+    # pose: where model points go, from scale, rotation and translation alone
+    camera = parameters[0, :12].reshape(3, 4).astype(np.float64)
+    lengths = np.linalg.norm(camera[:2, :3], axis=1)
+    assert face.scale == pytest.approx(lengths.mean() * sides.mean())
+    np.testing.assert_allclose(face.rotation[:2] * lengths[:, None], camera[:2, :3], atol=1e-9)
+    np.testing.assert_allclose(face.rotation @ face.rotation[2], [0, 0, 1], atol=0.5)
+    assert face.yaw == pytest.approx(np.degrees(np.arcsin(face.rotation[2, 0])))
+    origin = np.array([camera[0, 3], 121 - camera[1, 3], camera[2, 3]])
+    np.testing.assert_allclose(face.translation, origin * scale[:, 0] + corner[:, 0], atol=1e-3)
+
+
+def test_sparse_faces(pipeline):
+    dense, sparse = pipeline([PHOTOS[2]])[0][0], pipeline([PHOTOS[2]], dense=False)[0][0]
+    assert sparse.vertices is None
+    np.testing.assert_array_equal(sparse.landmarks, dense.landmarks)
+
+
+def test_own_boxes(pipeline):
+    boxes = [np.array([[150, 120, 181, 151]]), None, [], [[10, 110, 60, 160, 0.9]]]
+    faces = pipeline(PHOTOS, boxes)
+    assert [len(of_photo) for of_photo in faces] == [1, 0, 0, 1]
+    assert np.isnan(faces[0][0].score) and faces[3][0].score == pytest.approx(0.9)
+    detected = pipeline([PHOTOS[0]])[0][1]
+    np.testing.assert_array_equal(faces[0][0].landmarks, detected.landmarks)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([None], "got 2 images but boxes for 1"),
+        ([None, [1, 2, 3, 4]], r"\(n, 4\)"),
+        ([None, [[1, 2, 3]]], r"\(n, 4\)"),
+        ([None, [[1, 2, np.nan, 4]]], "cannot be cropped"),
+        ([[[50, 50, 40, 90]], None], "cannot be cropped"),
+    ],
+)
+def test_bad_boxes(pipeline, boxes, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(PHOTOS[:2], boxes)
+
+
+def test_detections_that_cannot_be_cropped_are_left_out(pipeline):
+    found = np.float32([[10, 10, 50, 60, 0.9], [5, 5, 9, 6, 0.8], [9, 9, 9, 40, 0.7]])
+    pipeline.detector = lambda image: found
+    assert [face.score for face in pipeline([PHOTOS[0]])[0]] == pytest.approx([0.9])
+
+
+@pytest.mark.parametrize("kind", ["grey", "one channel", "BGRA", "16 bit", "float"])
+def test_pictures_of_other_kinds(pipeline, kind):
+    grey = np.repeat(PHOTOS[0][..., :1], 3, axis=2)
+    grey[PHOTOS[0].min(2) < 255] //= 2
+    image = {
+        "grey": grey[..., 0],
+        "one channel": grey[..., :1],
+        "BGRA": np.dstack([grey, np.full(grey.shape[:2], 255, np.uint8)]),
+        "16 bit": grey.astype(np.uint16) * 257,
+        "float": grey.astype(np.float64) / 255,
+    }[kind]
+    before = image.copy()
+    for a, b in zip(pipeline([image])[0], pipeline([grey])[0], strict=True):
+        assert_same_face(a, b)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_arrays_that_are_no_pictures(pipeline):
+    for bad in (np.zeros((5, 5, 7), np.uint8), "photo.jpg", np.full((5, 5, 3), 2.0)):
+        with pytest.raises(ValueError, match="expected|must be"):
+            pipeline([PHOTOS[0], bad])
+
+
+def test_threads_do_not_disturb_each_other(pipeline):
+    expected = [pipeline([image])[0] for image in PHOTOS]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: pipeline([PHOTOS[i % 4]])[0], range(40)))
+    for i, faces in enumerate(found):
+        for a, b in zip(faces, expected[i % 4], strict=True):
+            assert_same_face(a, b)
+
+
+# ---------------------------------------------------------------------------------- the Python API
+
+
+@pytest.fixture(scope="module")
+def api(face_model, face_npz, tmp_path_factory) -> SynergyNet:
+    """The real thing with small random weights; the squares' detector in place of FaceBoxes."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    write_checkpoint(folder / "w.pth", Network(face_model, "mobilenet_025").checkpoint())
+    torch.save(FaceBoxesNet().state_dict(), folder / "detector.pth")
+    model = SynergyNet(folder / "w.pth", face_npz, folder / "detector.pth", "cpu")
+    model.pipeline.detector = BrightSquares()
+    return model
+
+
+def test_api_on_one_picture_and_several(api):
+    faces = api(PHOTOS[3])
+    assert len(faces) == 3 and all(isinstance(face, Face) for face in faces)
+    of_each = api(PHOTOS)
+    assert [len(found) for found in of_each] == [2, 0, 1, 3]
+    for a, b in zip(of_each[3], faces, strict=True):
+        np.testing.assert_allclose(a.landmarks, b.landmarks, atol=1e-3)
+    assert [len(found) for found in api(iter(PHOTOS))] == [2, 0, 1, 3]
+    assert len(api(PHOTOS[0], boxes=np.array([[10, 10, 50, 50.0]]))) == 1
+    assert api(PHOTOS[1]) == []
+
+
+def test_the_published_call(api):
+    landmarks, vertices, poses = api.get_all_outputs(PHOTOS[0])
+    faces = api(PHOTOS[0])
+    assert len(landmarks) == len(vertices) == len(poses) == 2
+    for i, face in enumerate(faces):
+        assert landmarks[i].shape == (3, 68) and vertices[i].shape == (3, 150)
+        np.testing.assert_array_equal(landmarks[i], face.landmarks)
+        angles, translation = poses[i]
+        assert angles == [face.yaw, face.pitch, face.roll]
+        assert translation == face.translation.tolist()
+    assert api.get_all_outputs(PHOTOS[1]) == ([], [], [])
+
+
+def test_api_in_threads(api):
+    expected = [api.get_all_outputs(image)[0] for image in PHOTOS]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(api.get_all_outputs, PHOTOS * 4))
+    for i, (landmarks, _, _) in enumerate(found):
+        for a, b in zip(landmarks, expected[i % 4], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_description_names_what_is_used(api):
+    for word in ("w.pth", "face.npz", "detector.pth", "cpu"):
+        assert word in api.description
+
+
+def test_weights_of_another_face_model_are_refused(face_model, tmp_path):
+    np.savez(tmp_path / "other.npz", **tiny_face_arrays(seed=1))
+    write_checkpoint(tmp_path / "w.pth", Network(face_model, "mobilenet_025").checkpoint())
+    torch.save(FaceBoxesNet().state_dict(), tmp_path / "detector.pth")
+    with pytest.raises(ValueError, match=face_model.fingerprint):
+        SynergyNet(tmp_path / "w.pth", tmp_path / "other.npz", tmp_path / "detector.pth", "cpu")
+
+
+# -------------------------------------------------------------------------------------- the results
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_numbers_round_trip(pipeline, tmp_path, dense):
+    (faces,) = pipeline([PHOTOS[3]], dense=dense)
+    results.save_numbers(tmp_path, "Zoë", tmp_path / "Zoë.jpg", faces, ("npz", "json"))
+    with np.load(tmp_path / "numbers" / "Zoë.npz", allow_pickle=False) as file:
+        stored = {name: file[name] for name in file.files}
+    assert ("vertices" in stored) == dense
+    np.testing.assert_array_equal(stored.pop("triangles"), faces[0].triangles)
+    for name, array in stored.items():
+        expected = np.array([getattr(face, name) for face in faces])
+        assert array.dtype == expected.dtype
+        np.testing.assert_array_equal(array, expected)
+
+    content = json.loads((tmp_path / "numbers" / "Zoë.json").read_text(encoding="utf-8"))
+    assert content["photo"] == str(tmp_path / "Zoë.jpg")
+    assert len(content["faces"]) == 3
+    for record, face in zip(content["faces"], faces, strict=True):
+        assert set(record) == set(results.ARRAYS) - {"vertices"}
+        for name, value in record.items():
+            exact = name in ("scale", "parameters")
+            np.testing.assert_allclose(
+                value, getattr(face, name), rtol=1e-12 if exact else 0, atol=0 if exact else 1e-6
+            )
+
+
+def test_numbers_of_a_photo_without_faces_and_of_given_boxes(pipeline, tmp_path):
+    results.save_numbers(tmp_path, "none", tmp_path / "none.jpg", [], ("npz", "json"))
+    assert json.loads((tmp_path / "numbers" / "none.json").read_text())["faces"] == []
+    with np.load(tmp_path / "numbers" / "none.npz", allow_pickle=False) as file:
+        assert len(file["landmarks"]) == len(file["triangles"]) == 0
+    (faces,) = pipeline([PHOTOS[0]], [[[10, 10, 50, 50]]])
+    results.save_numbers(tmp_path, "own", tmp_path / "own.jpg", faces, ("json",))
+    record = json.loads((tmp_path / "numbers" / "own.json").read_text())["faces"][0]
+    assert record["score"] is None  # JSON knows no NaN
+
+
+def test_pictures(pipeline, tmp_path):
+    image = PHOTOS[0].copy()
+    (faces,) = pipeline([image])
+    results.save_pictures(tmp_path, "a", image, faces)
+    np.testing.assert_array_equal(image, PHOTOS[0])
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.jpg")) == [
+        "landmarks/a.jpg",
+        "poses/a.jpg",
+        "rendering_overlay/a.jpg",
+    ]
+
+
+def names(folder) -> dict[str, str]:
+    return {path.name: name for name, path in results.find_photos(folder)}
+
+
+def test_photo_names(tmp_path):
+    for name in ("b.jpg", "a.png", "c.JPEG", "notes.txt", "d.e.tiff"):
+        (tmp_path / name).touch()
+    assert names(tmp_path) == {"a.png": "a", "b.jpg": "b", "c.JPEG": "c", "d.e.tiff": "d.e"}
+    assert list(names(tmp_path)) == ["a.png", "b.jpg", "c.JPEG", "d.e.tiff"]
+    assert [p.name for _, p in results.find_photos(tmp_path, png_only=True)] == ["a.png"]
+    assert results.find_photos(tmp_path / "notes.txt") == [("notes", tmp_path / "notes.txt")]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["a.jpg", "a.png", "b.png"],
+        ["a.jpg", "a.png", "a.jpg.png"],
+        ["a.jpg", "a.png", "a.jpg.png", "a.jpg.png.bmp"],
+        ["A.jpg", "a.png"],  # some systems' file names do not know the difference
+    ],
+)
+def test_photos_that_would_share_a_name_do_not(tmp_path, files):
+    for name in files:
+        (tmp_path / name).touch()
+    found = names(tmp_path)
+    assert sorted(found) == sorted(files)
+    assert len({name.casefold() for name in found.values()}) == len(files)
+    assert found["a.png"] == "a.png"
+    assert found.get("b.png", "b") == "b"
+
+
+def test_no_photos(tmp_path):
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(FileNotFoundError, match=str(path)):
+            results.find_photos(path)
+
+
+def test_number_formats():
+    assert results.number_formats("npz, JSON,") == ("npz", "json")
+    for bad in ("", ",", "xml", "npz,csv"):
+        with pytest.raises(ArgumentTypeError, match="npz, json"):
+            results.number_formats(bad)
+
+
+def test_summary(pipeline):
+    (faces,) = pipeline([PHOTOS[3]])
+    assert results.summary(faces).startswith("3 faces: yaw ")
+    assert results.summary(faces * 2).endswith("...")

@@ -1,0 +1,110 @@
+"""The bundled face model: its layout, its mesh, its landmarks, and how well it fits labels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import asset
+
+from starter_kit.face_mesh import boundary_loops
+from starter_kit.fit_labels import mirror_parameters
+from starter_kit.landmark_statistics import MIRROR, load_model
+from utils.fitting import fit_landmarks, landmarks_of
+from utils.morphable_model import load_morphable_model
+
+FILE = Path(__file__).resolve().parents[1] / "starter_kit" / "face_model" / "face_model.npz"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_morphable_model(FILE)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    with np.load(FILE) as file:
+        return dict(file)
+
+
+def test_size_and_vertex_count(model):
+    assert FILE.stat().st_size <= 6e6
+    assert 10_000 <= model.num_vertices <= 18_000
+
+
+def test_landmarks_are_the_landmark_model_bit_for_bit(model):
+    landmarks, _ = load_model()
+    np.testing.assert_array_equal(model.landmark_mean.T, landmarks.mean)
+    np.testing.assert_array_equal(
+        model.landmark_basis.transpose(2, 1, 0),
+        np.concatenate([landmarks.shape, landmarks.expression], 2),
+    )
+
+
+def test_mesh_is_a_manifold_with_two_edges_face_and_mouth(model):
+    triangles = model.triangles
+    edges = triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).astype(np.int64)
+    directed = edges @ (model.num_vertices, 1)
+    assert len(np.unique(directed)) == len(edges), "an edge runs twice in one direction"
+    undirected = len(np.unique(np.sort(edges, axis=1) @ (model.num_vertices, 1)))
+    assert len(np.unique(triangles)) == model.num_vertices
+    assert model.num_vertices - undirected + len(triangles) == 0  # Euler: a ring
+    assert len(boundary_loops(triangles)) == 2
+
+
+def test_triangles_face_outward_in_the_image_and_none_is_a_sliver(model):
+    vertices = model.mean.T.astype(float) * (1, -1, 1)  # y down, as in crop and image
+    a, b, c = (vertices[model.triangles[:, i]] for i in range(3))
+    normals = np.cross(b - a, c - a)
+    assert np.linalg.norm(normals, axis=1).min() > 1e3  # µm²: a thousandth of a square millimetre
+    outward = (a + b + c) / 3 * (1, 1, 0) + (0, 0, 60_000)  # from the ears' axis, roughly
+    agree = (normals * outward).sum(1) > 0
+    # what looks back are the lips' inner sides and the nose's underside
+    assert np.average(agree, weights=np.linalg.norm(normals, axis=1)) > 0.97
+
+
+def test_symmetry(model, arrays):
+    other, sign = arrays["mirror_vertices"], arrays["mirror_sign"]
+    np.testing.assert_array_equal(other[other], np.arange(model.num_vertices))
+    np.testing.assert_array_equal(other[model.landmark_indices], model.landmark_indices[MIRROR])
+    flip = np.float32([[-1], [1], [1]])
+    np.testing.assert_array_equal(model.mean[:, other] * flip, model.mean)
+    np.testing.assert_array_equal(
+        model.basis[:, :, other] * flip, model.basis * sign[:, None, None]
+    )
+
+
+def test_mirrored_parameters_give_mirrored_landmarks(arrays):
+    landmarks, sign = load_model()
+    rng = np.random.default_rng(0)
+    parameters = rng.normal(size=(5, 62)) * arrays["param_std"] + arrays["param_mean"]
+    mirrored = landmarks_of(landmarks, mirror_parameters(parameters, sign, 59.5))
+    expected = landmarks_of(landmarks, parameters)[:, :, MIRROR]
+    expected[:, 0] = 119 - expected[:, 0]
+    np.testing.assert_allclose(mirrored, expected, atol=1e-3)
+
+
+def test_texture_lists(model):
+    assert model.uv.min() >= 0 and model.uv.max() <= 1
+    places = model.uv[model.kept_vertices].astype(float) @ (1, 1j)
+    assert len(np.unique(places)) == len(model.kept_vertices), "two vertices share a place"
+    kept = model.kept_vertices[model.kept_triangles]  # (T', 3) in the whole mesh
+    whole = {tuple(t) for t in model.triangles.tolist()}
+    assert {tuple(t) for t in kept.tolist()} <= whole
+    inner = np.setdiff1d(np.arange(model.num_vertices), model.kept_vertices)
+    assert 0 < len(inner) < 0.05 * model.num_vertices
+
+
+def test_bases_are_smooth(model):
+    """No vertex moves unlike its neighbours: no spikes, whatever the coefficients."""
+    i, j = model.triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).T
+    length = np.linalg.norm(model.mean[:, i] - model.mean[:, j], axis=0)
+    one_sigma = model.basis * model.param_std[12:, None, None]
+    strain = np.linalg.norm(one_sigma[:, :, i] - one_sigma[:, :, j], axis=1) / length  # (50, E)
+    assert np.percentile(strain, 99) < 0.1 and strain.max() < 0.8
+
+
+def test_aflw2000_labels_are_fitted():
+    """Issue check: at most 1.5 % of the box on all 2,000 original labels (every eighth here)."""
+    labels = np.load(asset("aflw2000_eval", "AFLW2000-3D.pts68.npy"))[::8]
+    _, error = fit_landmarks(load_model()[0], labels, iterations=20)
+    assert error.mean() <= 0.015
