@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from model_building import load_synergynet
+from starter_kit.landmark_statistics import LABEL_UNIT
 from utils import assets
 from utils.fitting import similarity_align
 from utils.geometry import rotation_to_angles
@@ -24,7 +25,6 @@ from utils.morphable_model import load_morphable_model
 from utils.preprocessing import crop_faces
 from utils.runtime import TorchRegressor, choose_device
 
-LABEL_UNIT = 1 / 32  # pixel
 ROI_BOX = (16.0, 16.0, 144.0, 144.0)  # landmarks fill 0.70 of it, as in the AFLW2000-3D crops
 
 

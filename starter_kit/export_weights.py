@@ -19,20 +19,21 @@ from utils.morphable_model import load_morphable_model
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="written by main_train.py")
-    parser.add_argument("--trained-with", type=Path, required=True, help="face model of the run")
+    parser.add_argument("--trained-with", type=Path, help="face model of the run, if another")
     parser.add_argument("--face-model", type=Path, default=assets.FACE_MODELS[1])
     parser.add_argument("-o", "--out", type=Path, default=assets.WEIGHTS[1])
     options = parser.parse_args()
 
     content = read_checkpoint(options.checkpoint)
     trained, shipped = (
-        load_morphable_model(path) for path in (options.trained_with, options.face_model)
+        load_morphable_model(path)
+        for path in (options.trained_with or options.face_model, options.face_model)
     )
     if content["face_model"] != trained.fingerprint:
-        raise SystemExit(f"{options.checkpoint}: was not trained with {options.trained_with}")
+        raise SystemExit(f"{options.checkpoint}: was not trained with {trained.source}")
     for name in ("landmark_mean", "landmark_basis", "param_mean", "param_std"):
         if not np.array_equal(getattr(trained, name), getattr(shipped, name)):
-            raise SystemExit(f"{name} differs between {options.trained_with} and the shipped model")
+            raise SystemExit(f"{name} differs between {trained.source} and the shipped model")
     state = {
         name: value.half() if value.is_floating_point() else value
         for name, value in learnable_state(content).items()

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial import Delaunay, cKDTree
 
 from starter_kit.face_sculpt import Sculpture, inside
-from starter_kit.landmark_statistics import MIRROR
+from utils.morphable_model import MIRRORED_LANDMARKS
 
 # The mesh's edge in the chart, x >= 0: forehead, temple, ear, jaw, throat
 OUTLINE = np.array([
@@ -268,7 +268,7 @@ def build_mesh(landmarks: np.ndarray, *, scale: float, seed: int, grid: float = 
         raise ValueError(
             "a landmark is no vertex of the mesh: its line was not resampled through it"
         )
-    index = np.where(right, index, mirror[index[MIRROR]])
+    index = np.where(right, index, mirror[index[MIRRORED_LANDMARKS]])
     return roll_lips(position, triangles, index, mirror, chart)
 
 

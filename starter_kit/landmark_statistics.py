@@ -28,12 +28,19 @@ coefficients whose `mirror_sign` is -1.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
 
-from utils.fitting import LandmarkModel, similarity_align
+from utils.files import write_npz
+from utils.fitting import similarity_align
+from utils.morphable_model import (
+    MIRRORED_LANDMARKS,
+    NUM_LANDMARKS,
+    NUM_PARAMETERS,
+    MorphableModel,
+    build_morphable_model,
+)
 
 LANDMARK_MODEL = Path(__file__).parent / "landmark_model.npz"
 
@@ -41,12 +48,6 @@ EYE_CORNERS_UM = 90_000.0  # distance of landmarks 36 and 45
 PITCH_OF_NASION_CHIN = 7.5  # degrees
 LABEL_UNIT = 1 / 32  # pixels
 SHAPE_COUNT, EXPRESSION_COUNT = 40, 10
-
-# landmark i of a mirrored face is landmark MIRROR[i] of the face
-MIRROR = np.r_[
-    16:-1:-1, 26:16:-1, 27:31, 35:30:-1, 45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40
-]  # fmt: skip
-MIRROR = np.r_[MIRROR, 54:47:-1, 59:54:-1, 64:59:-1, 67:64:-1]
 
 STABLE = np.r_[0, 16, 27:36, 36, 39, 42, 45]  # ears, nose, eye corners
 # what bones keep still: cheek bones, nose bridge, eye corners, and the width of jaw and brows
@@ -57,7 +58,7 @@ BONES[:27, 0] = True
 
 def mirror(faces: np.ndarray) -> np.ndarray:
     """Mirror images of faces (..., 68, 3) in a y-up frame."""
-    return faces[..., MIRROR, :] * (-1, 1, 1)
+    return faces[..., MIRRORED_LANDMARKS, :] * (-1, 1, 1)
 
 
 def load_labels(path: Path, max_spread: float) -> tuple[np.ndarray, np.ndarray]:
@@ -201,23 +202,26 @@ def landmark_model(faces: np.ndarray, identity: np.ndarray, share: float, stiffn
     return model
 
 
-def load_model(path: Path = LANDMARK_MODEL) -> tuple[LandmarkModel, np.ndarray]:
-    """The landmark model in float32, and the sign (50,) of each coefficient of a mirrored face."""
-    with np.load(path) as file:
-        shape, expression = (
-            file[name].astype(np.float32) * file[f"{name}_scale"]
-            for name in ("shape", "expression")
-        )
-        sign = np.concatenate([file["shape_mirror_sign"], file["expression_mirror_sign"]])
-        return LandmarkModel(file["mean"], shape, expression), sign
+def load_model(path: Path = LANDMARK_MODEL) -> tuple[MorphableModel, np.ndarray]:
+    """The landmark model as a 3DMM of 68 vertices without triangles, and the mirror signs (50,).
 
-
-def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a compressed npz in one step: a reader never sees half a file."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(partial, path)
+    The whitening is neutral while `fit_labels` has not added it.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    published = {
+        "u_shp": arrays["mean"].reshape(-1, 1),
+        "u_exp": np.zeros((3 * NUM_LANDMARKS, 1), np.float32),
+        "keypoints_sim": np.arange(3 * NUM_LANDMARKS),
+        "tri": np.zeros((3, 0), np.int32),
+        "param_mean": arrays.get("param_mean", np.zeros(NUM_PARAMETERS)),
+        "param_std": arrays.get("param_std", np.ones(NUM_PARAMETERS)),
+    }
+    for name, key in (("shape", "w_shp_sim"), ("expression", "w_exp_sim")):
+        columns = arrays[name].astype(np.float32) * arrays[f"{name}_scale"]
+        published[key] = columns.reshape(3 * NUM_LANDMARKS, -1)
+    sign = np.concatenate([arrays["shape_mirror_sign"], arrays["expression_mirror_sign"]])
+    return build_morphable_model(published, path), sign
 
 
 def main() -> None:
@@ -231,7 +235,7 @@ def main() -> None:
     faces, identity = load_labels(args.labels, args.max_spread)
     print(f"{len(faces)} reliable labels, {np.unique(identity).size - 1} known people")
     model = landmark_model(faces, identity, args.share, args.stiffness)
-    save_npz(args.output, model)
+    write_npz(args.output, model)
     for name in ("shape", "expression"):
         sigma = np.sqrt((model[name].astype(float) ** 2).sum((0, 1)) / 68) * model[f"{name}_scale"]
         print(name, "rms per landmark, mm:", np.round(sigma / 1000, 2).tolist())

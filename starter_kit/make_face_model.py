@@ -37,8 +37,9 @@ import numpy as np
 from Sim3DR import Lighting, rasterize, shade, vertex_normals
 from starter_kit.face_mesh import Mesh, build_mesh
 from starter_kit.face_sculpt import Sculpture
-from starter_kit.landmark_statistics import LANDMARK_MODEL, save_npz
+from starter_kit.landmark_statistics import LANDMARK_MODEL
 from starter_kit.mesh_smoothing import fair, interpolate, thin_plate_energy
+from utils.files import write_npz
 
 FOLDER = Path(__file__).parent
 UM_PER_MM = 1000.0
@@ -176,7 +177,7 @@ def main() -> None:
     with np.load(args.landmark_model) as file:
         model = make_model(dict(file), args.seed, args.scale)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    save_npz(args.output, model)
+    write_npz(args.output, model)
     pictures(model, args.pictures)
     size = args.output.stat().st_size / 1e6
     print(f"wrote {args.output}: {model['u_shp'].size // 3} vertices, {model['tri'].shape[1]} "

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from starter_kit.fit_labels import LABEL_SIDE
+from starter_kit.landmark_statistics import LABEL_UNIT, load_model
 from utils.datasets import write_packed
 
-LABEL_UNIT = 1 / 32  # pixel
 MAX_SPREAD = 0.035  # labels on which the labelling model disagreed with itself are left out
-SIDE = 160
 
 
 def main() -> None:
@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args()
 
-    labels = np.load(options.photos / f"faces_{options.split}_labels.npz", allow_pickle=False)
+    with np.load(options.photos / f"faces_{options.split}_labels.npz", allow_pickle=False) as file:
+        labels = {name: file[name] for name in file.files}
     fits = np.load(options.fits, allow_pickle=False)
     if not np.array_equal(labels["name"], fits["name"]):
         raise SystemExit(f"{options.fits}: fits of other photos than {options.photos}")
@@ -39,7 +40,10 @@ def main() -> None:
     landmarks = labels["landmarks"][chosen].astype(np.float32) * LABEL_UNIT
     # the labels' depth starts anywhere; the face model's starts at its origin
     fitted = fits["parameters"][chosen]
-    landmarks[:, 2] -= (landmarks[:, 2].mean(1) - _depth(fitted))[:, None]
+    face_model, _ = load_model()
+    chunks = np.array_split(fitted, max(1, len(fitted) // 4096))
+    depth = np.concatenate([face_model.landmarks(chunk)[:, 2].mean(1) for chunk in chunks])
+    landmarks[:, 2] -= (landmarks[:, 2].mean(1) - depth)[:, None]
 
     def pictures():
         shards = {}
@@ -55,23 +59,12 @@ def main() -> None:
         options.out,
         pictures(),
         len(chosen),
-        SIDE,
+        LABEL_SIDE,
         parameters=fitted,
         landmarks=landmarks,
         valid=labels["valid"][chosen],
         names=labels["name"][chosen],
     )
-
-
-def _depth(parameters: np.ndarray) -> np.ndarray:
-    """(n,) mean depth of the fitted landmarks."""
-    from starter_kit.landmark_statistics import load_model
-
-    model, _ = load_model()
-    shape = np.concatenate([model.shape, model.expression], 2)  # (68, 3, 50)
-    centroid = model.mean.mean(0) + parameters[:, 12:] @ shape.mean(0).T  # (n, 3)
-    camera = parameters[:, :12].reshape(-1, 3, 4)
-    return (camera[:, 2, :3] * centroid).sum(1) + camera[:, 2, 3]
 
 
 if __name__ == "__main__":

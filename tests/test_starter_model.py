@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import asset
 
 from starter_kit.face_mesh import boundary_loops
-from starter_kit.fit_labels import mirror_parameters
-from starter_kit.landmark_statistics import MIRROR, load_model
-from utils.fitting import fit_landmarks, landmarks_of
-from utils.morphable_model import load_morphable_model
+from starter_kit.landmark_statistics import load_model
+from utils.augmentation import Mirror
+from utils.fitting import fit_landmarks
+from utils.morphable_model import MIRRORED_LANDMARKS, load_morphable_model
 
 FILE = Path(__file__).resolve().parents[1] / "starter_kit" / "face_model" / "face_model.npz"
 
@@ -33,11 +34,8 @@ def test_size_and_vertex_count(model):
 
 def test_landmarks_are_the_landmark_model_bit_for_bit(model):
     landmarks, _ = load_model()
-    np.testing.assert_array_equal(model.landmark_mean.T, landmarks.mean)
-    np.testing.assert_array_equal(
-        model.landmark_basis.transpose(2, 1, 0),
-        np.concatenate([landmarks.shape, landmarks.expression], 2),
-    )
+    for name in ("landmark_mean", "landmark_basis", "param_mean", "param_std"):
+        np.testing.assert_array_equal(getattr(model, name), getattr(landmarks, name))
 
 
 def test_mesh_is_a_manifold_with_two_edges_face_and_mouth(model):
@@ -65,7 +63,9 @@ def test_triangles_face_outward_in_the_image_and_none_is_a_sliver(model):
 def test_symmetry(model, arrays):
     other, sign = arrays["mirror_vertices"], arrays["mirror_sign"]
     np.testing.assert_array_equal(other[other], np.arange(model.num_vertices))
-    np.testing.assert_array_equal(other[model.landmark_indices], model.landmark_indices[MIRROR])
+    np.testing.assert_array_equal(
+        other[model.landmark_indices], model.landmark_indices[MIRRORED_LANDMARKS]
+    )
     flip = np.float32([[-1], [1], [1]])
     np.testing.assert_array_equal(model.mean[:, other] * flip, model.mean)
     np.testing.assert_array_equal(
@@ -73,14 +73,17 @@ def test_symmetry(model, arrays):
     )
 
 
-def test_mirrored_parameters_give_mirrored_landmarks(arrays):
-    landmarks, sign = load_model()
+def test_mirrored_parameters_give_mirrored_landmarks(model, arrays):
+    mirror = Mirror(model)
+    signs = torch.diag(torch.from_numpy(arrays["mirror_sign"].astype(np.float32)))
+    torch.testing.assert_close(mirror.linear, signs, atol=1e-4, rtol=0)
     rng = np.random.default_rng(0)
     parameters = rng.normal(size=(5, 62)) * arrays["param_std"] + arrays["param_mean"]
-    mirrored = landmarks_of(landmarks, mirror_parameters(parameters, sign, 59.5))
-    expected = landmarks_of(landmarks, parameters)[:, :, MIRROR]
+    parameters = parameters.astype(np.float32)
+    mirrored = mirror.parameters(torch.from_numpy(parameters), 120).numpy()
+    expected = model.landmarks(parameters)[:, :, MIRRORED_LANDMARKS]
     expected[:, 0] = 119 - expected[:, 0]
-    np.testing.assert_allclose(mirrored, expected, atol=1e-3)
+    np.testing.assert_allclose(model.landmarks(mirrored), expected, atol=1e-3)
 
 
 def test_texture_lists(model):

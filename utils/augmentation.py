@@ -13,15 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.morphable_model import CAMERA, Y_FLIP, MorphableModel, split_camera
-from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
-
-# Landmark i of a mirrored face is landmark MIRRORED_LANDMARKS[i] of the face (68-point scheme).
-MIRRORED_LANDMARKS = np.array(
-    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
-    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
-    + [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
+from utils.morphable_model import (
+    CAMERA,
+    MIRRORED_LANDMARKS,
+    Y_FLIP,
+    MorphableModel,
+    split_camera,
 )
+from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
 
 
 class Batch(NamedTuple):

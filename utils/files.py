@@ -159,6 +159,12 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
+def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """A compressed ``.npz`` of named arrays, written atomically."""
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
 def _umask() -> int:
     with _UMASK_LOCK:  # reading it sets it: two threads at once would leave it at zero
         mask = os.umask(0)

@@ -1,33 +1,8 @@
-"""Fit a 3D morphable model to landmark labels: 68 labelled points in, 62 parameters out.
-
-The model is described by its landmarks alone: mean (K, 3), shape basis (K, 3, S) and expression
-basis (K, 3, E), in the model frame (x right, y up, z towards the viewer). Everything works on a
-batch of faces at once.
-
-Parameters follow the published convention: the first 12 are the row-major (3, 4) camera [A | t]
-with A = s·R, then S shape and E expression coefficients, none of them whitened. Model vertices go
-to the crop as `A·V + t`, y up and 1-based, and then `y_crop = 121 - y`.
-"""
-
-from dataclasses import dataclass
+"""Fits a 3D morphable model to landmark labels: 68 labelled points in, 62 parameters out."""
 
 import numpy as np
 
-from utils.morphable_model import Y_FLIP
-
-
-@dataclass(frozen=True)
-class LandmarkModel:
-    """The landmarks of a 3DMM: mean (K, 3), shape (K, 3, S), expression (K, 3, E)."""
-
-    mean: np.ndarray
-    shape: np.ndarray
-    expression: np.ndarray
-
-    @property
-    def basis(self) -> np.ndarray:
-        """Shape and expression bases side by side, (K, 3, S + E) float64."""
-        return np.concatenate([self.shape, self.expression], axis=2).astype(np.float64)
+from utils.morphable_model import NUM_LANDMARKS, Y_FLIP, MorphableModel
 
 
 def similarity_align(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +27,7 @@ def similarity_align(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray
 
 
 def fit_landmarks(
-    model: LandmarkModel,
+    face_model: MorphableModel,
     landmarks: np.ndarray,
     *,
     ridge: float = 1e-5,
@@ -62,7 +37,7 @@ def fit_landmarks(
     """Fit the model to 3D landmark labels: coefficients and similarity in turns.
 
     Args:
-        model: the landmarks of the 3DMM.
+        face_model: numpy arrays; only its landmarks are used.
         landmarks: (B, 3, K) labels in crop pixels: x right, y down, z towards the viewer in the
             same unit. Only differences in z count.
         ridge: weight of the coefficients' squared sum, relative to the mean diagonal of the
@@ -79,7 +54,7 @@ def fit_landmarks(
     Raises:
         ValueError: landmarks that are not finite or not (B, 3, K).
     """
-    k = len(model.mean)
+    k = NUM_LANDMARKS
     labels = np.asarray(landmarks, dtype=np.float64)
     if labels.ndim != 3 or labels.shape[1:] != (3, k):
         raise ValueError(f"landmarks must have shape (B, 3, {k}), got {labels.shape}")
@@ -87,8 +62,9 @@ def fit_landmarks(
         bad = np.flatnonzero(~np.isfinite(labels).all((1, 2)))
         raise ValueError(f"landmarks must be finite; faces {bad[:5].tolist()} are not")
     target = labels.transpose(0, 2, 1) * (1, -1, 1) + (0, Y_FLIP, 0)  # (B, K, 3), y up
-    mean = model.mean.astype(np.float64)
-    basis = model.basis.reshape(3 * k, -1)  # (3K, P)
+    mean = face_model.landmark_mean.T.astype(np.float64)  # (K, 3)
+    basis = face_model.landmark_basis.astype(np.float64)  # (P, 3, K)
+    basis = basis.transpose(2, 1, 0).reshape(3 * k, -1)  # (3K, P)
     normal = basis.T @ basis
     size = len(normal)
     normal += ridge * np.trace(normal) / size * np.eye(size)
@@ -119,13 +95,3 @@ def fit_landmarks(
     camera[:, 2, 3] = 0
     parameters = np.concatenate([camera.reshape(len(camera), 12), coefficients], axis=1)
     return parameters.astype(np.float32), (error / np.sqrt(extent.prod(1))).astype(np.float32)
-
-
-def landmarks_of(model: LandmarkModel, parameters: np.ndarray) -> np.ndarray:
-    """Landmarks (B, 3, K) float64 in crop pixels, y down, of un-whitened parameters (B, P)."""
-    parameters = np.asarray(parameters, dtype=np.float64)
-    camera = parameters[:, :12].reshape(-1, 3, 4)
-    faces = model.mean + np.einsum("kdp,bp->bkd", model.basis, parameters[:, 12:])
-    projected = camera[:, :, :3] @ faces.transpose(0, 2, 1) + camera[:, :, 3:]  # (B, 3, K)
-    projected[:, 1] = Y_FLIP - projected[:, 1]
-    return projected

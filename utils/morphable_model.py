@@ -37,6 +37,12 @@ Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 NUM_LANDMARKS = 68
 CAMERA, SHAPE, EXPRESSION = 12, 40, 10
 NUM_PARAMETERS = CAMERA + SHAPE + EXPRESSION
+# Landmark i of a mirrored face is landmark MIRRORED_LANDMARKS[i] of the face (68-point scheme).
+MIRRORED_LANDMARKS = np.array(
+    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
+    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
+    + [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
+)
 Y_FLIP = 121.0  # 120 + 1: the published camera counts rows from the bottom, from one
 
 
@@ -158,7 +164,7 @@ def load_morphable_model(path: str | os.PathLike) -> MorphableModel:
     """
     path = Path(path)
     read = _read_folder if path.is_dir() else _read_npz
-    return _build(read(path), path)
+    return build_morphable_model(read(path), path)
 
 
 def _read_folder(folder: Path) -> dict[str, np.ndarray]:
@@ -210,8 +216,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _build(arrays: dict[str, np.ndarray], path: Path) -> MorphableModel:
-    """Checks the arrays against each other and lays them out for one matrix product."""
+def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike) -> MorphableModel:
+    """A model from arrays under the published names; ``path`` is what messages call it.
+
+    The arrays are checked against each other and laid out for one matrix product.
+
+    Raises:
+        ValueError: an array is missing or has another shape than the rest asks for.
+    """
 
     def take(name: str, shape: tuple[int, ...] | None = None, optional: bool = False):
         if name not in arrays:

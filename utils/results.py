@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.draw import draw_landmarks, draw_pose_axes
-from utils.files import atomic_write, write_image
+from utils.files import atomic_write, write_image, write_npz
 from utils.inference import Face
 from utils.render import render_mesh_overlay
 
@@ -85,8 +85,7 @@ def save_numbers(
         keys = [key for key in ARRAYS if all(getattr(face, key) is not None for face in faces)]
         arrays = {key: np.array([getattr(face, key) for face in faces]) for key in keys}
         arrays["triangles"] = faces[0].triangles if faces else np.zeros((0, 3), np.int32)
-        with atomic_write(out / "numbers" / f"{name}.npz") as file:
-            np.savez_compressed(file, **arrays)
+        write_npz(out / "numbers" / f"{name}.npz", arrays)
     if "json" in formats:
         content = {"photo": str(photo), "faces": [face_to_json(face) for face in faces]}
         with atomic_write(out / "numbers" / f"{name}.json", "w") as file:
