@@ -25,6 +25,7 @@ from utils.assets import find_face_model
 from utils.augmentation import Augmentation, AugmentationSettings
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.datasets import PackedFaces, epoch_batches, pose_balanced_weights
+from utils.files import atomic_write
 from utils.metrics import YAW_BINS, bin_means, nme
 from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.preprocessing import CROP_SIZE
@@ -46,6 +47,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--optimizer", choices=["sgd", "adamw"], default="sgd", help="Nesterov SGD as published")
     add("--lr", type=float, default=0.08, help="peak learning rate")
     add("--weight-decay", type=float, default=5e-4, help="of the optimiser")
+    add("--clip-norm", type=float, default=0.0, help="largest gradient norm; 0: any")
     add("--warmup", type=int, default=500, help="steps of linear warm-up")
     add("--epochs", type=int, default=80, help="epochs in all, the resumed ones included")
     add("--cooldown", type=int, default=16, help="last epochs, in which the rate falls to zero")
@@ -128,14 +130,21 @@ def main(arguments: list[str] | None = None) -> None:
     augment = Augmentation(face_model, AugmentationSettings())
     last, best = options.out / "last.pth.tar", options.out / "best.pth.tar"
     first_epoch, best_score = 0, math.inf
-    if options.resume:
+    if options.resume and last.exists():  # a run stopped before its first save starts anew
         state = read_checkpoint(last)
+        check_resumable(state, model, last)
         model.load_state_dict(state["state_dict"])
         optimizer.load_state_dict(state["optimizer"])
         first_epoch, best_score = state["epoch"], state["best_score"]
+        keep_rows(options.out / "log.csv", first_epoch)
 
     samples = options.samples_per_epoch or len(train_set)
     steps_per_epoch = samples // options.batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"an epoch of {samples} samples has no full batch of {options.batch_size}; give a "
+            "smaller --batch-size"
+        )
     for epoch in range(first_epoch, options.epochs):
         started = time.time()
         epoch_seed = options.seed * 100_003 + epoch
@@ -160,7 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
             loss = total(terms)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            if options.clip_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
             optimizer.step()
             for name, value in {"loss": loss, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().mean().item()
@@ -175,9 +185,27 @@ def main(arguments: list[str] | None = None) -> None:
         improved = scores["nme_balanced"] < best_score
         best_score = min(best_score, scores["nme_balanced"])
         checkpoint = model.checkpoint(epoch=epoch + 1, best_score=best_score)
-        write_checkpoint(last, {**checkpoint, "optimizer": optimizer.state_dict()})
         if improved:
             write_checkpoint(best, checkpoint)
+        # last: from here on the epoch is done, and a resumed run starts with the next
+        write_checkpoint(last, {**checkpoint, "optimizer": optimizer.state_dict()})
+
+
+def check_resumable(state: dict, model: SynergyNet, path: Path) -> None:
+    """Refuses to go on from a checkpoint of another network, face model or program."""
+    if "optimizer" not in state or "best_score" not in state:
+        raise ValueError(f"{path}: weights only, no training state; --resume needs last.pth.tar")
+    for name, ours in model.checkpoint().items():
+        if name != "state_dict" and state.get(name) != ours:
+            raise ValueError(f"{path}: trained with {name} {state.get(name)}, this run has {ours}")
+
+
+def keep_rows(path: Path, epochs: int) -> None:
+    """Drops rows of epochs that a stopped run logged but did not save."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        with atomic_write(path, "w") as file:
+            file.writelines(lines[: 1 + epochs])
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:

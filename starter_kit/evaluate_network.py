@@ -17,6 +17,7 @@ import numpy as np
 from model_building import load_synergynet
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils import assets
+from utils.files import read_npz
 from utils.fitting import similarity_align
 from utils.geometry import rotation_to_angles
 from utils.inference import FacePipeline
@@ -41,8 +42,7 @@ def main() -> None:
     face_model = load_morphable_model(options.face_model or assets.find_face_model())
     network = load_synergynet(options.weights or assets.find_weights(), face_model)
     regressor = TorchRegressor(network, choose_device(options.device))
-    with np.load(options.photos / "faces_val_labels.npz", allow_pickle=False) as file:
-        labels = {name: file[name] for name in file.files}
+    labels = read_npz(options.photos / "faces_val_labels.npz")
     with zipfile.ZipFile(options.photos / "faces_val.zip") as archive:
         data = [np.frombuffer(archive.read(str(name)), np.uint8) for name in labels["name"]]
     images = [cv2.imdecode(image, cv2.IMREAD_COLOR) for image in data]

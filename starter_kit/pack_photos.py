@@ -16,6 +16,7 @@ from tqdm import tqdm
 from starter_kit.fit_labels import LABEL_SIDE
 from starter_kit.landmark_statistics import LABEL_UNIT, load_model
 from utils.datasets import write_packed
+from utils.files import read_npz
 
 MAX_SPREAD = 0.035  # labels on which the labelling model disagreed with itself are left out
 
@@ -28,9 +29,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args()
 
-    with np.load(options.photos / f"faces_{options.split}_labels.npz", allow_pickle=False) as file:
-        labels = {name: file[name] for name in file.files}
-    fits = np.load(options.fits, allow_pickle=False)
+    labels = read_npz(options.photos / f"faces_{options.split}_labels.npz")
+    fits = read_npz(options.fits)
     if not np.array_equal(labels["name"], fits["name"]):
         raise SystemExit(f"{options.fits}: fits of other photos than {options.photos}")
     chosen = np.ones(len(labels["name"]), dtype=bool)

@@ -38,10 +38,10 @@ from utils.checkpoint import write_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 
 # Share of each kind of training picture; all but the mosaic are kinds of the picture set.
-SHARES = {"mosaic": 0.36, "frame": 0.16, "photo": 0.10, "crowd": 0.15, "scene": 0.23}
+SHARES = {"mosaic": 0.36, "frame": 0.14, "photo": 0.11, "crowd": 0.13, "scene": 0.26}
 # Sides of the square training pictures and how often each is drawn. Validation pictures are small
 # (from 87x72), so the network must see many borders.
-SIDES = {128: 0.1, 192: 0.17, 256: 0.23, 320: 0.26, 416: 0.15, 576: 0.09}
+SIDES = {128: 0.08, 192: 0.15, 256: 0.21, 320: 0.24, 416: 0.15, 576: 0.1, 768: 0.07}
 PIXELS_PER_BATCH = 20 * 256 * 256
 SMALLEST = 14  # pixels of height; smaller faces are neither asked for nor punished
 UNSURE = 0.15  # score from which a box that is no sure face is no sure background either

@@ -227,17 +227,20 @@ def test_each_kind_of_damage_changes_pixels_only(face_model, batch, name):
     assert all(torch.equal(a, b) for a, b in zip(plain[1:], damaged[1:], strict=True))
 
 
-def test_made_up_border_is_covered_and_the_photo_is_not(face_model, parameters):
+@pytest.mark.parametrize("mirror", [0.0, 1.0])
+@pytest.mark.parametrize("left", [True, False])
+def test_made_up_border_is_covered_and_the_photo_is_not(face_model, parameters, left, mirror):
     own = torch.arange(6)[:, None, None, None]
     images = (200 + own).repeat(1, SIDE, SIDE, 3)
-    images[:, :, : SIDE // 2] = 10 + own  # declared as border
+    half = slice(0, SIDE // 2) if left else slice(SIDE // 2, SIDE)
+    images[:, :, half] = 10 + own  # declared as border
     batch = batch_of(face_model, parameters, images)
-    batch.valid[:, 0] = SIDE // 2
-    settings = replace(STILL, face_size=(0.9, 0.9), fill=1.0)
-    for mirror in (0.0, 1.0):
-        crops, _, _ = Augmentation(face_model, replace(settings, mirror=mirror))(batch, generator())
-        levels = (crops * 128 + 127.5).round()
-        left, right = levels[..., :20], levels[..., -20:]
-        border, photo = (right, left) if mirror else (left, right)
-        assert (photo == 200 + own).all()
-        assert not (border == 10 + own).any()
+    batch.valid[:, 0 if left else 2] = SIDE // 2
+    settings = replace(STILL, face_size=(0.9, 0.9), fill=1.0, mirror=mirror)
+    crops, _, _ = Augmentation(face_model, settings)(batch, generator())
+    levels = (crops * 128 + 127.5).round()
+    border, photo = levels[..., :20], levels[..., -20:]
+    if left == bool(mirror):
+        border, photo = photo, border
+    assert (photo == 200 + own).all()
+    assert not (border == 10 + own).any()

@@ -23,6 +23,7 @@ def network(face_model, backbone: str = "mobilenet_025", heads: str = "published
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.bias, 0, 1)
     return model.eval()
 
 
@@ -231,6 +232,7 @@ def test_what_the_forward_pass_returns(model, face_model, images):
     np.testing.assert_allclose(x.landmarks.numpy(), expected, atol=1e-3)
     torch.testing.assert_close(x.refined, x.landmarks + 0.05 * x.residual)
     assert (x.residual >= 0).all() and (x.inverse >= 0).all()  # as published
+    assert x.residual.any() and x.inverse.any()
 
 
 def test_signed_heads_have_no_limit_below(face_model, images):

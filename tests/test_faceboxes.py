@@ -4,6 +4,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -330,6 +331,16 @@ def test_unfit_weights_are_refused_by_name(random_weights, tmp_path):
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"bad\.pth"):
         load_weights(path)
+
+
+def test_starter_weights_find_the_astronaut():
+    detector = FaceBoxes(ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth")
+    boxes = detector(cv2.imread(str(ROOT / "img" / "astronaut.jpg")))
+    assert len(boxes) == 1 and boxes[0, 4] > 0.9
+    eyes, chin = np.array([[205, 115], [245, 115]]), np.array([225, 165])  # read off the photo
+    for point in (*eyes, chin):
+        assert (boxes[0, :2] < point).all() and (point < boxes[0, 2:4]).all()
+    assert boxes[0, 3] - boxes[0, 1] < 160
 
 
 def test_any_size_gives_one_row_per_anchor(random_weights):

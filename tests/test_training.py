@@ -131,13 +131,22 @@ def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(
     assert not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.xfail(reason="main_train.py writes last.pth.tar before best.pth.tar", strict=True)
 def test_no_score_without_its_weights(options, tmp_path, monkeypatch):
     """The run may end between an epoch's two checkpoints; last must not promise a missing best."""
     arguments = [*options, "--out", str(tmp_path)]
     run_until_killed(monkeypatch, arguments, "write_checkpoint", 1, after=True)
     promised = (tmp_path / "last.pth.tar").exists()
     assert (tmp_path / "best.pth.tar").exists() or not promised
+
+
+def test_a_resumed_run_remembers_its_best_score(options, tmp_path, monkeypatch):
+    arguments, scores = [*options, "--out", str(tmp_path)], iter([5.0, 7.0])
+    monkeypatch.setattr(main_train, "validate", lambda *_: {"nme_balanced": next(scores)})
+    run_until_killed(monkeypatch, arguments, "epoch_batches", 2, after=False)
+    main_train.main([*arguments, "--resume"])
+    assert read_checkpoint(tmp_path / "best.pth.tar")["epoch"] == 1
+    last = read_checkpoint(tmp_path / "last.pth.tar")
+    assert (last["epoch"], last["best_score"]) == (2, 5.0)
 
 
 @pytest.mark.parametrize("loop", ["backbone", "refiner"])

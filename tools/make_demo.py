@@ -13,7 +13,7 @@ from utils.files import read_image, write_image
 PHOTO = assets.ROOT / "img" / "astronaut.jpg"
 SHEET = assets.ROOT / "demo" / "astronaut_faces.jpg"
 MARGIN = 0.6  # of the roi box's side, on each side of it
-CELL = (480, 480)
+WIDTH = 480  # of one picture, pixels
 
 
 def main() -> int:
@@ -26,10 +26,11 @@ def main() -> int:
     x1, y1, x2, y2 = faces[0].roi_box
     margin = MARGIN * (x2 - x1)
     top, left = (max(0, round(v - margin)) for v in (y1, x1))
-    bottom, right = (round(v + margin) for v in (y2, x2))
+    bottom, right = min(image.shape[0], round(y2 + margin)), min(image.shape[1], round(x2 + margin))
     cells = [picture[top:bottom, left:right] for picture in pictures.values()]
+    cell = (round(WIDTH * (bottom - top) / (right - left)), WIDTH)
     captions = ["photo", "dense mesh", "68 landmarks", "head pose"]
-    write_image(SHEET, contact_sheet(cells, len(cells), CELL, captions))
+    write_image(SHEET, contact_sheet(cells, len(cells), cell, captions))
     print(f"{SHEET}: {results.summary(faces)}")
     return 0
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from utils.augmentation import Batch
-from utils.files import atomic_write
+from utils.files import atomic_write, read_npz
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.morphable_model import NUM_PARAMETERS, MorphableModel, split_camera
 
@@ -41,10 +41,11 @@ class PackedFaces:
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(f"{self.folder / name}: not a packed set, no such file")
         self.images = np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        with np.load(self.folder / "labels.npz", allow_pickle=False) as labels:
-            self.parameters = labels["parameters"].astype(np.float32)
-            self.landmarks = labels["landmarks"] if "landmarks" in labels else None
-            self.valid = labels["valid"] if "valid" in labels else None
+        labels = read_npz(self.folder / "labels.npz")
+        if "parameters" not in labels or not len(self.images):
+            raise ValueError(f"{self.folder}: an empty set, or labels.npz without parameters")
+        self.parameters = labels["parameters"].astype(np.float32)
+        self.landmarks, self.valid = labels.get("landmarks"), labels.get("valid")
         count, side = len(self.images), self.images.shape[1]
         if self.images.shape != (count, side, side, 3) or self.images.dtype != np.uint8:
             raise ValueError(f"{self.folder}: images must be (n, S, S, 3) uint8")
@@ -102,9 +103,13 @@ def write_packed(
     with atomic_write(folder / "images.npy") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
         np.lib.format.write_array_header_1_0(file, header)
+        written = 0
         for image in images:
             if image.shape != (side, side, 3) or image.dtype != np.uint8:
                 raise ValueError(f"expected ({side}, {side}, 3) uint8, got {image.shape}")
             file.write(np.ascontiguousarray(image).tobytes())
+            written += 1
+        if written != count:
+            raise ValueError(f"{folder}: {count} pictures announced, {written} given")
     with atomic_write(folder / "labels.npz") as file:
         np.savez(file, **labels)

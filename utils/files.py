@@ -135,6 +135,23 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
     return array
 
 
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of an ``.npz`` file by name; pickled objects are refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or holds Python objects.
+    """
+    try:
+        # opened here, so that numpy closes it on damaged archives too
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged archives fail in several ways
+        raise ValueError(f"{path}: not a readable .npz of arrays of numbers ({error})") from error
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """A file that appears under its final name complete or not at all.

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import scipy.io
 
-from utils.files import read_array_pickle, read_npy
+from utils.files import read_array_pickle, read_npy, read_npz
 
 if TYPE_CHECKING:
     import torch
@@ -199,11 +199,7 @@ def _read_folder(folder: Path) -> dict[str, np.ndarray]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no face model there (a folder or an .npz file)")
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # damaged archives fail in several ways
-        raise ValueError(f"{path}: not a readable .npz face model ({error})") from error
+    arrays = read_npz(path)
     for basis in ("w_shp", "w_exp"):
         if {f"{basis}_scale", f"{basis}_sim"} <= arrays.keys():
             columns, scale = arrays[f"{basis}_sim"], arrays[f"{basis}_scale"]
