@@ -130,7 +130,9 @@ def main(arguments: list[str] | None = None) -> None:
     augment = Augmentation(face_model, AugmentationSettings())
     last, best = options.out / "last.pth.tar", options.out / "best.pth.tar"
     first_epoch, best_score = 0, math.inf
-    if options.resume and last.exists():  # a run stopped before its first save starts anew
+    if options.resume and not last.exists():
+        tqdm.write(f"{last}: nothing saved yet, starting from the beginning")
+    elif options.resume:
         state = read_checkpoint(last)
         check_resumable(state, model, last)
         model.load_state_dict(state["state_dict"])

@@ -175,5 +175,8 @@ def test_learning_rate(options):
 def test_missing_sets_and_checkpoints_are_named(options, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         main_train.main([*options, "--data", str(tmp_path / "nothing")])
-    with pytest.raises(FileNotFoundError, match=r"last\.pth\.tar"):
-        main_train.main([*options, "--out", str(tmp_path), "--resume"])
+
+
+def test_resuming_a_run_that_saved_nothing_says_so_and_starts(options, tmp_path, capsys):
+    main_train.main([*options, "--epochs", "0", "--out", str(tmp_path), "--resume"])
+    assert "last.pth.tar: nothing saved yet" in capsys.readouterr().out
