@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.device,
             options.threshold,
         )
+        options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"singleImage.py: {error}", file=sys.stderr)
         return 2

@@ -40,7 +40,9 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damage and forbidden content in many ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if reason.startswith("Weights only load failed"):  # torch goes on to advise unsafe loading
+            reason = "it holds more than tensors, or is no torch file"
         raise ValueError(
             f"{path}: not a checkpoint of plain tensors; it was not loaded, since other files can "
             f"run code ({reason})"
