@@ -1,6 +1,6 @@
 """Fit the landmark model to every label of a photo set: 62 parameters per face, and the whitening.
 
-    python -m starter_kit.fit_labels --photos ../shared/photos
+    python -m starter_kit.fit_labels --photos PHOTOS
 
 Writes to `runs/starter/`:
 

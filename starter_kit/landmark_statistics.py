@@ -1,6 +1,6 @@
 """From 68x3 landmark labels to the landmark model: mean, 40 shape and 10 expression directions.
 
-    python -m starter_kit.landmark_statistics --labels ../shared/photos/faces_train_labels.npz
+    python -m starter_kit.landmark_statistics --labels PHOTOS/faces_train_labels.npz
 
 The model frame: origin at the centroid of the 68 mean landmarks, x right in the picture of a
 frontal face, y up, z towards the viewer, in micrometres. Landmarks alone do not tell size, so the

@@ -1,8 +1,8 @@
 """Trains the starter kit's own FaceBoxes weights, from random initialisation.
 
     python -m tools.evaluate_detector FaceBoxes/weights/FaceBoxesProd.pth \\
-        --data ../shared/photos/detector/train --write-labels runs/detector/labels.json
-    python -m starter_kit.train_detector --labels runs/detector/labels.json --minutes 90
+        --data PHOTOS/detector/train --write-labels runs/detector/labels.json
+    python -m starter_kit.train_detector --data PHOTOS --labels runs/detector/labels.json --minutes 90
     python -m starter_kit.train_detector --export FaceBoxes/weights/starter_faceboxes.pth
 
 The data folder holds ``detector/train.zip`` and ``.json`` (pictures; boxes ``x1 y1 x2 y2 score``,
@@ -486,7 +486,7 @@ def export(source: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "photos")
+    parser.add_argument("--data", type=Path, help="folder of the photos (PHOTOS above)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "detector")
     parser.add_argument("--labels", type=Path, help="in place of DATA/detector/train.json")
     parser.add_argument("--steps", type=int, default=16000)
@@ -501,6 +501,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--export", type=Path, help="write the averaged weights there and stop")
     args = parser.parse_args()
+    if not (args.export or args.data):
+        parser.error("training needs --data")
     if args.export:
         export(args.out / "average.pth", args.export)
     else:

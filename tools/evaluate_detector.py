@@ -1,7 +1,7 @@
 """Recall and precision of FaceBoxes weights, one file or two side by side.
 
     python -m tools.evaluate_detector FaceBoxes/weights/FaceBoxesProd.pth \\
-        FaceBoxes/weights/starter_faceboxes.pth --data ../shared/photos/detector/val
+        FaceBoxes/weights/starter_faceboxes.pth --data PHOTOS/detector/val
 
 ``--data`` names a zip of pictures and a json of boxes without their endings: file name to rows of
 x1 y1 x2 y2 score. Boxes that score 0.5 or more are the truth; a detection on a weaker one counts
