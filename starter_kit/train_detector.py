@@ -2,7 +2,8 @@
 
     python -m tools.evaluate_detector FaceBoxes/weights/FaceBoxesProd.pth \\
         --data PHOTOS/detector/train --write-labels runs/detector/labels.json
-    python -m starter_kit.train_detector --data PHOTOS --labels runs/detector/labels.json --minutes 90
+    python -m starter_kit.train_detector --data PHOTOS \\
+        --labels runs/detector/labels.json --minutes 90
     python -m starter_kit.train_detector --export FaceBoxes/weights/starter_faceboxes.pth
 
 The data folder holds ``detector/train.zip`` and ``.json`` (pictures; boxes ``x1 y1 x2 y2 score``,
