@@ -16,15 +16,17 @@ NAMES ?=
 TORCH ?=
 
 PY := $(VENV)/bin/python
-SOURCES := pyproject.toml setup.py $(wildcard Sim3DR/*.pyx Sim3DR/*.cpp Sim3DR/*.h FaceBoxes/*.pyx)
+NATIVE := Sim3DR FaceBoxes backbone_nets
+SOURCES := pyproject.toml setup.py \
+    $(wildcard $(foreach folder,$(NATIVE),$(folder)/*.pyx $(folder)/*.cpp $(folder)/*.h))
 # The extensions are built beside their sources: rebuild when someone removed them.
-MISSING := $(if $(and $(wildcard Sim3DR/*.so),$(wildcard FaceBoxes/*.so)),,FORCE)
+MISSING := $(foreach folder,$(NATIVE),$(if $(wildcard $(folder)/*.so),,FORCE))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test lint format published gui clean FORCE
+.PHONY: help venv build demo train-demo test lint format published gui clean FORCE
 
 help: ## Show this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 venv: $(VENV)/.torch-installed ## Create the virtual environment (.venv) with torch in it
 
@@ -34,6 +36,9 @@ demo: build ## Landmarks, mesh overlay and head pose of a photo: PHOTO=img/astro
 	$(PY) singleImage.py -f '$(PHOTO)' -o '$(OUT)'
 	@echo
 	@echo "The pictures are in $(OUT)/: rendering_overlay/, landmarks/ and poses/"
+
+train-demo: build ## Render faces, train on them for some two minutes, show what was learnt
+	$(PY) -m tools.train_demo
 
 test: build ## Run the tests
 	$(PY) -m pytest
@@ -59,7 +64,7 @@ gui: build ## Swap OpenCV's headless wheel for the one that opens windows
 
 clean: ## Remove what the build and the tools left (keeps the environment and results)
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .coverage htmlcov .ci/tmp.*
-	rm -f Sim3DR/*.so Sim3DR/*_cython.cpp FaceBoxes/*.so FaceBoxes/*_cython.cpp $(VENV)/.built
+	rm -f $(foreach folder,$(NATIVE),$(folder)/*.so $(folder)/*_cython.cpp) $(VENV)/.built
 	find . -path './.*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/.torch-installed:

@@ -16,10 +16,11 @@ LOSS_WEIGHTS = {
     "loss_Param_S1S2": 0.001,  # the two predictions vs. each other, gradient to both
 }
 
-# What is trained together: the ablation of the paper, and the whole loop.
+# What is trained together: the ablation of the paper, each adding to the one before.
 LOOPS = {
     "backbone": ("loss_LMK_f0", "loss_Param_In"),
     "refiner": ("loss_LMK_f0", "loss_LMK_pointNet", "loss_Param_In"),
+    "inverse": ("loss_LMK_f0", "loss_LMK_pointNet", "loss_Param_In", "loss_Param_S2"),
     "full": tuple(LOSS_WEIGHTS),
 }
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from backbone_nets import create_backbone
+from backbone_nets.heads import full_precision
 from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
-from loss_definition import SynergyLoss
+from loss_definition import LOOPS, SynergyLoss
 from utils.checkpoint import check_face_model, learnable_state, read_checkpoint
 from utils.morphable_model import CAMERA, MorphableModel
 
@@ -77,16 +78,18 @@ class SynergyNet(nn.Module):
     def forward(self, images: Tensor, loop: str = "full") -> SynergyOutput:
         """(B, 3, H, W) normalised crops -> as much of the loop as ``LOOPS`` names; else None.
 
-        Inference needs ``I2P`` and the 3DMM alone.
+        Inference needs ``I2P`` and the 3DMM alone. Under autocast only the image encoder runs in
+        low precision: bfloat16 cannot tell a landmark at 100.2 pixels from one at 100.
         """
         parameters, features = self.I2P(images)
-        landmarks = self.landmarks_from_whitened(parameters)
         residual = refined = inverse = None
-        if loop != "backbone":
-            residual = self.forwardDirection(landmarks, features, parameters[:, CAMERA:])
-            refined = landmarks + RESIDUAL_SCALE * residual
-        if loop == "full":
-            inverse = self.reverseDirection(refined)
+        with full_precision(images.device):
+            landmarks = self.landmarks_from_whitened(parameters)
+            if "loss_LMK_pointNet" in LOOPS[loop]:
+                residual = self.forwardDirection(landmarks, features, parameters[:, CAMERA:])
+                refined = landmarks + RESIDUAL_SCALE * residual
+            if "loss_Param_S2" in LOOPS[loop]:
+                inverse = self.reverseDirection(refined)
         return SynergyOutput(parameters, features, landmarks, residual, refined, inverse)
 
     def landmarks_from_whitened(self, whitened: Tensor) -> Tensor:
@@ -107,14 +110,15 @@ class SynergyNet(nn.Module):
         output = self(images, criterion.loop)
         if target_landmarks is None:
             target_landmarks = self.landmarks_from_whitened(target)
-        return criterion(
-            output.parameters,
-            output.landmarks,
-            output.refined,
-            output.inverse,
-            target,
-            target_landmarks,
-        )
+        with full_precision(images.device):
+            return criterion(
+                output.parameters,
+                output.landmarks,
+                output.refined,
+                output.inverse,
+                target,
+                target_landmarks,
+            )
 
     def checkpoint(self, **extra: Any) -> dict[str, Any]:
         """What to save: learnable weights, what they mean, and the face model's fingerprint."""
@@ -138,15 +142,29 @@ def load_synergynet(
     """
     content = read_checkpoint(weights)
     check_face_model(content, face_model, weights)
+    # published checkpoints name neither; they are MobileNetV2 with the published heads
+    names = content.get("backbone", "mobilenet_v2"), content.get("heads", "published")
     try:
-        # published checkpoints name neither; they are MobileNetV2 with the published heads
-        model = SynergyNet(
-            face_model,
-            content.get("backbone", "mobilenet_v2"),
-            content.get("heads", "published"),
-        )
-        model.load_state_dict(learnable_state(content), strict=True)
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ValueError(f"{weights}: not the weights of a SynergyNet ({reason})") from error
+        model = SynergyNet(face_model, *names)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{weights}: not the weights of a SynergyNet ({error})") from error
+    load_learnable(model, content, weights)
     return model.to(device).eval()
+
+
+def load_learnable(model: SynergyNet, content: dict[str, Any], path: str | os.PathLike) -> None:
+    """Fills a network with a checkpoint's learnable weights, strictly.
+
+    Args:
+        model: of the checkpoint's backbone and heads.
+        content: from ``read_checkpoint``.
+        path: for the message.
+
+    Raises:
+        ValueError: the weights do not fit the network.
+    """
+    try:
+        model.load_state_dict(learnable_state(content), strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(f"{path}: not the weights of this SynergyNet ({reason})") from error

@@ -1,4 +1,4 @@
-"""Builds the two native extensions; everything else about the package is in pyproject.toml."""
+"""Builds the three native extensions; everything else about the package is in pyproject.toml."""
 
 import sys
 
@@ -11,6 +11,7 @@ if sys.platform == "win32":
     FLAGS = ["/O2", "/std:c++17"]
 else:
     FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off"]
+THREADS = [] if sys.platform == "win32" else ["-pthread"]
 
 
 class EditableOnly(bdist_wheel):
@@ -37,6 +38,14 @@ setup(
                 ["FaceBoxes/nms_cython.pyx"],
                 language="c++",
                 extra_compile_args=FLAGS,
+            ),
+            Extension(
+                "backbone_nets.fused_norm_cython",
+                ["backbone_nets/fused_norm_cython.pyx", "backbone_nets/fused_norm_kernel.cpp"],
+                depends=["backbone_nets/fused_norm_kernel.h"],
+                language="c++",
+                extra_compile_args=FLAGS + THREADS,
+                extra_link_args=THREADS,
             ),
         ],
         language_level=3,

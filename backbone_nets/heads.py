@@ -1,5 +1,7 @@
 """What every backbone shares: the three linear heads and the contract of `forward`."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -57,8 +59,17 @@ class Backbone(nn.Module):
             _check_images(x)
         features = self.extract(x)  # (B, D)
         heads = (self.classifier_ori, self.classifier_shape, self.classifier_exp)
-        parameters = torch.cat([head(features) for head in heads], dim=1)  # (B, 62)
+        with full_precision(x.device):  # whitened values need more than bfloat16's three digits
+            features = features.to(self.classifier_ori[1].weight.dtype)
+            parameters = torch.cat([head(features) for head in heads], dim=1)  # (B, 62)
         return parameters, features
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Turns autocast off where it is on; traces and exports without it stay as they are."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _check_images(x: Tensor) -> None:

@@ -1,8 +1,13 @@
-"""The synergy module's two PointNets: landmark refiner and landmarks-to-3DMM regressor."""
+"""The synergy module's two PointNets: landmark refiner and landmarks-to-3DMM regressor.
+
+Inside, every point of every face is a row, (B * 68, C): a 1x1 convolution is then one matrix
+product, and a batch norm works on contiguous channels.
+"""
 
 import torch
 from torch import Tensor, nn
 
+from backbone_nets.fused_norm import norm_relu
 from utils.morphable_model import CAMERA, EXPRESSION, SHAPE
 
 POINT_FEATURES = 64
@@ -18,11 +23,23 @@ class _PointNetwork(nn.Module):
             self.add_module(f"bn{name}", nn.BatchNorm1d(outputs))
 
     def _layer(self, name: str, x: Tensor) -> Tensor:
-        x = getattr(self, f"conv{name}")(x)
+        """(rows, inputs) -> (rows, outputs)."""
+        conv = getattr(self, f"conv{name}")
+        x = nn.functional.linear(x, conv.weight[:, :, 0], conv.bias)
         norm = getattr(self, f"bn{name}", None)
         # A signed head has neither ReLU nor batch norm: its outputs are whitened values or
         # pixels, whose sign and scale they would take away.
-        return x if norm is None else torch.relu(norm(x))
+        return x if norm is None else norm_relu(norm, x)
+
+
+def _point_rows(points: Tensor) -> Tensor:
+    """(B, C, 68) -> (B * 68, C)."""
+    return points.transpose(1, 2).reshape(-1, points.shape[1])
+
+
+def _over_points(rows: Tensor, batch: int) -> Tensor:
+    """(B * 68, C) -> (B, C), the maximum; its gradient goes to one point, which is cheap."""
+    return rows.view(batch, -1, rows.shape[1]).max(dim=1).values
 
 
 class LandmarkRefiner(_PointNetwork):
@@ -54,16 +71,19 @@ class LandmarkRefiner(_PointNetwork):
         Returns:
             (B, 3, 68) residual; refined landmarks are ``landmarks + 0.05 * residual``.
         """
-        points = self._layer("2", self._layer("1", landmarks))  # (B, 64, 68)
-        x = self._layer("5", self._layer("4", self._layer("3", points)))  # (B, 1024, 68)
-        shared = torch.cat([x.amax(dim=2), features, coefficients], dim=1)  # (B, 1024 + D + 50)
+        batch = len(landmarks)
+        points = self._layer("2", self._layer("1", _point_rows(landmarks)))  # (B * 68, 64)
+        x = self._layer("5", self._layer("4", self._layer("3", points)))  # (B * 68, 1024)
+        # (B, 1024 + D + 50)
+        shared = torch.cat([_over_points(x, batch), features, coefficients], dim=1)
         # concat[points, shared repeated 68 times] through conv6, without the 68 copies
         weight = self.conv6.weight[:, :, 0]
-        x = nn.functional.conv1d(points, weight[:, :POINT_FEATURES, None], self.conv6.bias)
-        x = x + (shared @ weight[:, POINT_FEATURES:].T)[:, :, None]  # (B, 512, 68)
-        x = torch.relu(self.bn6(x))
-        x = self._layer("8", self._layer("7", x))  # (B, 128, 68)
-        return self._layer("9", x)  # (B, 3, 68)
+        own = nn.functional.linear(points, weight[:, :POINT_FEATURES], self.conv6.bias)
+        common = nn.functional.linear(shared, weight[:, POINT_FEATURES:])  # (B, 512)
+        x = (own.view(batch, -1, own.shape[1]) + common[:, None]).flatten(0, 1)  # (B * 68, 512)
+        x = norm_relu(self.bn6, x)
+        x = self._layer("9", self._layer("8", self._layer("7", x)))  # (B * 68, 3)
+        return x.view(batch, -1, 3).transpose(1, 2)  # (B, 3, 68)
 
 
 class LandmarksTo3DMM(_PointNetwork):
@@ -85,9 +105,8 @@ class LandmarksTo3DMM(_PointNetwork):
 
     def forward(self, landmarks: Tensor) -> Tensor:
         """(B, 3, 68) landmarks, crop frame, pixels -> (B, 62) whitened parameters."""
-        x = landmarks
+        x = _point_rows(landmarks)
         for index in range(1, 6):
             x = self._layer(str(index), x)
-        x = x.amax(dim=2, keepdim=True)  # (B, 1024, 1)
-        heads = [self._layer(name, x) for name in self.HEADS]
-        return torch.cat(heads, dim=1)[:, :, 0]  # (B, 62)
+        x = _over_points(x, len(landmarks))  # (B, 1024)
+        return torch.cat([self._layer(name, x) for name in self.HEADS], dim=1)  # (B, 62)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_model
 from utils.augmentation import Mirror, similarity_on_parameters
-from utils.files import write_npz
+from utils.files import read_npz, write_npz
 from utils.fitting import fit_landmarks
 from utils.morphable_model import MorphableModel
 from utils.preprocessing import CROP_SIZE
@@ -30,12 +30,25 @@ LABEL_SIDE = 160  # pixels, of the labelled pictures
 FACE_SHARE = 0.68  # of sqrt(w·h) of the landmarks' box in the crop's side
 
 
+def label_landmarks(labels: dict[str, np.ndarray], human_weight: float = 0.0) -> np.ndarray:
+    """(n, 3, 68) float32 landmarks of a label file, pixels of the pictures.
+
+    Where people have marked a point too, ``human_weight`` of x and y is theirs. (Parameters are
+    fitted to the labels alone: they are consistent in 3D, and the mixture is not.)
+    """
+    landmarks = labels["landmarks"].astype(np.float32) * LABEL_UNIT
+    human = labels["human_landmarks"].astype(np.float32)  # (n, 2, 68), NaN where not marked
+    blend = (1 - human_weight) * landmarks[:, :2] + human_weight * human
+    landmarks[:, :2] = np.where(np.isnan(human), landmarks[:, :2], blend)
+    return landmarks
+
+
 def fit_file(face_model: MorphableModel, path: Path, batch: int = 1000) -> dict[str, np.ndarray]:
     """Names, parameters and fit errors of the labels in one file."""
-    with np.load(path) as labels:
-        names, landmarks = labels["name"], labels["landmarks"]
+    labels = read_npz(path)
+    names, landmarks = labels["name"], label_landmarks(labels)
     fits = [
-        fit_landmarks(face_model, landmarks[i : i + batch] * LABEL_UNIT)
+        fit_landmarks(face_model, landmarks[i : i + batch])
         for i in tqdm(range(0, len(landmarks), batch), path.stem)
     ]
     parameters, errors = (np.concatenate(parts) for parts in zip(*fits, strict=True))

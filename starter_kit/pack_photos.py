@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from starter_kit.fit_labels import LABEL_SIDE
-from starter_kit.landmark_statistics import LABEL_UNIT, load_model
+from starter_kit.fit_labels import LABEL_SIDE, label_landmarks
+from starter_kit.landmark_statistics import load_model
 from utils.datasets import write_packed
 from utils.files import read_npz
 
@@ -27,6 +27,12 @@ def main() -> None:
     parser.add_argument("--split", choices=["train", "val"], required=True)
     parser.add_argument("--fits", type=Path, required=True, help="from starter_kit.fit_labels")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--human-weight",
+        type=float,
+        default=0.0,
+        help="share of people's labels, where there are any",
+    )
     options = parser.parse_args()
 
     labels = read_npz(options.photos / f"faces_{options.split}_labels.npz")
@@ -37,7 +43,7 @@ def main() -> None:
     if options.split == "train":
         chosen = labels["spread"].astype(np.float32) <= MAX_SPREAD
     chosen = np.flatnonzero(chosen)
-    landmarks = labels["landmarks"][chosen].astype(np.float32) * LABEL_UNIT
+    landmarks = label_landmarks(labels, options.human_weight)[chosen]
     # the labels' depth starts anywhere; the face model's starts at its origin
     fitted = fits["parameters"][chosen]
     face_model, _ = load_model()

@@ -1,16 +1,30 @@
-"""main_train.py end to end on a made-up set: what it writes, and that resuming changes nothing."""
+"""main_train.py end to end on a made-up set: what it writes, and that nothing can be lost."""
 
+import argparse
 import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 import main_train
 from model_building import load_synergynet
+from utils import training
 from utils.checkpoint import read_checkpoint
 from utils.datasets import write_packed
+from utils.distributed import World
 from utils.metrics import YAW_BINS
+from utils.morphable_model import load_morphable_model
+
+ROOT = Path(main_train.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +38,20 @@ def options(face_npz, face_model, tmp_path_factory) -> list[str]:
         write_packed(folder, pictures, count, 64, parameters=face_model.dewhiten(whitened))
     sets = ["--data", str(folders[0]), "--val", str(folders[1]), "--face-model", str(face_npz)]
     small = ["--backbone", "mobilenet_025", "--train-size", "48", "--batch-size", "8"]
-    plan = ["--epochs", "2", "--cooldown", "1", "--warmup", "3", "--lr", "0.01"]
-    return [*sets, *small, *plan, "--device", "cpu", "--threads", "1"]
+    plan = ["--epochs", "2", "--schedule", "linear", "--cooldown", "1", "--warmup", "3"]
+    return [*sets, *small, *plan, "--lr", "0.01", "--device", "cpu", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
 def whole_run(options, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    main_train.main([*options, "--out", str(out)])
+    assert main_train.main([*options, "--out", str(out)]) == 0
     return out
+
+
+def make_trainer(arguments: list[str]) -> training.Trainer:
+    settings = main_train.parse_options(arguments)
+    return training.Trainer(settings, load_morphable_model(settings.face_model), World())
 
 
 def log(folder) -> list[dict[str, str]]:
@@ -57,7 +76,19 @@ def assert_equal_content(a, b, where: str = "") -> None:
         assert a == b, where
 
 
-def test_a_run_leaves_a_log_and_checkpoints(whole_run, face_model):
+def assert_same_runs(one: Path, other: Path) -> None:
+    for file in ("last.pth.tar", "best.pth.tar"):
+        assert_equal_content(read_checkpoint(one / file), read_checkpoint(other / file))
+    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+             for row in log(folder)] for folder in (one, other)]  # fmt: skip
+    assert rows[0] == rows[1]
+    assert not list(other.glob(".*.partial"))
+
+
+# ------------------------------------------------------------------------------ what a run leaves
+
+
+def test_a_run_leaves_a_log_curves_and_checkpoints(whole_run, face_model):
     rows = log(whole_run)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     terms = [name for name in rows[0] if name.startswith("loss")]
@@ -65,37 +96,75 @@ def test_a_run_leaves_a_log_and_checkpoints(whole_run, face_model):
     for row in rows:
         assert float(row["loss"]) == pytest.approx(sum(float(row[n]) for n in terms[1:]), abs=1e-3)
         assert float(row["nme"]) > 0 and float(row["nme_refined"]) > 0
+        assert 0 < float(row["pose_mae"]) < 180
+        assert row["skipped"] == "0"
         assert all(f"nme_{low}_{high}" in row for low, high in YAW_BINS)
     last = read_checkpoint(whole_run / "last.pth.tar")
     best = read_checkpoint(whole_run / "best.pth.tar")
-    assert last["epoch"] == 2
+    assert last["epoch"] == 2 and last["step"] == 0
     assert "optimizer" in last and "optimizer" not in best
     scores = [float(row["nme_balanced"]) for row in rows]
     assert last["best_score"] == best["best_score"] == pytest.approx(min(scores), abs=1e-3)
-    assert best["epoch"] == 1 + scores.index(min(scores))
+    assert best["epoch"] == last["best_epoch"] == 1 + scores.index(min(scores))
     for name in ("last", "best"):
         load_synergynet(whole_run / f"{name}.pth.tar", face_model)
-    assert {p.name for p in whole_run.iterdir()} == {"log.csv", "last.pth.tar", "best.pth.tar"}
+    assert cv2.imread(str(whole_run / "curves.png")) is not None
+    names = {p.name for p in whole_run.iterdir()} - {"tensorboard"}
+    assert names == {"log.csv", "curves.png", "last.pth.tar", "best.pth.tar"}
 
 
 def test_a_run_repeats_itself(options, whole_run, tmp_path):
-    main_train.main([*options, "--out", str(tmp_path)])
-    files = [folder / "last.pth.tar" for folder in (whole_run, tmp_path)]
-    assert_equal_content(*map(read_checkpoint, files))
+    main_train.main([*options, "--out", str(tmp_path / "same")])
+    assert_same_runs(whole_run, tmp_path / "same")
     main_train.main([*options, "--out", str(tmp_path / "other"), "--seed", "1"])
-    other = read_checkpoint(tmp_path / "other" / "last.pth.tar")["state_dict"]
-    assert not torch.equal(next(iter(other.values())), next(iter(
-        read_checkpoint(files[0])["state_dict"].values()
-    )))  # fmt: skip
+    states = [read_checkpoint(f / "last.pth.tar")["state_dict"] for f in tmp_path.iterdir()]
+    assert not torch.equal(*(next(iter(state.values())) for state in states))
+
+
+def test_epochs_to_keep_have_the_published_name(options, tmp_path, face_model):
+    main_train.main([*options, "--out", str(tmp_path), "--save_val_freq", "2"])
+    kept = [p.name for p in tmp_path.glob("SynergyNet_*")]
+    assert kept == ["SynergyNet_checkpoint_epoch_2.pth.tar"]
+    load_synergynet(tmp_path / kept[0], face_model)
+
+
+def test_without_a_validation_set_a_part_of_the_training_set_is_held_out(options, tmp_path):
+    at = options.index("--val")
+    arguments = [*options[:at], *options[at + 2 :], "--held-out", "0.3"]
+    trainer = make_trainer([*arguments, "--out", str(tmp_path)])
+    train, val = (set(s.indices.tolist()) for s in (trainer.train_set, trainer.val_set))
+    assert len(train) + len(val) == 24 and not train & val and val
+
+
+def test_a_dry_run_tells_what_to_expect_and_writes_nothing(options, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main_train.main([*options, "--out", str(out), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("M weights", "GiB", "images/s", "hours for 2 epochs"))
+    assert not out.exists()
+
+
+def test_initial_weights(options, whole_run, tmp_path, capsys):
+    best = whole_run / "best.pth.tar"
+    trainer = make_trainer([*options, "--out", str(tmp_path), "--init", str(best)])
+    assert_equal_content(dict(trainer.model.state_dict()), read_checkpoint(best)["state_dict"])
+    other = [*options, "--out", str(tmp_path), "--init", str(best), "--backbone", "mobilenet_v2"]
+    assert main_train.main(other) == 2
+    assert str(best) in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------- stopping and resuming
 
 
 class Killed(BaseException):
     """What the process ends with; no handler for ordinary errors sees it."""
 
 
-def run_until_killed(monkeypatch, arguments: list[str], name: str, call: int, after: bool) -> None:
-    """A run that ends before or after the given call of one of main_train's functions."""
-    original, calls = getattr(main_train, name), []
+def run_until_killed(
+    monkeypatch, arguments: list[str], owner, name: str, call: int, after: bool
+) -> None:
+    """A run that ends before or after the given call of a function."""
+    original, calls = getattr(owner, name), []
 
     def dying(*args, **kwargs):
         calls.append(name)
@@ -107,76 +176,215 @@ def run_until_killed(monkeypatch, arguments: list[str], name: str, call: int, af
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(main_train, name, dying)
+        patch.setattr(owner, name, dying)
         with pytest.raises(Killed):
             main_train.main(arguments)
 
 
 @pytest.mark.parametrize(
-    ("name", "call", "after"),
+    ("owner", "name", "call", "after"),
     [
-        ("epoch_batches", 2, False),  # between the epochs
-        ("validate", 2, True),  # late in the second epoch
-        ("write_checkpoint", 1, True),  # between the first epoch's two checkpoints
+        (training.Trainer, "_train_epoch", 2, False),  # between the epochs
+        (training, "validate", 2, True),  # late in the second epoch
+        (training, "write_checkpoint", 1, True),  # between the first epoch's two checkpoints
     ],
 )
 def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(
-    options, whole_run, tmp_path, monkeypatch, name, call, after
+    options, whole_run, tmp_path, monkeypatch, owner, name, call, after
 ):
     arguments = [*options, "--out", str(tmp_path)]
-    run_until_killed(monkeypatch, arguments, name, call, after)
+    run_until_killed(monkeypatch, arguments, owner, name, call, after)
+    # last must not promise a best that is not there
+    assert (tmp_path / "best.pth.tar").exists() or not (tmp_path / "last.pth.tar").exists()
     main_train.main([*arguments, "--resume"])
-    for file in ("last.pth.tar", "best.pth.tar"):
-        assert_equal_content(read_checkpoint(whole_run / file), read_checkpoint(tmp_path / file))
-    assert not list(tmp_path.glob("*.partial"))
+    assert_same_runs(whole_run, tmp_path)
 
 
-def test_no_score_without_its_weights(options, tmp_path, monkeypatch):
-    """The run may end between an epoch's two checkpoints; last must not promise a missing best."""
-    arguments = [*options, "--out", str(tmp_path)]
-    run_until_killed(monkeypatch, arguments, "write_checkpoint", 1, after=True)
-    promised = (tmp_path / "last.pth.tar").exists()
-    assert (tmp_path / "best.pth.tar").exists() or not promised
-
-
-def test_a_resumed_run_remembers_its_best_score(options, tmp_path, monkeypatch):
-    arguments, scores = [*options, "--out", str(tmp_path)], iter([5.0, 7.0])
-    monkeypatch.setattr(main_train, "validate", lambda *_: {"nme_balanced": next(scores)})
-    run_until_killed(monkeypatch, arguments, "epoch_batches", 2, after=False)
+@pytest.mark.parametrize("step", [2, 5, 6])
+def test_resuming_in_the_middle_of_an_epoch(options, whole_run, tmp_path, monkeypatch, step):
+    arguments = [*options, "--out", str(tmp_path), "--save-every-steps", "1"]
+    run_until_killed(monkeypatch, arguments, training.Trainer, "train_step", step, False)
+    saved = read_checkpoint(tmp_path / "last.pth.tar")
+    assert saved["epoch"] * 3 + saved["step"] == step - 1
     main_train.main([*arguments, "--resume"])
-    assert read_checkpoint(tmp_path / "best.pth.tar")["epoch"] == 1
-    last = read_checkpoint(tmp_path / "last.pth.tar")
-    assert (last["epoch"], last["best_score"]) == (2, 5.0)
+    assert_same_runs(whole_run, tmp_path)
 
 
-@pytest.mark.parametrize("loop", ["backbone", "refiner"])
-def test_shorter_loops(options, tmp_path, loop):
-    """Networks outside the loop keep their first weights but for weight decay, and are not run."""
-    out = ["--out", str(tmp_path), "--loop", loop, "--epochs", "1", "--heads", "signed"]
-    main_train.main([*options, *out, "--optimizer", "adamw", "--samples-per-epoch", "8"])
-    (row,) = log(tmp_path)
-    assert ("loss_LMK_pointNet" in row) == (loop == "refiner")
-    assert (row["nme_refined"] != "nan") == (loop == "refiner")
-    assert read_checkpoint(tmp_path / "last.pth.tar")["heads"] == "signed"
-    state = read_checkpoint(tmp_path / "last.pth.tar")["state_dict"]
-    seen = {key.split(".")[0] for key, v in state.items() if "num_batches" in key and v > 0}
-    assert seen == {"I2P"} | ({"forwardDirection"} if loop == "refiner" else set())
+def test_a_run_killed_by_the_system_is_resumed_bit_for_bit(options, whole_run, tmp_path):
+    arguments = [*options, "--out", str(tmp_path), "--save-every-steps", "1"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "main_train.py"), *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "last.pth.tar").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    main_train.main([*arguments, "--resume"])
+    assert_same_runs(whole_run, tmp_path)
 
 
-def test_learning_rate(options):
-    plan = ["--epochs", "10", "--cooldown", "4", "--warmup", "8", "--lr", "1"]
-    settings = main_train.parse_options([*options, *plan])
-    rates = [main_train.learning_rate(step, 10, settings) for step in range(100)]
-    np.testing.assert_allclose(rates[:8], np.arange(1, 9) / 8)
-    assert set(rates[8:61]) == {1}
-    np.testing.assert_allclose(rates[60:], np.arange(40, 0, -1) / 40)
-
-
-def test_missing_sets_and_checkpoints_are_named(options, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing"):
-        main_train.main([*options, "--data", str(tmp_path / "nothing")])
+def test_an_epoch_under_way_goes_on_with_its_own_settings_only(
+    options, tmp_path, monkeypatch, capsys
+):
+    arguments = [*options, "--out", str(tmp_path), "--save-every-steps", "1"]
+    run_until_killed(monkeypatch, arguments, training.Trainer, "train_step", 2, True)
+    assert main_train.main([*arguments, "--resume", "--seed", "4"]) == 2
+    assert "seed 0 (now 4)" in capsys.readouterr().err
 
 
 def test_resuming_a_run_that_saved_nothing_says_so_and_starts(options, tmp_path, capsys):
     main_train.main([*options, "--epochs", "0", "--out", str(tmp_path), "--resume"])
     assert "last.pth.tar: nothing saved yet" in capsys.readouterr().out
+
+
+def test_what_cannot_be_resumed_is_refused(options, whole_run, tmp_path, capsys):
+    weights_only = read_checkpoint(whole_run / "best.pth.tar")
+    torch.save(weights_only, tmp_path / "last.pth.tar")
+    assert main_train.main([*options, "--out", str(tmp_path), "--resume"]) == 2
+    assert "needs last.pth.tar" in capsys.readouterr().err
+    arguments = [*options, "--out", str(whole_run), "--resume", "--heads", "signed"]
+    assert main_train.main(arguments) == 2
+    assert "heads published, this run has signed" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ steps
+
+
+def test_a_step_that_is_not_finite_leaves_no_trace(options, tmp_path):
+    trainer = make_trainer([*options, "--out", str(tmp_path)])
+    trainer.step.train()
+    batch = trainer.train_set.batch(np.arange(8))
+    assert trainer.train_step(batch) is not None
+    weights = {n: v.clone() for n, v in trainer.model.state_dict().items()}
+    moments = [s["momentum_buffer"].clone() for s in trainer.optimizer.state.values()]
+    spoilt = batch._replace(
+        landmarks=batch.landmarks.clone().index_fill_(0, torch.tensor(3), math.nan)
+    )
+    assert trainer.train_step(spoilt) is None
+    assert_equal_content(weights, dict(trainer.model.state_dict()))
+    after = [s["momentum_buffer"] for s in trainer.optimizer.state.values()]
+    assert_equal_content(moments, after)
+
+
+def test_steps_that_are_not_finite_are_counted_and_end_the_run(
+    options, tmp_path, monkeypatch, capsys
+):
+    original, calls = training.Trainer.train_step, []
+
+    def spoil(self, batch):
+        calls.append(1)
+        if len(calls) == 2 or len(calls) > 4:
+            batch = batch._replace(landmarks=batch.landmarks * math.inf)
+        return original(self, batch)
+
+    monkeypatch.setattr(training.Trainer, "train_step", spoil)
+    arguments = [*options, "--out", str(tmp_path), "--epochs", "9", "--max-skipped", "4"]
+    assert main_train.main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "4 steps in a row" in message and "epoch 3, step 2" in message
+    assert [row["skipped"] for row in log(tmp_path)] == ["1", "3"]
+    assert math.isfinite(float(log(tmp_path)[0]["loss"]))
+
+
+@pytest.mark.parametrize("loop", ["backbone", "refiner", "inverse"])
+def test_shorter_loops(options, tmp_path, loop):
+    """Networks outside the loop are not run."""
+    out = ["--out", str(tmp_path), "--loop", loop, "--epochs", "1", "--heads", "signed"]
+    main_train.main([*options, *out, "--optimizer", "adamw", "--samples-per-epoch", "8"])
+    (row,) = log(tmp_path)
+    assert ("loss_LMK_pointNet" in row) == (loop != "backbone")
+    assert ("loss_Param_S2" in row) == (loop == "inverse") and "loss_Param_S1S2" not in row
+    assert (row["nme_refined"] != "nan") == (loop != "backbone")
+    assert read_checkpoint(tmp_path / "last.pth.tar")["heads"] == "signed"
+    state = read_checkpoint(tmp_path / "last.pth.tar")["state_dict"]
+    seen = {key.split(".")[0] for key, v in state.items() if "num_batches" in key and v > 0}
+    parts = ["I2P", "forwardDirection", "reverseDirection"]
+    assert seen == set(parts[: ["backbone", "refiner", "inverse"].index(loop) + 1])
+
+
+def test_bfloat16_touches_the_image_encoder_only(options, tmp_path):
+    trainers = [
+        make_trainer([*options, "--out", str(tmp_path), "--amp", amp]) for amp in ("off", "bf16")
+    ]
+    losses = []
+    for trainer in trainers:
+        trainer.step.train()  # with running statistics an untrained network answers nothing
+        losses.append(trainer.train_step(trainer.train_set.batch(np.arange(8))))
+    for name, value in losses[0].items():
+        assert losses[1][name].dtype == torch.float32
+        assert losses[1][name] == pytest.approx(value.item(), rel=0.05)
+        assert losses[1][name] != value
+
+
+def test_the_published_schedule():
+    """Epochs 1-5 at 0.016, 6-48 at 0.08, 49-64 at 0.016, 65-80 at 0.0032."""
+    settings = argparse.Namespace(schedule="published", epochs=80, lr=0.08)
+    rates = [training.learning_rate(epoch, 7, 100, settings) for epoch in range(80)]
+    expected = [0.016] * 5 + [0.08] * 43 + [0.016] * 16 + [0.0032] * 16
+    np.testing.assert_allclose(rates, expected)
+    settings.epochs = 160
+    assert training.learning_rate(95, 0, 100, settings) == 0.08
+    assert training.learning_rate(96, 0, 100, settings) == pytest.approx(0.016)
+
+
+def test_the_linear_schedule(options):
+    plan = ["--epochs", "10", "--cooldown", "4", "--warmup", "8", "--lr", "1"]
+    settings = main_train.parse_options([*options, *plan])
+    rates = [training.learning_rate(*divmod(step, 10), 10, settings) for step in range(100)]
+    np.testing.assert_allclose(rates[:8], np.arange(1, 9) / 8)
+    assert set(rates[8:61]) == {1}
+    np.testing.assert_allclose(rates[60:], np.arange(40, 0, -1) / 40)
+
+
+# ---------------------------------------------------------------------------------- many processes
+
+
+def run_script(script: Path, *arguments: str, processes: int) -> None:
+    """In as many processes, from the checkout (where nothing need be installed)."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [*command, str(script), *arguments],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        timeout=600, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    """On the same global batch, with batch-norm statistics frozen."""
+    worker = Path(__file__).with_name("distributed_gradients.py")
+    run_script(worker, str(tmp_path / "one.pt"), processes=1)
+    run_script(worker, str(tmp_path / "two.pt"), processes=2)
+    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
+    assert one.keys() == two.keys() and len(one) > 100
+    for name in one:
+        scale = one[name].abs().max().clamp(min=1e-12)
+        assert ((one[name] - two[name]).abs().max() / scale) < 1e-4, name
+
+
+def test_two_processes_train_together(options, tmp_path, face_model):
+    run_script(ROOT / "main_train.py", *options, "--out", str(tmp_path), processes=2)
+    assert [row["epoch"] for row in log(tmp_path)] == ["1", "2"]
+    load_synergynet(tmp_path / "best.pth.tar", face_model)
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+def test_missing_sets_are_named_in_one_line(options, tmp_path, capsys):
+    arguments = [*options, "--data", str(tmp_path / "nothing"), "--out", str(tmp_path)]
+    assert main_train.main(arguments) == 2
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_a_batch_larger_than_the_set_is_refused(options, tmp_path, capsys):
+    assert main_train.main([*options, "--batch-size", "64", "--out", str(tmp_path)]) == 2
+    assert "no full batch of 64" in capsys.readouterr().err

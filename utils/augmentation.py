@@ -1,10 +1,17 @@
 """Training augmentation in batches of tensors, on whatever device the batch lies.
 
+Three ways, all called ``augment(batch, generator, size)`` (``make_augmentation``): ``none``,
+``published`` and ``strong``.
+
 Geometry is exact: the camera parameters are changed by the same similarity that moves the pixels,
-so landmarks decoded from the changed parameters are the moved landmarks. Randomness comes from one
-``torch.Generator`` on the CPU, so the same seed gives the same batch on every device.
+so landmarks decoded from the changed parameters are the moved landmarks. Random numbers come from
+one ``torch.Generator`` on the CPU and reach the device in copies that do not wait for it; only
+what is as large as the pictures (noise) is drawn on the device, from a generator seeded by the
+first. So a seed gives the same batch on every device but for noise and the neighbours that fill
+borders. Nothing here makes the host wait for the device.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +28,11 @@ from utils.morphable_model import (
     split_camera,
 )
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
+
+AUGMENTATIONS = ("published", "strong", "none")
+BLACK = -PIXEL_MEAN / PIXEL_STD  # in normalised pictures; white is its opposite
+GREY = (0.114, 0.587, 0.299)  # weights of B, G, R
+CPU_CHUNK = 16  # samples that are worked on together: few enough for the processor's cache
 
 
 class Batch(NamedTuple):
@@ -53,8 +65,15 @@ class AugmentationSettings:
     grey: float = 0.1
     occlusion: float = 0.35
     low_resolution: float = 0.25
+    blur: float = 0.15
     noise: float = 0.25
-    fill: float = 0.5  # replace made-up border by a plain colour or another picture
+    fill: float = 0.5  # probability that what is no photo is replaced ...
+    black: float = 0.0  # ... and that it is by black, as inference does beyond a photo's edge
+
+
+LOW_RESOLUTIONS = (0.25, 0.4, 0.6)  # of the crop's side
+BLURS = (0.7, 1.2, 2.0)  # standard deviations, pixels of the 120 wide crop
+NOISE = 14.0  # largest standard deviation, grey levels
 
 
 def similarity_on_parameters(parameters: Tensor, linear: Tensor, offset: Tensor) -> Tensor:
@@ -69,28 +88,33 @@ def similarity_on_parameters(parameters: Tensor, linear: Tensor, offset: Tensor)
         (B, 62): landmarks decoded from them are the moved landmarks; z is scaled alike.
     """
     camera = split_camera(parameters)  # (B, 3, 4), y up
-    sign = camera.new_tensor([[1.0], [-1.0]])
-    xy = camera[:, :2] * sign  # y down
-    xy = torch.cat([xy[..., :3], xy[..., 3:] + camera.new_tensor([[0.0], [Y_FLIP]])], 2)
-    xy = linear @ xy
-    shift = offset[..., None] - camera.new_tensor([[0.0], [Y_FLIP]])
-    xy = torch.cat([xy[..., :3], xy[..., 3:] + shift], 2) * sign
-    scale = torch.linalg.det(linear).sqrt()[:, None]
-    z = camera[:, 2] * scale
-    return torch.cat([xy.flatten(1), z, parameters[:, CAMERA:]], 1)
+    rows = linear @ torch.stack([camera[:, 0, :3], -camera[:, 1, :3]], 1)  # (B, 2, 3), y down
+    centre = torch.stack([camera[:, 0, 3], Y_FLIP - camera[:, 1, 3]], 1)
+    centre = (linear @ centre[..., None])[..., 0] + offset  # (B, 2)
+    x = torch.cat([rows[:, 0], centre[:, :1]], 1)
+    y = torch.cat([-rows[:, 1], Y_FLIP - centre[:, 1:]], 1)
+    z = camera[:, 2] * _determinant(linear).sqrt()[:, None]
+    return torch.cat([x, y, z, parameters[:, CAMERA:]], 1)
 
 
 def similarity_on_points(points: Tensor, linear: Tensor, offset: Tensor) -> Tensor:
     """(B, 3, P) points moved likewise; z is scaled."""
-    scale = torch.linalg.det(linear).sqrt()[:, None, None]
+    scale = _determinant(linear).sqrt()[:, None, None]
     return torch.cat([linear @ points[:, :2] + offset[..., None], points[:, 2:] * scale], 1)
+
+
+def _determinant(linear: Tensor) -> Tensor:
+    """(B, 2, 2) -> (B,); torch.linalg would make the host wait for a GPU."""
+    return linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]
 
 
 class Mirror:
     """Left-right mirroring of parameters and points.
 
     The mirrored face's coefficients are the affine map of the original's that fits the mirrored
-    landmarks best; where the bases are closed under mirroring (the starter model) it is exact.
+    landmarks best. Where the bases are closed under mirroring (the starter model) it is exact. The
+    published bases are not: there points are mirrored exactly, and those decoded from the mirrored
+    parameters lie 0.24 pixels of the crop beside them on average (3D; largest about 1).
     """
 
     def __init__(self, face_model: MorphableModel) -> None:
@@ -107,19 +131,23 @@ class Mirror:
 
     def parameters(self, parameters: Tensor, width: int) -> Tensor:
         """(B, 62) of a picture ``width`` wide -> of the mirrored picture, x -> width - 1 - x."""
+        device = parameters.device
+        if self.linear.device != device:
+            self.linear, self.offset = self.linear.to(device), self.offset.to(device)
         camera = split_camera(parameters)
-        sign = camera.new_tensor([[-1.0, 1.0, 1.0, 1.0]])
-        camera = camera * sign  # the head is mirrored in the model frame ...
-        x = -camera[:, :1]  # ... and in the picture
-        x = torch.cat([x[..., :3], x[..., 3:] + (width - 1)], 2)
-        linear, offset = self.linear.to(parameters.device), self.offset.to(parameters.device)
-        coefficients = parameters[:, CAMERA:] @ linear.T + offset
-        return torch.cat([x.flatten(1), camera[:, 1:].flatten(1), coefficients], 1)
+        camera = torch.cat(
+            [-camera[..., :1], camera[..., 1:]], 2
+        )  # mirrored in the model frame ...
+        x = -camera[:, 0]  # ... and in the picture
+        x = torch.cat([x[:, :3], x[:, 3:] + (width - 1)], 1)
+        coefficients = parameters[:, CAMERA:] @ self.linear.T + self.offset
+        return torch.cat([x, camera[:, 1:].flatten(1), coefficients], 1)
 
     @staticmethod
     def points(points: Tensor, width: int) -> Tensor:
         """(B, 3, 68) landmarks of a picture -> of the mirrored picture, renumbered."""
-        mirrored = points[:, :, MIRRORED_LANDMARKS]
+        order = torch.from_numpy(MIRRORED_LANDMARKS).to(points.device, non_blocking=True)
+        mirrored = points[:, :, order]
         return torch.cat([width - 1 - mirrored[:, :1], mirrored[:, 1:]], 1)
 
 
@@ -133,13 +161,20 @@ def source_grid(linear: Tensor, offset: Tensor, size: int) -> Tensor:
     Returns:
         (B, size, size, 2) x and y, source pixels.
     """
+    return _source_points(linear, offset, size).permute(0, 2, 3, 1)
+
+
+def _source_points(linear: Tensor, offset: Tensor, size: int) -> Tensor:
+    """(B, 2, size, size): ``source_grid`` with all x before all y, which computes faster."""
     # output pixel j lies at (j + 0.5) * 120 / size - 0.5 of the crop frame
     centre = (torch.arange(size, device=linear.device) + 0.5) * (CROP_SIZE / size) - 0.5
     y, x = torch.meshgrid(centre, centre, indexing="ij")
-    grid = torch.stack([x, y], -1).reshape(-1, 2)  # (size * size, 2)
-    inverse = torch.linalg.inv(linear)
-    grid = (grid - offset[:, None]) @ inverse.transpose(1, 2)  # (B, size * size, 2)
-    return grid.reshape(-1, size, size, 2)
+    points = torch.stack([x, y]).reshape(2, -1)  # (2, size * size)
+    (a, b), (c, d) = linear[:, 0].unbind(1), linear[:, 1].unbind(1)
+    inverse = torch.stack([d, -b, -c, a], 1).reshape(-1, 2, 2)
+    inverse = inverse / _determinant(linear)[:, None, None]
+    points = (inverse @ points).sub_(inverse @ offset[..., None])
+    return points.reshape(-1, 2, size, size)
 
 
 def sample_images(images: Tensor, grid: Tensor) -> Tensor:
@@ -148,8 +183,221 @@ def sample_images(images: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
-class Augmentation:
-    """Random crops of a batch: geometry, then light and damage.
+class Augment:
+    """What all augmentations are; this one cuts the crop and changes nothing (``none``).
+
+    Pictures that are stored 120 wide are crops already and stay as they are. From larger ones the
+    crop is cut upright with the face centred, the longer side of its landmarks' box 0.68 of the
+    crop's side.
+
+    Args:
+        border: pixels of a 120 wide crop that are set to zero all around, as the published
+            training and test crops have it (5).
+    """
+
+    face_size = 0.68
+
+    def __init__(self, border: int = 0) -> None:
+        self.border = border
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: Batch, generator: torch.Generator, size: int = CROP_SIZE
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            batch: on any device; left alone.
+            generator: on the CPU.
+            size: side of the crops; parameters and landmarks refer to a 120 wide one.
+
+        Returns:
+            images (B, 3, size, size) float32, normalised, channels-last in memory;
+            parameters (B, 62), not whitened, crop frame;
+            landmarks (B, 3, 68), crop frame.
+        """
+        count, device = len(batch.images), batch.images.device
+        host = self._draw(count, generator)
+        drawn = {name: value.to(device, non_blocking=True) for name, value in host.items()}
+        linear, offset, parameters, landmarks = self._geometry(batch, drawn)
+        images = torch.empty(
+            (count, 3, size, size), device=device, memory_format=torch.channels_last
+        )
+        chunk = CPU_CHUNK if device.type == "cpu" else count
+        for start in range(0, count, chunk):
+            part = slice(start, start + chunk)
+            images[part] = self._pixels(
+                Batch(*(tensor[part] for tensor in batch)),
+                None if linear is None else (linear[part], offset[part]),
+                {name: value[part] for name, value in drawn.items()},
+                {name: value[part] for name, value in host.items()},
+                size,
+            )
+        return images, parameters, landmarks
+
+    def _draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """All random numbers of a batch but noise: tensors (count, ...) on the CPU."""
+        return {}
+
+    def _geometry(self, batch: Batch, drawn: dict[str, Tensor]):
+        """Source to crop frame, linear (B, 2, 2) and offset (B, 2) or twice None for 'as it is';
+        parameters and landmarks of the crops."""
+        if batch.images.shape[1] == CROP_SIZE:
+            return None, None, batch.parameters, batch.landmarks
+        return self._moved(batch.parameters, batch.landmarks, *self._centring(batch.landmarks))
+
+    def _centring(
+        self,
+        landmarks: Tensor,
+        angle: Tensor | float = 0.0,
+        fraction: Tensor | None = None,
+        shift: Tensor | float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Source to crop frame: the landmark box in the middle (+ shift), of the wanted size."""
+        low, high = landmarks[:, :2].amin(2), landmarks[:, :2].amax(2)  # (B, 2)
+        centre, side = (low + high) / 2, (high - low).amax(1)
+        scale = (self.face_size if fraction is None else fraction) * CROP_SIZE / side
+        angle = torch.zeros_like(scale) + angle
+        cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+        linear = torch.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2)
+        middle = (CROP_SIZE - 1) / 2 + shift * CROP_SIZE
+        return linear, middle - (linear @ centre[..., None])[..., 0]
+
+    @staticmethod
+    def _moved(parameters: Tensor, landmarks: Tensor, linear: Tensor, offset: Tensor):
+        return (
+            linear,
+            offset,
+            similarity_on_parameters(parameters, linear, offset),
+            similarity_on_points(landmarks, linear, offset),
+        )
+
+    def _pixels(self, batch: Batch, move, drawn, host, size: int) -> Tensor:
+        """Normalised crops (b, 3, size, size) of a part of the batch."""
+        crops = _normalize(self._cut(batch, move, size))
+        _black_outside(crops, *self._border(size), *self._border(size))
+        return crops
+
+    def _cut(self, batch: Batch, move: tuple[Tensor, Tensor] | None, size: int) -> Tensor:
+        images = _planar(batch.images)
+        if move is None and size == images.shape[-1]:
+            return images
+        if move is None:  # 120 wide crops at another size
+            unit = torch.eye(2, device=images.device).expand(len(images), 2, 2)
+            move = unit, torch.zeros(len(images), 2, device=images.device)
+        crops = sample_images(images, source_grid(*move, size))
+        return crops.round_()  # inference sees 8 bits too
+
+    def _border(self, size: int) -> tuple[int, int]:
+        """First row or column that is kept, and the one behind the last."""
+        width = round(self.border * size / CROP_SIZE)
+        return width, size - width
+
+
+def _planar(images: Tensor) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, contiguous."""
+    planar = torch.empty((len(images), 3, *images.shape[1:3]), device=images.device)
+    return planar.copy_(images.permute(0, 3, 1, 2))
+
+
+def _normalize(crops: Tensor) -> Tensor:
+    return crops.sub_(PIXEL_MEAN).div_(PIXEL_STD)
+
+
+def _blend_matrix(own: Tensor, grey: Tensor) -> Tensor:
+    """(...,) factors of a colour and of its grey -> (..., 3, 3) on BGR columns."""
+    weights = torch.stack([grey * weight for weight in GREY], -1)[..., None, :]
+    return weights + torch.diag_embed(own[..., None].expand(*own.shape, 3))
+
+
+def _cover(pictures: Tensor, other: Tensor, where: Tensor) -> Tensor:
+    """``torch.where`` for a mask (b, 1, h, w) of zeros and ones; ten times as fast on a CPU."""
+    return torch.lerp(pictures, other, where)
+
+
+def _neighbour_or_colour(pictures: Tensor, is_neighbour: Tensor, colour: Tensor) -> Tensor:
+    """Each sample's (b, 3, 1, 1) colour, or (is_neighbour, (b, 1, 1, 1)) the picture before it."""
+    share = is_neighbour.to(pictures.dtype)
+    return pictures.roll(1, 0).mul_(share).add_(colour * (1 - share))
+
+
+class PublishedAugmentation(Augment):
+    """The published recipe: colour jitter, a zero border, rarely a large occlusion.
+
+    Brightness, contrast and saturation change by factors uniform in [0.6, 1.4], in random order:
+    each is a blend of the picture with black, with its mean grey, and with its grey version, cut to
+    [0, 255]. (Pillow, which the published code uses, also rounds after each; here nothing is
+    rounded.) Then 5 pixels all around become zero, and with probability 0.01 all but one of the
+    seven ``KEPT`` parts. Geometry stays.
+    """
+
+    jitter = 0.4
+    occlusion = 0.01
+    # left, top, right, bottom as parts of the side: quadrants, halves, the centre half
+    KEPT = (
+        (0.0, 0.0, 0.5, 0.5),
+        (0.5, 0.0, 1.0, 0.5),
+        (0.0, 0.5, 0.5, 1.0),
+        (0.5, 0.5, 1.0, 1.0),
+        (0.0, 0.0, 0.5, 1.0),
+        (0.5, 0.0, 1.0, 1.0),
+        (0.25, 0.25, 0.75, 0.75),
+    )
+
+    def __init__(self) -> None:
+        super().__init__(border=5)
+
+    def _draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        factors = 1 + self.jitter * (torch.rand(count, 3, generator=generator) * 2 - 1)
+        order = torch.rand(count, 3, generator=generator).argsort(1)  # 0, 1, 2: b., c., s.
+        part = torch.randint(0, len(self.KEPT), (count,), generator=generator)
+        occluded = torch.rand(count, generator=generator) < self.occlusion
+        factors = factors.gather(1, order)  # of the first, second and third change
+        # Each change is a matrix, a constant and an offset from the picture's mean colour. The
+        # first also normalises; the others work on normalised pictures, where black is BLACK.
+        matrices = _blend_matrix(factors, (1 - factors) * (order == 2))
+        from_mean = torch.tensor(GREY) * ((1 - factors) * (order == 1))[..., None]
+        constants = (1 - factors) * (order == 0) * BLACK
+        constants[:, 0] = BLACK
+        for change in (matrices, from_mean):
+            change[:, 0] /= PIXEL_STD
+        return {
+            "matrices": matrices,
+            "from mean": from_mean,
+            "constants": constants,
+            "kept": torch.where(occluded, part, -1),
+        }
+
+    def _pixels(self, batch: Batch, move, drawn, host, size: int) -> Tensor:
+        crops = self._cut(batch, move, size)
+        shape, crops = crops.shape, crops.flatten(2)  # (b, 3, P)
+        spare = torch.empty_like(crops)
+        for matrix, from_mean, constant in zip(
+            *(drawn[name].unbind(1) for name in ("matrices", "from mean", "constants")), strict=True
+        ):
+            offset = (crops.mean(2) * from_mean).sum(1) + constant  # (b,)
+            torch.bmm(matrix, crops, out=spare)
+            spare.add_(offset[:, None, None]).clamp_(BLACK, -BLACK)
+            crops, spare = spare, crops
+        crops = crops.reshape(shape)
+        _black_outside(crops, *self._border(size), *self._border(size))
+        for row in (host["kept"] >= 0).nonzero()[:, 0].tolist():
+            part = self.KEPT[int(host["kept"][row])]
+            x1, y1, x2, y2 = (round(edge * size) for edge in part)
+            _black_outside(crops[row], x1, x2, y1, y2)
+        return crops
+
+
+def _black_outside(crops: Tensor, x1: int, x2: int, y1: int, y2: int) -> None:
+    """Blackens (..., h, w) normalised pictures but for columns x1 to x2 - 1, rows y1 to y2 - 1."""
+    crops[..., :y1, :] = crops[..., y2:, :] = BLACK
+    crops[..., :x1] = crops[..., x2:] = BLACK
+
+
+class Augmentation(Augment):
+    """Random crops of a batch (``strong``): geometry, then light and damage.
+
+    What lies outside the photo shows the photo's last row or column, a plain colour, or another
+    picture of the batch; never black unless ``settings.black`` asks for it.
 
     Args:
         face_model: for mirroring.
@@ -157,138 +405,189 @@ class Augmentation:
     """
 
     def __init__(self, face_model: MorphableModel, settings: AugmentationSettings | None) -> None:
+        super().__init__()
         self.settings = settings
         self.mirror = Mirror(face_model)
 
-    def __call__(
-        self, batch: Batch, generator: torch.Generator, size: int = CROP_SIZE
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """
-        Returns:
-            images (B, 3, size, size) float32, normalised;
-            parameters (B, 62), not whitened, crop frame;
-            landmarks (B, 3, 68), crop frame.
-        """
-        images = batch.images.permute(0, 3, 1, 2).float()  # (B, 3, S, S)
-        parameters, landmarks = batch.parameters, batch.landmarks
+    def _draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        s = self.settings
+        if s is None:
+            return {}
+
+        def uniform(low: float, high: float, *shape: int) -> Tensor:
+            return torch.rand(count, *shape, generator=generator) * (high - low) + low
+
+        def chance(probability: float) -> Tensor:
+            return torch.rand(count, generator=generator) < probability
+
+        def factor(spread: float, *shape: int) -> Tensor:
+            return 1 + spread * uniform(-1, 1, *shape)
+
+        def kind(probability: float, kinds: int) -> Tensor:  # -1: none
+            which = torch.randint(0, kinds, (count,), generator=generator)
+            return torch.where(chance(probability), which, -1)
+
+        angle = torch.randn(count, generator=generator) * s.rotation
+        far = uniform(-1, 1) * s.far_rotation[1]
+        shift = torch.randn(count, 2, generator=generator).clamp(-2.5, 2.5)
+        seed = torch.randint(0, 2**62, (), generator=generator)
+        return {
+            "mirrored": chance(s.mirror),
+            "angle": torch.deg2rad(torch.where(chance(s.far_rotation[0]), far, angle)),
+            "face size": uniform(*s.face_size),
+            "shift": shift * torch.tensor(s.shift) + torch.tensor([0.0, s.drop]),
+            "filling": torch.where(chance(s.black), 3, kind(s.fill, 3)),
+            "fill colour": uniform(0, 255, 3, 1, 1),
+            "brightness": factor(s.brightness),
+            "contrast": factor(s.contrast),
+            "saturation": torch.where(chance(s.grey), 0.0, factor(s.saturation)),
+            "tint": factor(s.tint, 3),
+            "gamma": torch.exp(factor(s.gamma) - 1),
+            "low resolution": kind(s.low_resolution, len(LOW_RESOLUTIONS)),
+            "blur": kind(s.blur, len(BLURS)),
+            "occluded": chance(s.occlusion),
+            "occluder extent": uniform(0.08, 0.48, 2),
+            "occluder corner": uniform(0, 1, 2),
+            "occluder colour": uniform(0, 255, 3, 1, 1),
+            "occluder is a picture": chance(0.6),
+            "noisy": chance(s.noise),
+            "noise": uniform(0, NOISE, 1, 1, 1),
+            "noise seed": seed + torch.arange(count),  # a chunk of the batch takes its first
+        }
+
+    def _geometry(self, batch: Batch, drawn: dict[str, Tensor]):
+        parameters, landmarks, width = batch.parameters, batch.landmarks, batch.images.shape[1]
         if self.settings is None:
-            linear, offset = self._similarity(landmarks, None)
-        else:
-            mirrored = self._chance(len(images), self.settings.mirror, generator, images.device)
-            pick, width = mirrored[:, None], images.shape[-1]
-            parameters = torch.where(pick, self.mirror.parameters(parameters, width), parameters)
-            points = self.mirror.points(landmarks, width)
-            landmarks = torch.where(pick[..., None], points, landmarks)
-            linear, offset = self._similarity(landmarks, generator)
-        grid = source_grid(linear, offset, size)  # (B, size, size, 2)
-        if self.settings is not None:
-            x, y = grid[..., :1], grid[..., 1:]
-            grid = torch.cat([torch.where(pick[..., None, None], width - 1 - x, x), y], -1)
-        crops = sample_images(images, grid)
-        if self.settings is not None:
-            crops = self._fill_border(crops, grid, batch.valid, generator)
-            crops = self._photometric(crops, generator)
-            crops = self._damage(crops, generator)
-        crops = crops.clamp(0, 255).round()  # inference sees 8 bits too
-        return (
-            (crops - PIXEL_MEAN) / PIXEL_STD,
-            similarity_on_parameters(parameters, linear, offset),
-            similarity_on_points(landmarks, linear, offset),
+            return self._moved(parameters, landmarks, *self._centring(landmarks))
+        mirrored = drawn["mirrored"][:, None]
+        parameters = torch.where(mirrored, self.mirror.parameters(parameters, width), parameters)
+        points = self.mirror.points(landmarks, width)
+        landmarks = torch.where(mirrored[..., None], points, landmarks)
+        linear, offset = self._centring(
+            landmarks, drawn["angle"], drawn["face size"], drawn["shift"]
         )
+        _, _, parameters, landmarks = self._moved(parameters, landmarks, linear, offset)
+        # pixels come from the picture as it is stored: the mirroring goes into the map
+        offset = offset + torch.where(mirrored, linear[..., 0] * (width - 1), 0.0)
+        sign = torch.where(mirrored, -1.0, 1.0)  # (B, 1)
+        linear = torch.stack([linear[..., 0] * sign, linear[..., 1]], 2)
+        return linear, offset, parameters, landmarks
 
-    def _similarity(self, landmarks: Tensor, generator: torch.Generator | None):
-        """Source pixels -> crop pixels, the landmark box centred and of the wanted size."""
-        low, high = landmarks[:, :2].amin(2), landmarks[:, :2].amax(2)  # (B, 2)
-        centre, side = (low + high) / 2, (high - low).amax(1)
-        count, device = len(landmarks), landmarks.device
-        if generator is None:
-            angle = torch.zeros(count, device=device)
-            fraction = torch.full((count,), 0.68, device=device)
-            shift = torch.zeros(count, 2, device=device)
-        else:
-            s = self.settings
-            angle = torch.randn(count, generator=generator) * s.rotation
-            far = (torch.rand(count, generator=generator) * 2 - 1) * s.far_rotation[1]
-            is_far = torch.rand(count, generator=generator) < s.far_rotation[0]
-            angle = torch.deg2rad(torch.where(is_far, far, angle)).to(device)
-            smallest, largest = s.face_size
-            fraction = torch.rand(count, generator=generator) * (largest - smallest) + smallest
-            fraction = fraction.to(device)
-            shift = torch.randn(count, 2, generator=generator).clamp(-2.5, 2.5)
-            shift = (shift * torch.tensor(s.shift) + torch.tensor([0.0, s.drop])).to(device)
-        scale = fraction * CROP_SIZE / side
-        cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-        linear = torch.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2)
-        middle = (CROP_SIZE - 1) / 2 + shift * CROP_SIZE
-        offset = middle - (linear @ centre[..., None])[..., 0]
-        return linear, offset
+    def _pixels(self, batch: Batch, move, drawn, host, size: int) -> Tensor:
+        if self.settings is None:
+            return _normalize(self._cut(batch, move, size))
+        crops = self._filled_crops(batch, _source_points(*move, size), drawn)
+        crops = self._light(crops, drawn)
+        crops = self._damage(crops, drawn, host)
+        return _normalize(crops.clamp_(0, 255).round_())  # inference sees 8 bits too
 
-    def _fill_border(
-        self, crops: Tensor, grid: Tensor, valid: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Covers made-up border by plain colour, black or a neighbour in the batch."""
-        count, device = len(crops), crops.device
-        low, high = valid[:, None, None, :2], valid[:, None, None, 2:] - 1
-        inside = ((grid >= low) & (grid <= high)).all(-1)  # (B, h, w)
-        colour = torch.rand(count, 3, 1, 1, generator=generator).to(device) * 255
-        kind = torch.randint(0, 3, (count, 1, 1, 1), generator=generator).to(device)
-        filling = torch.where(kind == 0, colour, torch.where(kind == 1, 0.0, crops.roll(1, 0)))
-        wanted = self._chance(count, self.settings.fill, generator, device)
-        keep = inside[:, None] | ~wanted[:, None, None, None]
-        return torch.where(keep, crops, filling)
+    @staticmethod
+    def _filled_crops(batch: Batch, points: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """The crops, what is no photo covered by plain colour, a neighbour or the photo's edge."""
+        images = _planar(batch.images)
+        # -1 as it is, 0 edge, 1 colour, 2 neighbour, 3 black
+        filling = drawn["filling"][:, None, None, None]
+        low = batch.valid[:, :2, None, None]
+        high = batch.valid[:, 2:, None, None] - 1
+        outside = ((points < low) | (points > high)).any(1, keepdim=True)
+        covered = (outside & (filling > 0)).to(images.dtype)
+        low = torch.where(filling == 0, low, 0.0)
+        high = torch.where(filling == 0, high, images.shape[-1] - 1.0)
+        points = torch.minimum(torch.maximum(points, low), high)
+        crops = sample_images(images, points.permute(0, 2, 3, 1))
+        colour = drawn["fill colour"] * (filling == 1)
+        return _cover(crops, _neighbour_or_colour(crops, filling == 2, colour), covered)
 
-    def _photometric(self, crops: Tensor, generator: torch.Generator) -> Tensor:
-        s, count, device = self.settings, len(crops), crops.device
+    @staticmethod
+    def _light(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """Brightness, contrast, saturation and tint as one matrix for every sample, then gamma."""
+        brightness, contrast, tint = drawn["brightness"], drawn["contrast"], drawn["tint"]
+        matrix = _blend_matrix(drawn["saturation"], 1 - drawn["saturation"]) * tint[..., None]
+        offset = (brightness * (1 - contrast) * crops.mean((1, 2, 3)))[:, None] * tint  # (b, 3)
+        matrix = matrix * (brightness * contrast / 255)[:, None, None]
+        light = torch.bmm(matrix, crops.flatten(2)).add_(offset[..., None] / 255).clamp_(0, 1)
+        # x ** gamma; log2 and exp2 take half the time of pow
+        light = light.log2_().mul_(drawn["gamma"][:, None, None]).exp2_().mul_(255)
+        return light.reshape(crops.shape)
 
-        def factor(spread: float, channels: int = 1) -> Tensor:
-            value = torch.rand(count, channels, 1, 1, generator=generator) * 2 - 1
-            return (1 + spread * value).to(device)
+    @staticmethod
+    def _damage(crops: Tensor, drawn: dict[str, Tensor], host: dict[str, Tensor]) -> Tensor:
+        """Low resolution, blur, occlusion, noise: each for the samples that were drawn for it.
 
-        weights = crops.new_tensor([0.114, 0.587, 0.299])[:, None, None]  # BGR
-        crops = crops * factor(s.brightness)
-        mean = crops.mean(dim=(1, 2, 3), keepdim=True)
-        crops = (crops - mean) * factor(s.contrast) + mean
-        grey = (crops * weights).sum(1, keepdim=True)
-        saturation = factor(s.saturation)
-        no_colour = self._chance(count, s.grey, generator, device)[:, None, None, None]
-        saturation = torch.where(no_colour, 0.0, saturation)
-        crops = (crops - grey) * saturation + grey
-        crops = crops * factor(s.tint, 3)
-        exponent = torch.exp(factor(s.gamma) - 1)
-        return 255 * (crops.clamp(0, 255) / 255) ** exponent
+        They are picked by numbers that are known on the host, so nobody waits for the device.
+        """
+        device, side = crops.device, crops.shape[-1]
 
-    def _damage(self, crops: Tensor, generator: torch.Generator) -> Tensor:
-        """Low resolution, occlusion, noise: each for a random part of the batch."""
-        s, count, device, side = self.settings, len(crops), crops.device, crops.shape[-1]
-        for level in (0.25, 0.4, 0.6):
-            chosen = self._chance(count, s.low_resolution / 3, generator, device)
-            if chosen.any():
+        def rows(chosen: Tensor) -> Tensor:
+            return chosen.nonzero()[:, 0].to(device, non_blocking=True)
+
+        for kind, level in enumerate(LOW_RESOLUTIONS):
+            chosen = rows(host["low resolution"] == kind)
+            if len(chosen):
                 small = F.interpolate(
                     crops[chosen], scale_factor=level, mode="bilinear", antialias=True
                 )
                 restored = F.interpolate(small, size=(side, side), mode="bilinear")
-                crops = crops.masked_scatter(chosen[:, None, None, None], restored)
-        crops = self._occlude(crops, generator)
-        chosen = self._chance(count, s.noise, generator, device)
-        level = torch.rand(count, 1, 1, 1, generator=generator).to(device) * 14
-        noise = torch.randn((int(chosen.sum()), *crops.shape[1:]), generator=generator).to(device)
-        return crops.index_add(0, chosen.nonzero()[:, 0], noise * level[chosen])
+                crops.index_copy_(0, chosen, restored)
+        for kind, sigma in enumerate(BLURS):
+            chosen = rows(host["blur"] == kind)
+            if len(chosen):
+                crops.index_copy_(0, chosen, blur(crops[chosen], sigma * side / CROP_SIZE))
+        crops = _occlude(crops, drawn)
+        chosen = rows(host["noisy"])
+        if len(chosen):
+            generator = torch.Generator(device).manual_seed(int(host["noise seed"][0]))
+            shape = (len(chosen), *crops.shape[1:])
+            noise = torch.randn(shape, generator=generator, device=device)
+            crops.index_add_(0, chosen, noise.mul_(drawn["noise"][chosen]))
+        return crops
 
-    def _occlude(self, crops: Tensor, generator: torch.Generator) -> Tensor:
-        """A rectangle of plain colour, noise or another picture, up to half the side long."""
-        count, device, side = len(crops), crops.device, crops.shape[-1]
-        chosen = self._chance(count, self.settings.occlusion, generator, device)
-        extent = (torch.rand(count, 2, generator=generator) * 0.4 + 0.08).to(device) * side
-        corner = (torch.rand(count, 2, generator=generator).to(device)) * side - extent / 2
-        axis = torch.arange(side, device=device)
-        x1, y1 = corner[:, :1], corner[:, 1:]
-        x2, y2 = x1 + extent[:, :1], y1 + extent[:, 1:]
-        inside = ((axis >= y1) & (axis < y2))[:, :, None] & ((axis >= x1) & (axis < x2))[:, None]
-        inside = inside[:, None] & chosen[:, None, None, None]
-        colour = (torch.rand(count, 3, 1, 1, generator=generator) * 255).to(device)
-        other = (torch.rand(count, 1, 1, 1, generator=generator) < 0.6).to(device)
-        return torch.where(inside, torch.where(other, crops.roll(1, 0), colour), crops)
 
-    @staticmethod
-    def _chance(count: int, probability: float, generator: torch.Generator, device) -> Tensor:
-        return (torch.rand(count, generator=generator) < probability).to(device)
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """(B, 3, H, W) convolved with a Gaussian of ``sigma`` pixels; the edge is repeated."""
+    radius = min(max(1, round(2.5 * sigma)), images.shape[-1] - 1)
+    weights = [math.exp(-0.5 * (at / sigma) ** 2) for at in range(-radius, radius + 1)]
+    images = F.pad(images, [radius] * 4, mode="replicate")
+    for axis in (2, 3):  # moved and added: on a CPU much faster than a convolution by channel
+        length = images.shape[axis] - 2 * radius
+        blurred = torch.zeros_like(images.narrow(axis, 0, length))
+        for at, weight in enumerate(weights):
+            blurred.add_(images.narrow(axis, at, length), alpha=weight / sum(weights))
+        images = blurred
+    return images
+
+
+def _occlude(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+    """A rectangle of plain colour or another picture, up to half the side long."""
+    side = crops.shape[-1]
+    extent = drawn["occluder extent"] * side
+    first = drawn["occluder corner"] * side - extent / 2  # (b, 2) x, y
+    axis = torch.arange(side, device=crops.device)
+    inside = (axis >= first[..., None]) & (axis < (first + extent)[..., None])  # (b, 2, side)
+    inside &= drawn["occluded"][:, None, None]
+    inside = inside.to(crops.dtype)
+    inside = (inside[:, 0, None] * inside[:, 1, :, None])[:, None]  # (b, 1, side, side)
+    is_picture = drawn["occluder is a picture"][:, None, None, None]
+    other = _neighbour_or_colour(crops, is_picture, drawn["occluder colour"])
+    return _cover(crops, other, inside)
+
+
+def make_augmentation(name: str, face_model: MorphableModel) -> Augment:
+    """An augmentation by its name.
+
+    ``published``: ``PublishedAugmentation``; ``published-test``: its border alone, as the published
+    test crops have it; ``strong``: ``Augmentation`` with the default settings; ``none``: the crops
+    as stored (``Augment``).
+
+    Raises:
+        ValueError: another name.
+    """
+    made = {
+        "published": PublishedAugmentation,
+        "published-test": lambda: Augment(border=5),
+        "strong": lambda: Augmentation(face_model, AugmentationSettings()),
+        "none": Augment,
+    }
+    if name not in made:
+        raise ValueError(f"unknown augmentation {name!r}; expected one of: {', '.join(made)}")
+    return made[name]()

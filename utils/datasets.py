@@ -1,102 +1,443 @@
-"""Training sets: one packed, memory-mapped file of pictures beside their labels.
+"""Training sets behind one door (``open_training_set``): where samples lie and in which order
+they come.
 
-A packed set is a folder with
+Two kinds, with one interface (``Faces``):
+
+``PackedFaces``: a folder with one memory-mapped file of pictures beside their labels,
     images.npy      (n, S, S, 3) uint8 BGR
     labels.npz      parameters (n, 62) float32, not whitened, frame of the S x S picture;
                     landmarks (n, 3, 68) float32, same frame, optional (else from the parameters);
-                    valid (n, 4) int16 x1 y1 x2 y2 of the part that is photo, optional
+                    valid (n, 4) int16 x1 y1 x2 y2 of the part that is photo, optional;
+                    names (n,) strings, optional; face_model fingerprint, optional
+
+``PublishedFaces``: the published layout, below one folder
+    3dmm_data/train_aug_120x120.list.train  one file name a line
+    3dmm_data/param_all_norm_v201.pkl       (n, 102) or (n, 62), whitened; the first 62 count
+    train_aug_120x120/*.jpg                 n crops, 120x120
+
+``pack`` turns the second into the first, so that no JPEG is decoded twice.
 """
 
+import hashlib
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from utils.augmentation import Batch
-from utils.files import atomic_write, read_npz
+from utils.files import atomic_write, read_array_pickle, read_image, read_npz
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.morphable_model import NUM_PARAMETERS, MorphableModel, split_camera
+from utils.preprocessing import CROP_SIZE
 
-# How much more often than frontal ones faces of a yaw are drawn: (from degrees, weight).
-YAW_WEIGHTS = ((0, 1.0), (15, 1.3), (30, 2.5), (45, 5.0), (60, 6.0))
+YAW_BIN = 15.0  # degrees, of the bins that pose balancing knows
+
+PUBLISHED_LIST = "3dmm_data/train_aug_120x120.list.train"
+PUBLISHED_PARAMETERS = "3dmm_data/param_all_norm_v201.pkl"
+PUBLISHED_CROPS = "train_aug_120x120"
+
+Job, Result = TypeVar("Job"), TypeVar("Result")
 
 
-class PackedFaces:
-    """A packed training or validation set.
+class Faces:
+    """A training or validation set of n faces; what the two kinds have in common.
 
-    Args:
-        folder: see the module's text.
-        face_model: gives the landmarks where the set has none.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: shapes that disagree.
+    Attributes:
+        folder: where it lies.
+        parameters: (n, 62) float32, not whitened, frame of the stored picture.
+        names: n file names, or None where the set has none.
+        side: of the stored pictures, pixels.
     """
 
+    folder: Path
+    parameters: np.ndarray
+    names: Sequence[str] | None = None
+    side: int = CROP_SIZE
+
     def __init__(self, folder: str | os.PathLike, face_model: MorphableModel) -> None:
-        self.folder = Path(folder)
-        for name in ("images.npy", "labels.npz"):
-            if not (self.folder / name).is_file():
-                raise FileNotFoundError(f"{self.folder / name}: not a packed set, no such file")
-        self.images = np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = read_npz(self.folder / "labels.npz")
-        if "parameters" not in labels or not len(self.images):
-            raise ValueError(f"{self.folder}: an empty set, or labels.npz without parameters")
-        self.parameters = labels["parameters"].astype(np.float32)
-        self.landmarks, self.valid = labels.get("landmarks"), labels.get("valid")
-        count, side = len(self.images), self.images.shape[1]
-        if self.images.shape != (count, side, side, 3) or self.images.dtype != np.uint8:
-            raise ValueError(f"{self.folder}: images must be (n, S, S, 3) uint8")
-        if self.parameters.shape != (count, NUM_PARAMETERS):
-            raise ValueError(
-                f"{self.folder}: {count} pictures but parameters of shape {self.parameters.shape}"
-            )
-        if self.landmarks is None:
-            chunks = np.array_split(self.parameters, max(1, count // 4096))
-            self.landmarks = np.concatenate([face_model.landmarks(chunk) for chunk in chunks])
-        self.landmarks = self.landmarks.astype(np.float32)
-        if self.valid is None:
-            self.valid = np.tile(np.int16([0, 0, side, side]), (count, 1))
+        self.folder, self.face_model = Path(folder), face_model
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.parameters)
 
     def yaw(self) -> np.ndarray:
         """(n,) degrees."""
         _, rotation, _ = decompose_camera(split_camera(self.parameters))
         return rotation_to_angles(rotation)[:, 0]
 
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """(b, S, S, 3) uint8 BGR pictures of ``indices``, a fresh array."""
+        raise NotImplementedError
+
+    def landmarks(self, indices: np.ndarray) -> np.ndarray:
+        """(b, 3, 68) float32 landmarks of ``indices``, frame of the stored pictures."""
+        return self.face_model.landmarks(self.parameters[indices])
+
+    def valid(self, indices: np.ndarray) -> np.ndarray:
+        """(b, 4) x1 y1 x2 y2 of the part of each picture that is photo."""
+        return np.tile(np.float32([0, 0, self.side, self.side]), (len(indices), 1))
+
     def batch(self, indices: np.ndarray) -> Batch:
-        """The samples of ``indices`` as tensors on the CPU."""
-        return Batch(
-            torch.from_numpy(self.images[indices]),
-            torch.from_numpy(self.parameters[indices]),
-            torch.from_numpy(self.landmarks[indices]),
-            torch.from_numpy(self.valid[indices].astype(np.float32)),
+        """The samples of ``indices`` as tensors on the CPU; safe to call from several threads."""
+        indices = np.asarray(indices)
+        arrays = self.parameters[indices], self.landmarks(indices), self.valid(indices)
+        labels = (torch.from_numpy(array.astype(np.float32, copy=False)) for array in arrays)
+        return Batch(torch.from_numpy(self.images(indices)), *labels)
+
+
+class PackedFaces(Faces):
+    """A packed set (see the module's text).
+
+    Args:
+        folder: holds images.npy and labels.npz.
+        face_model: gives the landmarks where the set has none.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: shapes that disagree, or a set that was packed with another face model.
+    """
+
+    def __init__(self, folder: str | os.PathLike, face_model: MorphableModel) -> None:
+        super().__init__(folder, face_model)
+        for name in ("images.npy", "labels.npz"):
+            if not (self.folder / name).is_file():
+                raise FileNotFoundError(f"{self.folder / name}: not a packed set, no such file")
+        images = np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = read_npz(self.folder / "labels.npz")
+        if "parameters" not in labels or not len(images):
+            raise ValueError(f"{self.folder}: an empty set, or labels.npz without parameters")
+        self.parameters = labels["parameters"].astype(np.float32)
+        count, self.side = len(images), images.shape[1]
+        if images.shape != (count, self.side, self.side, 3) or images.dtype != np.uint8:
+            raise ValueError(f"{self.folder}: images must be (n, S, S, 3) uint8")
+        self._images = np.asarray(images)  # the plain view indexes faster than the memmap
+        expected = {"landmarks": (count, 3, 68), "valid": (count, 4), "names": (count,)}
+        for name, shape in {"parameters": (count, NUM_PARAMETERS), **expected}.items():
+            if name in labels and labels[name].shape != shape:
+                raise ValueError(
+                    f"{self.folder}: {count} pictures, so {name} should have shape {shape}, but "
+                    f"has {labels[name].shape}"
+                )
+        theirs = str(labels.get("face_model", face_model.fingerprint))
+        if theirs != face_model.fingerprint:
+            raise ValueError(
+                f"{self.folder}: packed with face model {theirs}, but {face_model.source} is face "
+                f"model {face_model.fingerprint}; its parameters would draw wrong faces. Give the "
+                "face model it was packed with, or pack the set again."
+            )
+        self._landmarks, self._valid = labels.get("landmarks"), labels.get("valid")
+        if "names" in labels:
+            names = labels["names"]
+            self.names = (
+                np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names
+            ).tolist()
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        return np.take(self._images, indices, axis=0)
+
+    def landmarks(self, indices: np.ndarray) -> np.ndarray:
+        return super().landmarks(indices) if self._landmarks is None else self._landmarks[indices]
+
+    def valid(self, indices: np.ndarray) -> np.ndarray:
+        return super().valid(indices) if self._valid is None else self._valid[indices]
+
+
+class PublishedFaces(Faces):
+    """The published training set, its JPEGs decoded when they are asked for.
+
+    Args:
+        root: the folder that holds ``3dmm_data`` and ``train_aug_120x120``.
+        face_model: undoes the whitening of the stored parameters. They carry no name of the model
+            they were whitened with, so a sample of them is checked: cameras must come out as scaled
+            rotations, faces inside the crop.
+
+    Raises:
+        FileNotFoundError: a file is missing; it is named.
+        ValueError: files that disagree, are damaged, or belong to another face model.
+    """
+
+    def __init__(self, root: str | os.PathLike, face_model: MorphableModel) -> None:
+        super().__init__(root, face_model)
+        for name in (PUBLISHED_LIST, PUBLISHED_PARAMETERS, PUBLISHED_CROPS):
+            if not (self.folder / name).exists():
+                raise FileNotFoundError(f"{self.folder / name}: missing; {_FROM_DOWNLOAD}")
+        lines = (self.folder / PUBLISHED_LIST).read_text(encoding="utf-8").splitlines()
+        self.names = [line.strip() for line in lines if line.strip()]
+        path = self.folder / PUBLISHED_PARAMETERS
+        whitened = read_array_pickle(path)
+        if (
+            not isinstance(whitened, np.ndarray)
+            or whitened.ndim != 2
+            or whitened.shape[1] not in (NUM_PARAMETERS, 102)
+        ):
+            found = getattr(whitened, "shape", type(whitened).__name__)
+            raise ValueError(f"{path}: expected an array (n, 62) or (n, 102), found {found}")
+        if len(whitened) != len(self.names) or not self.names:
+            raise ValueError(
+                f"{path} has {len(whitened)} rows, but {self.folder / PUBLISHED_LIST} names "
+                f"{len(self.names)} pictures; the two must come from the same download"
+            )
+        self.parameters = face_model.dewhiten(whitened[:, :NUM_PARAMETERS].astype(np.float32))
+        self._check_whitening(path)
+
+    def _check_whitening(self, path: Path) -> None:
+        """Refuses parameters that this face model's mean and deviation do not turn into faces."""
+        step = max(1, len(self) // 2000)
+        sample = self.parameters[::step]
+        if not np.isfinite(sample).all():
+            raise ValueError(f"{path}: holds numbers that are not finite")
+        points = self.face_model.landmarks(sample)[:, :2]
+        nearby = np.mean((points > -CROP_SIZE / 2) & (points < 1.5 * CROP_SIZE))
+        size = np.median((points.max(2) - points.min(2)).max(1)) / CROP_SIZE
+        rows = split_camera(sample)[:, :, :3].astype(np.float64)
+        gram = rows @ rows.transpose(0, 2, 1)  # of a scaled rotation: a multiple of the identity
+        scale = np.trace(gram, axis1=1, axis2=2)[:, None, None] / 3
+        skew = np.abs(gram / np.maximum(scale, 1e-300) - np.eye(3)).max((1, 2))
+        skew = np.percentile(skew, 90)
+        if nearby < 0.95 or not 0.2 < size < 1.5 or skew > MAX_SKEW:
+            raise ValueError(
+                f"{path}: undone with the mean and deviation of {self.face_model.source}, its "
+                f"whitening gives no faces ({nearby:.0%} of landmarks near the crop, median size "
+                f"{size:.2f} crops, cameras {skew:.3f} off a scaled rotation, at most {MAX_SKEW}). "
+                "It was made with another face model: give that one (the published set needs the "
+                "published 3dmm_data)."
+            )
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        crops = np.empty((len(indices), CROP_SIZE, CROP_SIZE, 3), np.uint8)
+        for crop, index in zip(crops, indices, strict=True):
+            crop[:] = self._read_crop(self.folder / PUBLISHED_CROPS / self.names[index])
+        return crops
+
+    @staticmethod
+    def _read_crop(path: Path) -> np.ndarray:
+        try:
+            crop = read_image(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path}: missing; {_FROM_DOWNLOAD}") from error
+        if crop.shape != (CROP_SIZE, CROP_SIZE, 3):
+            raise ValueError(f"{path}: expected a crop of 120 x 120 pixels, found {crop.shape[:2]}")
+        return crop
+
+
+_FROM_DOWNLOAD = (
+    "it comes with the published training data, a download (README, 'Published files'); expected "
+    f"below one folder: {PUBLISHED_LIST}, {PUBLISHED_PARAMETERS}, {PUBLISHED_CROPS}/*.jpg"
+)
+# Stored cameras are scaled rotations to 1e-6; another model's whitening makes it 0.1 and more.
+MAX_SKEW = 0.05
+
+
+class Subset(Faces):
+    """Some faces of a set, in the order of ``indices``."""
+
+    def __init__(self, faces: Faces, indices: np.ndarray) -> None:
+        super().__init__(faces.folder, faces.face_model)
+        self.faces, self.indices = faces, np.asarray(indices)
+        self.parameters, self.side = faces.parameters[self.indices], faces.side
+        if faces.names is not None:
+            self.names = [faces.names[index] for index in self.indices]
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        return self.faces.images(self.indices[indices])
+
+    def landmarks(self, indices: np.ndarray) -> np.ndarray:
+        return self.faces.landmarks(self.indices[indices])
+
+    def valid(self, indices: np.ndarray) -> np.ndarray:
+        return self.faces.valid(self.indices[indices])
+
+
+def open_training_set(path: str | os.PathLike, face_model: MorphableModel) -> Faces:
+    """The set that lies at ``path``: packed where there is an images.npy, else published.
+
+    Raises:
+        FileNotFoundError: neither lies there, or a file of it is missing.
+        ValueError: as the two classes say.
+    """
+    path = Path(path)
+    if (path / "images.npy").exists():
+        return PackedFaces(path, face_model)
+    if any((path / name).exists() for name in (PUBLISHED_LIST, PUBLISHED_PARAMETERS)):
+        return PublishedFaces(path, face_model)
+    raise FileNotFoundError(
+        f"{path}: no training set there; looked for a packed one (images.npy, labels.npz) and for "
+        f"the published layout ({PUBLISHED_LIST}, {PUBLISHED_PARAMETERS}, {PUBLISHED_CROPS}/*.jpg)"
+    )
+
+
+# --------------------------------------------------------------------------------- held-out faces
+
+
+def source_photo(name: str) -> str:
+    """The photo a crop was made from, so that no photo is on both sides of a split.
+
+    300W-LP names its renderings after the photo, with running numbers for pose and crop behind and
+    ``Flip`` in mirrored ones: ``HELEN_Flip_HELEN_232194_1_0_3.jpg`` -> ``HELEN_HELEN_232194``.
+    Dropped: directories, extension, ``Flip``, and of the numbers at the end all but the first. The
+    second may tell apart two faces of one photo; keeping those together errs on the safe side.
+    """
+    stem = re.sub(r"_?flip", "", Path(name.replace("\\", "/")).stem, flags=re.IGNORECASE)
+    return re.sub(r"^(.*?_\d+)(_\d+)+$", r"\1", stem)
+
+
+def split_held_out(faces: Faces, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Training and held-out indices of a set, split by source photo.
+
+    Which side a photo is on depends on its name and the seed alone, not on the set's order or
+    size. Sets without names are split by index.
+
+    Args:
+        faces: anything with ``names`` and a length.
+        fraction: of the photos that is held out, in (0, 1).
+        seed: another one holds out others.
+
+    Returns:
+        Two sorted index arrays that share no photo.
+
+    Raises:
+        ValueError: a fraction out of range, or a side without faces.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
+    names = faces.names
+    photos = [source_photo(name) for name in names] if names else list(map(str, range(len(faces))))
+    side = {photo: _fraction_of(f"{seed}:{photo}") < fraction for photo in set(photos)}
+    held_out = np.array([side[photo] for photo in photos])
+    if held_out.all() or not held_out.any():
+        raise ValueError(
+            f"{faces.folder}: {len(photos)} faces of {len(side)} photos cannot be split with "
+            f"{fraction:.1%} held out; give a larger fraction, or a validation set of its own"
         )
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _fraction_of(text: str) -> float:
+    """A number in [0, 1) that looks random and is always the same for a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big") / 2**56
+
+
+# ---------------------------------------------------------------------------------------- drawing
 
 
 def pose_balanced_weights(yaw: np.ndarray) -> np.ndarray:
-    """(n,) drawing probabilities that favour the rare large poses (``YAW_WEIGHTS``)."""
-    weights = np.ones(len(yaw))
-    for start, weight in YAW_WEIGHTS:
-        weights[np.abs(yaw) >= start] = weight
+    """(n,) drawing probabilities that favour the rare large poses.
+
+    A bin of 15 degrees of |yaw| is drawn in proportion to the root of the number of its faces:
+    between one by one (profiles hardly ever) and bin by bin (a few profiles again and again).
+    """
+    bins = np.minimum(np.abs(yaw) // YAW_BIN, 90 // YAW_BIN - 1).astype(int)
+    weights = 1 / np.sqrt(np.bincount(bins)[bins])
     return weights / weights.sum()
 
 
 def epoch_batches(
-    probabilities: np.ndarray, samples: int, batch_size: int, seed: int
+    count: int,
+    probabilities: np.ndarray | None,
+    samples: int,
+    batch_size: int,
+    seed: int | Sequence[int],
 ) -> Iterator[np.ndarray]:
-    """Index batches of one epoch, drawn with replacement; the last short batch is dropped."""
-    order = np.random.default_rng(seed).choice(len(probabilities), samples, p=probabilities)
+    """Index batches of one epoch of a set of ``count`` faces; the last short batch is dropped.
+
+    With (n,) probabilities faces are drawn with replacement; without, each comes once before one
+    comes twice.
+    """
+    rng = np.random.default_rng(seed)
+    if probabilities is None:
+        rounds = -(-samples // count)
+        order = np.concatenate([rng.permutation(count) for _ in range(rounds)])[:samples]
+    else:
+        order = rng.choice(count, samples, p=probabilities)
     for start in range(0, samples - batch_size + 1, batch_size):
-        yield np.sort(order[start : start + batch_size])  # sorted: the disk reads forward
+        yield order[start : start + batch_size]
+
+
+def batches(
+    faces: Faces,
+    probabilities: np.ndarray | None,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    *,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 2,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """One epoch's batches, read and decoded ahead by ``workers`` threads.
+
+    The order depends on ``seed`` and ``epoch`` alone. Threads, not processes: OpenCV and numpy let
+    go of the interpreter while they decode and copy, nothing has to be sent, an error keeps its
+    place and text, and no worker can die alone. Closing the iterator stops them.
+
+    Args:
+        faces: the set.
+        probabilities: (n,) of being drawn, with replacement; None: a permutation (the published
+            way).
+        samples: of the epoch; what does not fill a batch is dropped.
+        batch_size: of all processes together.
+        seed, epoch: decide the order.
+        start_step: batches of the epoch that are skipped, unread.
+        rank, world_size: this process takes its contiguous share of every batch.
+        workers: threads; each works on a batch of its own.
+        pin_memory: for copies to a CUDA device that do not wait.
+
+    Yields:
+        ``Batch`` of ``batch_size // world_size`` samples on the CPU.
+
+    Raises:
+        ValueError: the batch cannot be shared evenly, or no worker.
+    """
+    if batch_size % world_size:
+        raise ValueError(f"a batch of {batch_size} cannot be shared by {world_size} processes")
+    if workers < 1:
+        raise ValueError(f"at least one worker is needed, got {workers}")
+    share = batch_size // world_size
+
+    def mine() -> Iterator[np.ndarray]:
+        order = epoch_batches(len(faces), probabilities, samples, batch_size, (seed, epoch))
+        for step, indices in enumerate(order):
+            if step >= start_step:
+                yield indices[rank * share : (rank + 1) * share]
+
+    def load(indices: np.ndarray) -> Batch:
+        batch = faces.batch(indices)
+        return Batch(*(tensor.pin_memory() for tensor in batch)) if pin_memory else batch
+
+    return _in_order(load, mine(), workers)
+
+
+def _in_order(load: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
+    """``load(job)`` of every job, in order, computed ahead by threads."""
+    pool, pending = ThreadPoolExecutor(workers, "faces"), deque()
+    try:
+        for job in jobs:
+            pending.append(pool.submit(load, job))
+            if len(pending) > workers:  # one is ready to take, every worker has one to do
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# ---------------------------------------------------------------------------------------- packing
 
 
 def write_packed(
-    folder: str | os.PathLike, images: Iterator[np.ndarray], count: int, side: int, **labels
+    folder: str | os.PathLike, images: Iterable[np.ndarray], count: int, side: int, **labels
 ) -> None:
     """Writes a packed set; ``images`` yields ``count`` pictures (S, S, 3) uint8 BGR."""
     folder = Path(folder)
@@ -107,9 +448,60 @@ def write_packed(
         for image in images:
             if image.shape != (side, side, 3) or image.dtype != np.uint8:
                 raise ValueError(f"expected ({side}, {side}, 3) uint8, got {image.shape}")
-            file.write(np.ascontiguousarray(image).tobytes())
+            file.write(np.ascontiguousarray(image).data)
             written += 1
         if written != count:
             raise ValueError(f"{folder}: {count} pictures announced, {written} given")
     with atomic_write(folder / "labels.npz") as file:
         np.savez(file, **labels)
+
+
+def pack(faces: Faces, folder: str | os.PathLike, workers: int = 4) -> None:
+    """Decodes a set once into a packed one, with its names and its face model's fingerprint.
+
+    The folder appears complete or not at all; what a killed run leaves is a ``.partial`` folder
+    beside it, which may be removed.
+
+    Raises:
+        FileExistsError: something lies at ``folder`` already.
+        OSError: the disk has no room for it.
+        FileNotFoundError, ValueError: a picture is missing or damaged; it is named.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: exists; remove it, or give another place to pack to")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = len(faces) * faces.side**2 * 3, shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise OSError(
+            f"{folder}: the packed set takes {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f}"
+        )
+    everything = np.arange(len(faces))
+    labels = {
+        "parameters": faces.parameters,
+        "landmarks": faces.landmarks(everything),
+        "valid": faces.valid(everything).astype(np.int16),
+        "face_model": np.array(faces.face_model.fingerprint),
+    }
+    if isinstance(faces, PublishedFaces):  # both follow from the parameters and the crop
+        del labels["landmarks"], labels["valid"]
+    if faces.names is not None:
+        labels["names"] = np.char.encode(faces.names, "utf-8")  # a quarter of numpy's own strings
+
+    def pictures() -> Iterator[np.ndarray]:
+        chunks = np.array_split(everything, max(1, len(faces) // 128))
+        with tqdm(total=len(faces), desc=f"packing {folder.name}", unit="img") as bar:
+            for images in _in_order(faces.images, chunks, workers):
+                yield from images
+                bar.update(len(images))
+
+    partial = Path(
+        tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}.", suffix=".partial")
+    )
+    try:
+        write_packed(partial, pictures(), len(faces), faces.side, **labels)
+        partial.chmod(folder.parent.stat().st_mode & 0o777)  # others may read it, not only we
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

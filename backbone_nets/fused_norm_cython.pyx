@@ -1,0 +1,85 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""Typed binding of fused_norm_kernel.h; ``backbone_nets.fused_norm`` calls it.
+
+The shapes are what memory safety rests on, so they are checked here. Every function fills the
+arrays given last.
+"""
+
+from libc.stddef cimport ptrdiff_t
+
+cdef extern from "fused_norm_kernel.h" namespace "fused_norm" nogil:
+    cdef struct Shape:
+        ptrdiff_t rows, channels
+    void _forward "fused_norm::forward"(
+        const float*, Shape, const float*, const float*, double, float, float, int,
+        double*, double*, double*, float*
+    ) except +
+    void _backward "fused_norm::backward"(
+        const float*, const float*, Shape, const float*, const float*, const double*,
+        const double*, float, float, int, float*, float*, float*
+    ) except +
+
+
+def forward(
+    const float[:, ::1] x,
+    const float[::1] weight,
+    const float[::1] bias,
+    double eps,
+    float low,
+    float high,
+    int threads,
+    double[:, ::1] statistics,
+    float[:, ::1] y,
+):
+    """Fills statistics (3, C) (mean, biased variance, 1 / std) and y (R, C) from x (R, C)."""
+    cdef Shape shape
+    shape.rows, shape.channels = x.shape[0], x.shape[1]
+    _check(shape, y.shape[0], y.shape[1], weight.shape[0], bias.shape[0])
+    if statistics.shape[0] != 3 or statistics.shape[1] != shape.channels:
+        raise ValueError(f"statistics must be (3, {shape.channels})")
+    with nogil:
+        _forward(
+            &x[0, 0], shape, &weight[0], &bias[0], eps, low, high, threads,
+            &statistics[0, 0], &statistics[1, 0], &statistics[2, 0], &y[0, 0],
+        )
+
+
+def backward(
+    const float[:, ::1] x,
+    const float[:, ::1] dy,
+    const float[::1] weight,
+    const float[::1] bias,
+    const double[:, ::1] statistics,
+    float low,
+    float high,
+    int threads,
+    float[:, ::1] dx,
+    float[::1] dweight,
+    float[::1] dbias,
+):
+    """Fills dx (R, C) unless it is None, dweight (C,) and dbias (C,) from dy (R, C)."""
+    cdef Shape shape
+    cdef float* target = NULL
+    shape.rows, shape.channels = x.shape[0], x.shape[1]
+    _check(shape, dy.shape[0], dy.shape[1], weight.shape[0], bias.shape[0])
+    if statistics.shape[0] != 3 or statistics.shape[1] != shape.channels:
+        raise ValueError(f"statistics must be (3, {shape.channels})")
+    if dx is not None:
+        _check(shape, dx.shape[0], dx.shape[1], dweight.shape[0], dbias.shape[0])
+        target = &dx[0, 0]
+    elif dweight.shape[0] != shape.channels or dbias.shape[0] != shape.channels:
+        raise ValueError(f"dweight and dbias must be ({shape.channels},)")
+    with nogil:
+        _backward(
+            &x[0, 0], &dy[0, 0], shape, &weight[0], &bias[0], &statistics[0, 0],
+            &statistics[2, 0], low, high, threads, target, &dweight[0], &dbias[0],
+        )
+
+
+cdef _check(Shape shape, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t first, Py_ssize_t second):
+    if shape.rows < 1 or shape.channels < 1:
+        raise ValueError(f"x must have shape (>0, >0), not ({shape.rows}, {shape.channels})")
+    if rows != shape.rows or columns != shape.channels:
+        raise ValueError(f"matrices differ: ({shape.rows}, {shape.channels}), ({rows}, {columns})")
+    if first != shape.channels or second != shape.channels:
+        raise ValueError(f"vectors must be ({shape.channels},), not ({first},) and ({second},)")

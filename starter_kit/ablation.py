@@ -1,0 +1,78 @@
+"""Does the synergy loop help? Trains its five stages at equal budget, several seeds each.
+
+    python -m starter_kit.ablation --data runs/starter/packed_train --val runs/starter/packed_val
+
+Every run sees the same faces, epochs and batches; they differ in the loss terms (``LOOPS``) and in
+the heads alone. The last epoch is scored, so nothing is chosen on the validation set. A run that
+was stopped goes on when the script is started again; results are in OUT/results.csv and printed.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import main_train
+from utils.files import atomic_write
+
+VARIANTS = {
+    "backbone alone": ("--loop", "backbone"),
+    "+ refiner": ("--loop", "refiner"),
+    "+ inverse": ("--loop", "inverse"),
+    "full loop": ("--loop", "full"),
+    "full loop, signed heads": ("--loop", "full", "--heads", "signed"),
+}
+SCORES = ("nme_balanced", "nme", "nme_refined", "nme_60_90", "pose_mae")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="packed training set")
+    parser.add_argument("--val", type=Path, required=True, help="packed validation set")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--faces", type=int, default=6000, help="of the set, drawn by the run's seed"
+    )
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("options", nargs="*", help="after --: more options of main_train.py")
+    options = parser.parse_args()
+
+    rows = []
+    for seed in range(options.seeds):  # a seed of every variant first: a part is a result too
+        for name, settings in VARIANTS.items():
+            out = options.out / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
+            arguments = [
+                *("--data", options.data, "--val", options.val, "--out", out, "--resume"),
+                *("--limit", options.faces, "--epochs", options.epochs, "--seed", seed),
+                *settings,
+                *options.options,
+            ]
+            tqdm.write(f"{name}, seed {seed}")
+            if main_train.main([str(value) for value in arguments]):
+                raise SystemExit(f"{name}, seed {seed}: the run failed")
+            with (out / "log.csv").open(newline="", encoding="utf-8") as file:
+                last = list(csv.DictReader(file))[-1]
+            rows.append({"variant": name, "seed": seed, **{key: last[key] for key in SCORES}})
+            with atomic_write(options.out / "results.csv", "w") as file:
+                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+    print_table(rows)
+
+
+def print_table(rows: list[dict]) -> None:
+    """Mean and standard deviation over the seeds, a variant a line, as Markdown."""
+    print("| | " + " | ".join(SCORES) + " |")
+    print("|---" * (len(SCORES) + 1) + "|")
+    for name in VARIANTS:
+        values = np.array([[float(r[key]) for key in SCORES] for r in rows if r["variant"] == name])
+        spread = values.std(0, ddof=1) if len(values) > 1 else np.full(len(SCORES), np.nan)
+        cells = [f"{m:.2f} ± {s:.2f}" for m, s in zip(values.mean(0), spread, strict=True)]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

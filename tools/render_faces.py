@@ -1,0 +1,50 @@
+"""Renders a set of faces from the face model: a small one to try things out, without photos.
+
+python -m tools.render_faces OUT --count 2500              # for main_train.py --data OUT
+python -m tools.render_faces OUT --layout aflw2000         # for benchmark.py --data OUT
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+
+from utils.assets import find_face_model
+from utils.morphable_model import load_morphable_model
+from utils.synthetic_sets import write_benchmark_set, write_training_set
+
+LAYOUTS = {"training": (write_training_set, 2500), "aflw2000": (write_benchmark_set, 240)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="folder to write, new or empty")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default="training", help="of which published data"
+    )
+    counts = ", ".join(f"{layout} {count}" for layout, (_, count) in LAYOUTS.items())
+    parser.add_argument("--count", type=int, help=f"number of faces (default: {counts})")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--jobs", type=int, default=2, help="threads (default: 2)")
+    parser.add_argument("--face-model", type=Path, help="3DMM folder or .npz (default: found)")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
+    cv2.setNumThreads(1)  # one thread a picture is faster than many for a part of one
+    write, count = LAYOUTS[options.layout]
+    count = count if options.count is None else options.count
+    try:
+        face_model = load_morphable_model(options.face_model or find_face_model())
+        write(options.out, face_model, count, options.seed, options.jobs)
+    except (OSError, ValueError) as error:
+        print(f"render_faces: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {count} faces rendered from {face_model.source}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

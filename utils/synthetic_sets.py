@@ -1,0 +1,206 @@
+"""Sets of rendered faces in the published layouts, for training and for the benchmark.
+
+Every picture depends on (seed, index) alone, so a set is the same however many threads render it.
+A folder appears complete or not at all.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
+from utils.morphable_model import MorphableModel
+from utils.preprocessing import CROP_SIZE, crop_faces, crop_to_image
+from utils.synthetic import (
+    FaceRenderer,
+    camera_angles,
+    damage,
+    random_background,
+    random_parameters,
+)
+
+NUM_STORED = 102  # the published rows end in 40 texture values that are not used
+PHOTO_SIDE = 450  # pixels, as AFLW2000-3D's pictures
+ROI_SIDES = (191, 340)  # pixels, the range of AFLW2000-3D's roi boxes
+REANNOTATION_NOISE = 0.01  # standard deviation per coordinate, of the landmark box's sqrt(w * h)
+ANGLE_LIMIT = 99.0  # degrees; pose errors leave out faces with any angle beyond it
+DESCRIPTION = "rendered.json"
+VERSION = 1  # of what a seed gives
+
+
+def write_training_set(
+    folder: str | os.PathLike, face_model: MorphableModel, count: int, seed: int = 0, jobs: int = 1
+) -> None:
+    """Renders a set in the layout of the published training data (``datasets.PublishedFaces``).
+
+    Half of the faces have a yaw normal with 30 degrees of deviation, half a uniform one up to 90.
+
+    Args:
+        folder: new or empty.
+        face_model: numpy arrays; also whitens the parameters.
+        count: of pictures, each of a person of its own.
+        seed: of everything random.
+        jobs: threads.
+
+    Raises:
+        FileExistsError: something lies at ``folder`` already.
+        ValueError: a count below 1.
+        OSError: the folder cannot be written.
+    """
+    rng = _generator(count, seed)
+    yaw = np.where(
+        rng.random(count) < 0.5, rng.normal(0, 30, count).clip(-90, 90), rng.uniform(-90, 90, count)
+    )
+    whitened = random_parameters(face_model, yaw, rng)
+    parameters, renderer = face_model.dewhiten(whitened), FaceRenderer(face_model)
+    names = _names(count)
+    with _new_folder(folder) as partial:
+        crops = partial / PUBLISHED_CROPS
+        crops.mkdir()
+
+        def write(index: int) -> None:
+            picture = np.random.default_rng((seed, index))
+            crop = renderer.crop(parameters[index], picture)
+            _write_jpeg(crops / names[index], crop, int(picture.integers(70, 98)))
+
+        _for_each(write, count, jobs)
+        stored = np.zeros((count, NUM_STORED), np.float32)
+        stored[:, : whitened.shape[1]] = whitened
+        (partial / PUBLISHED_PARAMETERS).parent.mkdir()
+        (partial / PUBLISHED_PARAMETERS).write_bytes(pickle.dumps(stored, protocol=4))
+        (partial / PUBLISHED_LIST).write_text("".join(f"{name}\n" for name in names))
+        (partial / DESCRIPTION).write_text(_describe("training", face_model, count, seed))
+
+
+def write_benchmark_set(
+    folder: str | os.PathLike, face_model: MorphableModel, count: int, seed: int = 0, jobs: int = 1
+) -> None:
+    """Renders a set in the layout of the published AFLW2000-3D benchmark, full pictures included.
+
+    A third of the faces goes into each yaw bin; of the last, one in eight is turned past the
+    profile, so that the published angle formulas give some angle beyond +-99 degrees and the pose
+    lists leave it out. All labels are those of the rendered parameters: landmarks by
+    ``crop_to_image``, angles by ``rotation_to_angles``. The re-annotated labels are the same
+    points plus normal noise (``REANNOTATION_NOISE``). ``parameters.npy`` (n, 62) float32, whitened,
+    is what a perfect network would answer; the published set has no such file.
+
+    Args, raises: as ``write_training_set``; ``count`` must be at least 3.
+    """
+    rng = _generator(count, seed, least=3)
+    third = np.arange(count) % 3
+    beyond = (third == 2) & (np.arange(count) % 24 == 23)
+    low = np.choose(third, (0, 30, 60)) + np.where(beyond, 31, 0.5)
+    yaw = rng.uniform(low, np.where(beyond, 100, np.choose(third, (30, 60, 90))))
+    yaw *= rng.choice([-1, 1], count)
+    whitened = random_parameters(face_model, yaw, rng)
+    parameters, renderer = face_model.dewhiten(whitened), FaceRenderer(face_model)
+    sides = rng.integers(*ROI_SIDES, count)
+    corner = np.floor(rng.random((count, 2)) * (PHOTO_SIDE - sides[:, None]))
+    roi_boxes = np.concatenate([corner, corner + sides[:, None]], 1).astype(np.float32)
+    landmarks = crop_to_image(face_model.landmarks(parameters), roi_boxes)  # (n, 3, 68)
+    size = np.sqrt(np.ptp(landmarks[:, :2], axis=2).prod(1))[:, None, None]
+    noise = rng.normal(0, REANNOTATION_NOISE, landmarks[:, :2].shape) * size
+    angles = camera_angles(parameters)[:, [1, 0, 2]]  # pitch, yaw, roll
+    skipped = (np.abs(angles) > ANGLE_LIMIT).any(1)
+    names = _names(count)
+    with _new_folder(folder) as partial:
+        photos, crops, labels = (
+            partial / name for name in ("AFLW2000-3D", "AFLW2000-3D_crop", "eval")
+        )
+        for path in (photos, crops, labels):
+            path.mkdir()
+
+        def write(index: int) -> None:
+            picture = np.random.default_rng((seed, index))
+            photo = random_background(PHOTO_SIDE, PHOTO_SIDE, picture)
+            box = roi_boxes[index]
+            photo = renderer.render(parameters[index], photo, tuple(map(int, box)), picture)
+            photo = damage(photo, picture, sides[index] / CROP_SIZE)
+            _write_jpeg(photos / names[index], photo, 92)
+            _write_jpeg(crops / names[index], crop_faces(photo, box[None])[0], 95)
+
+        _for_each(write, count, jobs)
+        (partial / "AFLW2000-3D_crop.list").write_text("".join(f"{name}\n" for name in names))
+        for name, array in {
+            "AFLW2000-3D.pts68": landmarks.astype(np.float32),
+            "AFLW2000-3D-Reannotated.pts68": (landmarks[:, :2] + noise).astype(np.float32),
+            "AFLW2000-3D.pose": yaw.astype(np.float32),
+            "AFLW2000-3D_crop.roi_box": roi_boxes,
+            "ALFW2000-3D_pose_3ANG_excl": angles[~skipped].astype(np.float32),
+            "ALFW2000-3D_pose_3ANG_skip": np.flatnonzero(skipped),
+        }.items():
+            np.save(labels / f"{name}.npy", array)
+        np.save(partial / "parameters.npy", whitened)
+        (partial / DESCRIPTION).write_text(_describe("aflw2000", face_model, count, seed))
+
+
+def _generator(count: int, seed: int, least: int = 1) -> np.random.Generator:
+    if count < least:
+        raise ValueError(f"a set needs at least {least} pictures, got a count of {count}")
+    if seed < 0:
+        raise ValueError(f"the seed must not be negative, got {seed}")
+    return np.random.default_rng(seed)
+
+
+def _names(count: int) -> list[str]:
+    return [f"render_{index:06d}.jpg" for index in range(count)]
+
+
+def is_rendered(
+    folder: str | os.PathLike, face_model: MorphableModel, count: int, seed: int
+) -> bool:
+    """Whether ``write_training_set`` with these arguments has made the folder already."""
+    path = Path(folder) / DESCRIPTION
+    return path.is_file() and path.read_text() == _describe("training", face_model, count, seed)
+
+
+def _describe(layout: str, face_model: MorphableModel, count: int, seed: int) -> str:
+    content = {"layout": layout, "count": count, "seed": seed, "version": VERSION}
+    return json.dumps({**content, "face_model": face_model.fingerprint}, indent=1) + "\n"
+
+
+@contextmanager
+def _new_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """A partial sibling that becomes the folder when the block ends without an exception."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: exists; remove it, or give another place to write to")
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name[:40]}.", suffix=".partial"))
+    try:
+        yield partial
+        partial.chmod(parent.stat().st_mode & 0o777)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _for_each(write: Callable[[int], None], count: int, jobs: int) -> None:
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            done = pool.map(write, range(count))
+            for _ in tqdm(done, total=count, desc="rendering", unit="img"):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
+    """Not by ``write_image``: the folder is still a partial one, and the quality is chosen."""
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"{path}: OpenCV cannot encode a picture of shape {image.shape}")
+    path.write_bytes(data.tobytes())

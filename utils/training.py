@@ -1,0 +1,535 @@
+"""The training loop: batches -> augmentation -> the synergy loop -> one optimiser step.
+
+Every step draws its samples, augmentation and dropout from (seed, epoch, step, process), so there
+is no random state to lose: a run that was killed and resumed goes on as if it had not been.
+Checkpoints are complete or not there; a step with a non-finite loss or gradient leaves no trace.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from backbone_nets.fused_norm import fuse_batch_norm
+from loss_definition import SynergyLoss, total
+from model_building import SynergyNet, load_learnable
+from utils.augmentation import Augment, make_augmentation
+from utils.checkpoint import check_face_model, read_checkpoint, write_checkpoint
+from utils.datasets import (
+    Faces,
+    Subset,
+    batches,
+    open_training_set,
+    pack,
+    pose_balanced_weights,
+    split_held_out,
+)
+from utils.distributed import World
+from utils.geometry import decompose_camera, rotation_to_angles
+from utils.memory import keep_freed_memory
+from utils.metrics import YAW_BINS, bin_means, nme
+from utils.morphable_model import MorphableModel, split_camera
+from utils.training_log import TrainingLog
+
+# The published schedule: epochs of 80 at which a new factor of the peak rate begins.
+PUBLISHED_EPOCHS = 80
+PUBLISHED_SCHEDULE = ((0, 0.2), (5, 1.0), (48, 0.2), (64, 0.04))
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not a number."""
+
+
+@dataclass
+class Progress:
+    """How far a run is, and what it must not forget; saved with every ``last.pth.tar``."""
+
+    epoch: int = 0  # complete ones
+    step: int = 0  # of the epoch under way
+    best_score: float = math.inf
+    best_epoch: int = 0
+    skipped: int = 0  # steps whose loss or gradient was not finite
+    sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms
+
+
+# ------------------------------------------------------------------------------------- the pieces
+
+
+class TrainingStep(nn.Module):
+    """Network and losses as one module, so that one ``forward`` is what DDP and compilers see.
+
+    Args:
+        model: trained in place.
+        criterion: which terms, and their weights.
+        amp: run the image encoder in bfloat16.
+    """
+
+    def __init__(self, model: SynergyNet, criterion: SynergyLoss, amp: bool = False) -> None:
+        super().__init__()
+        self.model, self.criterion, self.amp = model, criterion, amp
+        # what the loop leaves out takes no part in training (DDP would wait for its gradients)
+        model.forwardDirection.requires_grad_(criterion.loop != "backbone")
+        model.reverseDirection.requires_grad_("loss_Param_S2" in criterion.weights)
+
+    def forward(self, images: Tensor, target: Tensor, landmarks: Tensor) -> dict[str, Tensor]:
+        """Loss terms, each a scalar; ``images`` (B, 3, H, W), else as ``SynergyNet.loss``."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
+            terms = self.model.loss(images, target, self.criterion, target_landmarks=landmarks)
+        return {name: term.mean() for name, term in terms.items()}
+
+
+def learning_rate(
+    epoch: int, step: int, steps_per_epoch: int, options: argparse.Namespace
+) -> float:
+    """Of a step (both counts from 0).
+
+    ``published``: epochs 1-5 of 80 at 0.2 times the peak, 6-48 at the peak, 49-64 at 0.2 and the
+    last at 0.04 times; the turning points scale with the number of epochs. ``linear``: warm-up over
+    steps, plateau, fall to zero over the last epochs.
+    """
+    if options.schedule == "published":
+        scale = options.epochs / PUBLISHED_EPOCHS
+        return options.lr * [f for start, f in PUBLISHED_SCHEDULE if epoch >= start * scale][-1]
+    done = epoch * steps_per_epoch + step
+    left = (options.epochs * steps_per_epoch - done) / max(1, options.cooldown * steps_per_epoch)
+    return options.lr * min(1.0, (done + 1) / max(1, options.warmup), left)
+
+
+def make_optimizer(model: nn.Module, options: argparse.Namespace) -> torch.optim.Optimizer:
+    """Nesterov SGD as published, or AdamW; there biases and norms do not decay."""
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), options.lr, 0.9, weight_decay=options.weight_decay, nesterov=True
+        )
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, options.lr, weight_decay=options.weight_decay)
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is in hardware, and not emulated slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    capability = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(capability())
+
+
+class Snapshot:
+    """The buffers of a module (batch-norm statistics), to take a forward pass back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.buffers = list(module.buffers())
+        self.copies = [buffer.clone() for buffer in self.buffers]
+
+    def take(self) -> None:
+        torch._foreach_copy_(self.copies, self.buffers)
+
+    def restore(self) -> None:
+        torch._foreach_copy_(self.buffers, self.copies)
+
+
+def seed_of(*key: int) -> int:
+    """One 32-bit seed of (seed, epoch, step, process)."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+@torch.inference_mode()
+def validate(
+    model: SynergyNet, faces: Faces, loop: str, augment: Augment, size: int, device: torch.device
+) -> dict[str, float]:
+    """Scores in percent and degrees against a set's own labels.
+
+    Args:
+        model: scored in evaluation mode.
+        faces: the set; every sample counts once.
+        loop: the refined landmarks are scored unless this is ``"backbone"``.
+        augment: without randomness: how the crops are cut.
+        size: side of the crops, pixels.
+        device: where the model is.
+
+    Returns:
+        ``nme`` (mean over samples), ``nme_balanced`` (over the yaw bins, which chooses the
+        checkpoint), one a bin, ``nme_refined`` (NaN where untrained), and ``pose_mae``: the mean
+        absolute error of yaw, pitch and roll against the angles of the labels' own cameras.
+    """
+    was_training = model.training
+    model.eval()
+    raw, refined, pose = [], [], []
+    for indices in np.array_split(np.arange(len(faces)), math.ceil(len(faces) / 128)):
+        images, parameters, target = augment(
+            faces.batch(indices).to(device), torch.Generator(), size
+        )
+        output = model(images.contiguous(memory_format=torch.channels_last), loop)
+        target = target.cpu().numpy()
+        raw.append(nme(output.landmarks.cpu().numpy(), target))
+        if output.refined is not None:
+            refined.append(nme(output.refined.cpu().numpy(), target))
+        angles = [
+            pose_angles(p) for p in (model.face_model.dewhiten(output.parameters), parameters)
+        ]
+        turn = np.abs(angles[0] - angles[1])
+        pose.append(np.minimum(turn, 360 - turn).mean(1))
+    model.train(was_training)
+    raw = np.concatenate(raw)
+    bins = bin_means(raw, faces.yaw())
+    result = {f"nme_{low}_{high}": float(v) for (low, high), v in zip(YAW_BINS, bins, strict=True)}
+    return {
+        "nme": float(raw.mean()),
+        "nme_refined": float(np.concatenate(refined).mean()) if refined else math.nan,
+        "nme_balanced": float(np.nanmean(bins)),
+        **result,
+        "pose_mae": float(np.concatenate(pose).mean()),
+    }
+
+
+def pose_angles(parameters: Tensor) -> np.ndarray:
+    """(B, 62) not whitened -> (B, 3) yaw, pitch, roll, degrees."""
+    _, rotation, _ = decompose_camera(split_camera(parameters.cpu().numpy()))
+    return rotation_to_angles(rotation)
+
+
+# -------------------------------------------------------------------------------------- the run
+
+
+class Trainer:
+    """A run: everything it needs, built from the options of ``main_train.py``.
+
+    Args:
+        options: see ``main_train.parse_options``.
+        face_model: the 3DMM that the parameters refer to.
+        world: this process among those that train together.
+
+    Raises:
+        FileNotFoundError, ValueError: of the data, the weights or the checkpoint to resume; each
+            names the file.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, face_model: MorphableModel, world: World
+    ) -> None:
+        self.options, self.world = options, world
+        self.device = world.device
+        self._open_data(face_model)
+
+        torch.manual_seed(options.seed)
+        self.model = SynergyNet(face_model, options.backbone, options.heads).to(self.device)
+        if options.init:
+            content = read_checkpoint(options.init)
+            check_face_model(content, face_model, options.init)
+            load_learnable(self.model, content, options.init)
+        self.model.to(memory_format=torch.channels_last)
+        if self.device.type == "cpu":
+            fuse_batch_norm(self.model)
+            keep_freed_memory()
+        elif world.size > 1 and self.device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.optimizer = make_optimizer(self.model, options)
+        self.criterion = SynergyLoss(options.heads == "signed", options.loop)
+        amp = options.amp == "bf16" or (options.amp == "auto" and supports_bf16(self.device))
+        step = TrainingStep(self.model, self.criterion, amp)
+        if options.compile:
+            step.compile()
+        if world.size > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            step = DistributedDataParallel(step, device_ids=ids)
+        self.step, self.snapshot = step, Snapshot(self.model)
+        self.augment = make_augmentation(options.augment, face_model)
+        self.plain = make_augmentation(
+            "published-test" if options.augment == "published" else "none", face_model
+        )
+
+        self.progress, self.skipped_in_a_row = Progress(), 0
+        if options.resume:
+            self._resume()
+        self.log = TrainingLog(options.out, self.progress.epoch) if world.is_main else None
+        self.sizes = (
+            f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M weights, of which "
+            f"backbone {sum(p.numel() for p in self.model.I2P.parameters()) / 1e6:.2f} M; "
+            f"{len(self.train_set):,} training and {len(self.val_set):,} validation faces; "
+            f"{self.steps_per_epoch} steps of {options.batch_size} an epoch; {self.device}"
+            f"{' x ' + str(world.size) if world.size > 1 else ''}, "
+            f"{'bfloat16 encoder' if amp else 'float32'}"
+        )
+
+    def _open_data(self, face_model: MorphableModel) -> None:
+        options, world = self.options, self.world
+        faces = open_training_set(options.data, face_model)
+        if options.pack:
+            if world.is_main and not (options.pack / "images.npy").exists():
+                pack(faces, options.pack)
+            world.wait()
+            faces = open_training_set(options.pack, face_model)
+        if options.val:
+            self.train_set, self.val_set = faces, open_training_set(options.val, face_model)
+        else:
+            train, val = split_held_out(faces, options.held_out, options.seed)
+            self.train_set, self.val_set = Subset(faces, train), Subset(faces, val)
+        if options.limit:
+            keep = np.random.default_rng(options.seed).permutation(len(self.train_set))
+            self.train_set = Subset(self.train_set, np.sort(keep[: options.limit]))
+        self.probabilities = None
+        if options.pose_balanced:
+            self.probabilities = pose_balanced_weights(self.train_set.yaw())
+        self.samples = options.samples_per_epoch or len(self.train_set)
+        self.steps_per_epoch = self.samples // options.batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"an epoch of {self.samples} samples has no full batch of {options.batch_size}; "
+                "give a smaller --batch-size"
+            )
+        if options.batch_size % world.size:
+            raise ValueError(
+                f"--batch-size {options.batch_size} cannot be shared out among {world.size} "
+                "processes; give a multiple"
+            )
+
+    # ------------------------------------------------------------------------------- checkpoints
+
+    @property
+    def last(self) -> Path:
+        return self.options.out / "last.pth.tar"
+
+    def _plan(self) -> dict:
+        """What decides the order of the samples: an epoch under way cannot go on with another."""
+        o = self.options
+        return {
+            "seed": o.seed,
+            "batch size": o.batch_size,
+            "samples an epoch": self.samples,
+            "training faces": len(self.train_set),
+            "processes": self.world.size,
+        }
+
+    def _save_last(self) -> None:
+        if self.world.is_main:
+            state = asdict(self.progress) | {"plan": self._plan(), "loop": self.options.loop}
+            state["optimizer"] = self.optimizer.state_dict()
+            write_checkpoint(self.last, self.model.checkpoint(**state))
+
+    def _resume(self) -> None:
+        """Weights, optimiser, schedule, epoch and step, best score, from ``last.pth.tar``."""
+        if not self.last.exists():
+            tqdm.write(f"{self.last}: nothing saved yet, starting from the beginning")
+            return
+        state = read_checkpoint(self.last)
+        check_resumable(state, self.model, self.last)
+        plan = self._plan()
+        changed = [
+            f"{k} {state['plan'][k]} (now {v})"
+            for k, v in plan.items()
+            if state["plan"].get(k) != v
+        ]
+        if changed and state["step"]:
+            raise ValueError(
+                f"{self.last}: stopped in the middle of an epoch drawn with {', '.join(changed)}; "
+                "resume with the same settings"
+            )
+        self.model.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
+        if changed and self.world.is_main:
+            tqdm.write(f"{self.last}: goes on with other settings: {', '.join(changed)} before")
+
+    # ---------------------------------------------------------------------------------- the loop
+
+    def run(self) -> None:
+        """Trains until the last epoch.
+
+        Raises:
+            NonFiniteError: ``max_skipped`` steps in a row were not finite; nothing of them is
+                saved.
+        """
+        options, progress, world = self.options, self.progress, self.world
+        if world.is_main:
+            tqdm.write(self.sizes)
+        started = time.time()
+        while progress.epoch < options.epochs:
+            epoch_started, seen = time.time(), progress.step
+            self._train_epoch()
+            row = self._close_epoch(time.time() - epoch_started, self.steps_per_epoch - seen)
+            if world.is_main:
+                tqdm.write("  ".join(f"{name} {value}" for name, value in row.items()))
+            world.wait()
+        if world.is_main:
+            tqdm.write(
+                f"done: {progress.epoch} epochs in {(time.time() - started) / 60:.1f} minutes, "
+                f"{progress.skipped} steps skipped; best epoch {progress.best_epoch} with NME "
+                f"{progress.best_score:.3f} %: {options.out / 'best.pth.tar'}"
+            )
+
+    def _train_epoch(self) -> None:
+        options, progress, world = self.options, self.progress, self.world
+        self.step.train()
+        bar = tqdm(
+            total=self.steps_per_epoch * options.batch_size,
+            initial=progress.step * options.batch_size,
+            desc=f"epoch {progress.epoch + 1}/{options.epochs}",
+            unit="img",
+            mininterval=2,
+            disable=not world.is_main,
+        )
+        sums = progress.sums
+        with bar:
+            for batch in self._batches():
+                terms = self.train_step(batch)
+                if terms is None:
+                    self.skipped_in_a_row += 1
+                    progress.skipped += 1
+                    if self.skipped_in_a_row >= options.max_skipped:
+                        raise NonFiniteError(
+                            f"{self.skipped_in_a_row} steps in a row had a loss or gradient that "
+                            f"is not finite (epoch {progress.epoch + 1}, step {progress.step + 1})"
+                            "; try a smaller --lr, or --clip-norm 5"
+                        )
+                else:
+                    self.skipped_in_a_row = 0
+                    terms["steps"] = torch.ones(())
+                    for name, value in terms.items():
+                        sums[name] = sums.get(name, 0.0) + value.item()
+                    means = {n: v / sums["steps"] for n, v in sums.items() if n != "steps"}
+                    shown = {n.removeprefix("loss_"): f"{v:.3f}" for n, v in means.items()}
+                    bar.set_postfix(shown, refresh=False)
+                progress.step += 1
+                bar.update(options.batch_size)
+                every = options.save_every_steps
+                if every and progress.step % every == 0 and progress.step < self.steps_per_epoch:
+                    self._save_last()
+        if world.size > 1 and sums:
+            means = world.mean(torch.tensor(list(sums.values()), device=self.device)).tolist()
+            progress.sums = dict(zip(sums, means, strict=True))
+
+    def _batches(self) -> Iterator:
+        options, progress, world = self.options, self.progress, self.world
+        return batches(
+            self.train_set,
+            self.probabilities,
+            self.samples,
+            options.batch_size,
+            options.seed,
+            progress.epoch,
+            start_step=progress.step,
+            rank=world.rank,
+            world_size=world.size,
+            workers=options.workers,
+        )
+
+    def train_step(self, batch) -> dict[str, Tensor] | None:
+        """One optimiser step; the loss terms and their sum, or None where it was skipped.
+
+        A step is skipped whole, batch-norm statistics included, where the loss of any process or
+        the common gradient is not finite.
+        """
+        options, progress, world = self.options, self.progress, self.world
+        key = (options.seed, progress.epoch, progress.step, world.rank)
+        torch.manual_seed(seed_of(*key))  # dropout
+        generator = torch.Generator().manual_seed(seed_of(*key, 1))
+        rate = learning_rate(progress.epoch, progress.step, self.steps_per_epoch, options)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        images, parameters, landmarks = self.augment(
+            batch.to(self.device), generator, options.train_size
+        )
+        images = images.contiguous(memory_format=torch.channels_last)
+        self.snapshot.take()
+        terms = self.step(images, self.model.face_model.whiten(parameters), landmarks)
+        loss = total(terms)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm or math.inf)
+        if not torch.isfinite(world.mean(loss.detach()) + norm):
+            self.snapshot.restore()
+            self.optimizer.zero_grad(set_to_none=True)
+            return None
+        self.optimizer.step()
+        return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+    def _close_epoch(self, seconds: float, steps: int) -> dict[str, float]:
+        """Validation, log, checkpoints; from ``last.pth.tar`` on the epoch counts as done."""
+        options, progress = self.options, self.progress
+        rate = learning_rate(progress.epoch, progress.step - 1, self.steps_per_epoch, options)
+        sums = progress.sums
+        done = sums.pop("steps", 0) or math.nan
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+        if not self.world.is_main:
+            return {}
+        row = {
+            "epoch": progress.epoch,
+            "seconds": round(seconds, 1),
+            "images_per_second": round(steps * options.batch_size / max(seconds, 1e-9), 1),
+            "lr": float(f"{rate:.6g}"),
+            "skipped": progress.skipped,
+        }
+        row |= {name: round(value / done, 5) for name, value in sums.items()}
+        scores = validate(
+            self.model, self.val_set, options.loop, self.plain, options.train_size, self.device
+        )
+        row |= {name: round(value, 4) for name, value in scores.items()}
+        self.log.add(row)
+        score = scores["nme_balanced"]
+        if score < progress.best_score:
+            progress.best_score, progress.best_epoch = score, progress.epoch
+            self._save_weights("best.pth.tar")
+        if options.save_val_freq and progress.epoch % options.save_val_freq == 0:
+            self._save_weights(f"SynergyNet_checkpoint_epoch_{progress.epoch}.pth.tar")
+        self._save_last()
+        return row
+
+    def _save_weights(self, name: str) -> None:
+        content = self.model.checkpoint(
+            epoch=self.progress.epoch, best_score=self.progress.best_score
+        )
+        write_checkpoint(self.options.out / name, content)
+
+    def dry_run(self, steps: int = 6) -> None:
+        """A few steps of the real thing, nothing saved: size, memory, expected time."""
+        tqdm.write(self.sizes)
+        self.step.train()
+        durations = []
+        for _, batch in zip(range(steps), self._batches(), strict=False):
+            started = time.perf_counter()
+            self.train_step(batch)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            durations.append(time.perf_counter() - started)
+        seconds = statistics.median(durations[len(durations) // 3 :])  # the first ones warm up
+        epoch = seconds * self.steps_per_epoch
+        tqdm.write(
+            f"{peak_memory(self.device)}; {seconds:.3f} s a step, "
+            f"{self.options.batch_size / seconds:.1f} images/s; {epoch / 60:.1f} minutes an epoch, "
+            f"{epoch * self.options.epochs / 3600:.1f} hours for {self.options.epochs} epochs"
+        )
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory this process has held, for people to read."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of GPU memory at most"
+    try:
+        import resource
+    except ImportError:  # Windows has no such count
+        return "peak memory unknown on this system"
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f"{peak / 2**30:.2f} GiB of memory at most"
+
+
+def check_resumable(state: dict, model: SynergyNet, path: Path) -> None:
+    """Refuses to go on from a checkpoint of another network, face model or program."""
+    if "optimizer" not in state or "plan" not in state:
+        raise ValueError(f"{path}: weights only, no training state; --resume needs last.pth.tar")
+    for name, ours in model.checkpoint().items():
+        if name != "state_dict" and state.get(name) != ours:
+            raise ValueError(f"{path}: trained with {name} {state.get(name)}, this run has {ours}")

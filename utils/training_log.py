@@ -1,0 +1,74 @@
+"""What a training run leaves to be looked at: log.csv, curves.png, TensorBoard's events."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+from utils.files import atomic_write
+
+
+class TrainingLog:
+    """A line per epoch in ``folder/log.csv``, drawn in ``folder/curves.png``.
+
+    TensorBoard's events go to ``folder/tensorboard`` where the package ``tensorboard`` is
+    installed. Curves need matplotlib.
+
+    Args:
+        folder: of the run; made at the first line.
+        epochs: how many epochs of an earlier, resumed run to keep; what it logged later it did
+            not save.
+    """
+
+    def __init__(self, folder: Path, epochs: int = 0) -> None:
+        self.path = folder / "log.csv"
+        self.rows: list[dict[str, str]] = []
+        if epochs and self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
+        self.events = None
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(folder / "tensorboard", purge_step=epochs + 1)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Adds an epoch and writes both files anew, complete or not at all."""
+        self.rows.append({name: str(value) for name, value in row.items()})
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        with atomic_write(self.path, "w") as file:
+            writer = csv.DictWriter(file, names, restval="nan", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        if importlib.util.find_spec("matplotlib"):
+            draw_curves(self.rows, self.path.with_name("curves.png"))
+        if self.events is not None:
+            for name, value in row.items():
+                self.events.add_scalar(name, value, row["epoch"])
+            self.events.flush()
+
+
+def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
+    """Loss terms, validation error and learning rate over the epochs, as one PNG."""
+    from matplotlib.figure import Figure  # no pyplot: no global state, no window system
+
+    def column(name: str) -> list[float]:
+        return [float(row.get(name, "nan")) for row in rows]
+
+    epochs = column("epoch")
+    names = list(rows[-1])
+    panels = [
+        ("training loss", [n for n in names if n.startswith("loss")], "log"),
+        ("validation NME, % of the face's box", [n for n in names if n.startswith("nme")], "log"),
+        ("validation pose error, degrees", [n for n in names if n.startswith("pose")], "linear"),
+        ("learning rate", ["lr"], "linear"),
+    ]
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    for axes, (title, lines, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for name in lines:
+            axes.plot(epochs, column(name), marker=".", label=name)
+        axes.set(title=title, xlabel="epoch", yscale=scale)
+        axes.grid(alpha=0.3)
+        if lines:
+            axes.legend(fontsize=8)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110)
