@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 import main_train
+from utils.cli import run_script
 from utils.files import atomic_write
 
 VARIANTS = {
@@ -75,4 +76,4 @@ def print_table(rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

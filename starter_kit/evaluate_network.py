@@ -17,6 +17,7 @@ import numpy as np
 from model_building import load_synergynet
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils import assets
+from utils.cli import run_script
 from utils.files import read_npz
 from utils.fitting import similarity_align
 from utils.geometry import rotation_to_angles
@@ -96,4 +97,4 @@ def report(title, landmarks, target, human, yaw, source) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

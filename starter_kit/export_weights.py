@@ -13,6 +13,7 @@ import numpy as np
 
 from utils import assets
 from utils.checkpoint import learnable_state, read_checkpoint, write_checkpoint
+from utils.cli import run_script
 from utils.morphable_model import load_morphable_model
 
 
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

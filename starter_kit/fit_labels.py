@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_model
 from utils.augmentation import Mirror, similarity_on_parameters
+from utils.cli import run_script
 from utils.files import read_npz, write_npz
 from utils.fitting import fit_landmarks
 from utils.morphable_model import MorphableModel
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.cli import run_script
 from utils.files import write_npz
 from utils.fitting import similarity_align
 from utils.morphable_model import (
@@ -243,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

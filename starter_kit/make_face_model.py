@@ -39,6 +39,7 @@ from starter_kit.face_mesh import Mesh, build_mesh
 from starter_kit.face_sculpt import Sculpture
 from starter_kit.landmark_statistics import LANDMARK_MODEL
 from starter_kit.mesh_smoothing import fair, interpolate, thin_plate_energy
+from utils.cli import run_script
 from utils.files import write_npz
 
 FOLDER = Path(__file__).parent
@@ -185,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from starter_kit.fit_labels import LABEL_SIDE, label_landmarks
 from starter_kit.landmark_statistics import load_model
+from utils.cli import run_script
 from utils.datasets import write_packed
 from utils.files import read_npz
 
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -33,6 +33,7 @@ from tqdm import tqdm
 import Sim3DR
 from starter_kit.face_mesh import boundary_loops
 from utils import assets
+from utils.cli import run_script
 from utils.datasets import write_packed
 from utils.files import read_npz
 from utils.geometry import decompose_camera
@@ -436,4 +437,4 @@ def make_views(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

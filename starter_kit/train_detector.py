@@ -35,6 +35,7 @@ from FaceBoxes.anchors import anchors, encode
 from FaceBoxes.detector import MEAN_BGR
 from FaceBoxes.network import FaceBoxesNet
 from utils.checkpoint import write_checkpoint
+from utils.cli import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -511,4 +512,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

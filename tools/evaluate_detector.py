@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from FaceBoxes import FaceBoxes
+from utils.cli import run_script
 from utils.files import atomic_write
 
 OVERLAP = 0.5  # intersection over union from which a detection is on a face
@@ -217,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

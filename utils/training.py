@@ -424,6 +424,7 @@ class Trainer:
             rank=world.rank,
             world_size=world.size,
             workers=options.workers,
+            pin_memory=self.device.type == "cuda",
         )
 
     def train_step(self, batch) -> dict[str, Tensor] | None:
