@@ -4,7 +4,7 @@
 
 The roi box is the middle of each picture; the photos are not part of this repository (CARD.md).
 ``--jitter`` moves the roi boxes by up to 10 % and scales them by up to 10 % at random, and also
-tells how far the landmarks move.
+tells how far the landmarks move. ``--end-to-end`` gives no box: the detector finds the face.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from FaceBoxes import FaceBoxes
 from model_building import load_synergynet
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils import assets
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("--face-model", type=Path, help="3DMM folder or .npz")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jitter", action="store_true", help="random roi boxes")
+    parser.add_argument("--end-to-end", action="store_true", help="boxes by the detector")
+    parser.add_argument("--detector-weights", type=Path, help="FaceBoxes weights")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -70,6 +73,22 @@ def main() -> None:
         moved = predict(np.concatenate([80 + shift - half, 80 + shift + half], axis=1))
         report("random roi box", moved, target, human, yaw, labels["source"])
         print(f"  landmarks moved by {nme(moved, landmarks).mean():.2f} % of their box")
+    if options.end_to_end:
+        weights = options.detector_weights or assets.find_detector_weights()
+        detector = FaceBoxes(weights, str(regressor.device))
+        pipeline = FacePipeline(detector, regressor, face_model)
+        found = [
+            min((nme(face.landmarks[None], points[None])[0] for face in faces), default=np.inf)
+            for faces, points in zip(pipeline(images, dense=False), target, strict=True)
+        ]
+        print(f"detector {assets.shown(weights)}, labels")
+        for name, source in (("frames", "p1"), ("profiles", "cfp"), ("all", "")):
+            errors = np.array(found)[np.char.startswith(labels["source"], source)]
+            hits = errors[np.isfinite(errors)]
+            print(
+                f"  {name}: face found {len(hits) / len(errors):.1%}, NME below 8 % "
+                f"{(errors < 8).mean():.1%}, NME where found {hits.mean():.2f}"
+            )
 
 
 def label_yaw(target: np.ndarray, face_model) -> np.ndarray:
