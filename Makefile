@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PHOTO ?= img/astronaut.jpg
 OUT ?= inference_output
+BENCHMARK ?= runs/benchmark_demo
 # What `make published` fetches; empty: everything. FORCE=1 replaces files that are already there.
 NAMES ?=
 # Which torch to install, as pip understands it (`make TORCH=torch==2.13.0`). Empty: on a machine
@@ -23,7 +24,7 @@ SOURCES := pyproject.toml setup.py \
 MISSING := $(foreach folder,$(NATIVE),$(if $(wildcard $(folder)/*.so),,FORCE))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo train-demo test lint format published gui clean FORCE
+.PHONY: help venv build demo train-demo benchmark-demo test lint format published gui clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +40,12 @@ demo: build ## Landmarks, mesh overlay and head pose of a photo: PHOTO=img/astro
 
 train-demo: build ## Render faces, train on them for some two minutes, show what was learnt
 	$(PY) -m tools.train_demo
+
+benchmark-demo: build ## Render a small benchmark set, score the weights on it, make the report
+	@test -d '$(BENCHMARK)/aflw2000_data' || \
+	    $(PY) -m tools.render_faces '$(BENCHMARK)/aflw2000_data' --layout aflw2000 --count 120
+	$(PY) benchmark.py --data '$(BENCHMARK)/aflw2000_data' --out '$(BENCHMARK)/results' \
+	    --boxes jitter detector
 
 test: build ## Run the tests
 	$(PY) -m pytest

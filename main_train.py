@@ -1,24 +1,26 @@
 """Trains SynergyNet: on a CPU, a GPU, or as many as torchrun starts.
 
-python main_train.py                           the published recipe on the published data
-python main_train.py --data PACKED --val PACKED --out runs/mine --pose-balanced
-torchrun --nproc_per_node 4 main_train.py      four GPUs share each batch
+bash train_script.sh                             the published recipe, this script's settings
+python main_train.py --data PACKED_SET --out runs/mine --pose-balanced
+torchrun --nproc_per_node 4 main_train.py ...    four GPUs share each batch
 """
 
 import argparse
+import os
 import sys
+import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from backbone_nets import BACKBONES
 from loss_definition import LOOPS
 from model_building import HEADS
 from utils.assets import find_face_model
 from utils.augmentation import AUGMENTATIONS
+from utils.datasets import open_training_set, pack
 from utils.distributed import join_world
-from utils.morphable_model import load_morphable_model
+from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.preprocessing import CROP_SIZE
 from utils.training import NonFiniteError, Trainer
 
@@ -29,7 +31,7 @@ written to OUT:
   log.csv, curves.png, and tensorboard/ where that package is installed
   SynergyNet_checkpoint_epoch_N.pth.tar   with --save_val_freq
 
-exit code: 0 done, 1 stopped by a fault on the way, 2 wrong usage
+exit code: 0 done, 1 stopped by a fault on the way, 2 wrong usage, 130 stopped by Ctrl-C
 """
 
 
@@ -40,12 +42,17 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
     def add(group, name: str, help: str, **settings) -> None:
         default = settings.get("default")
-        shown = f" (default: {default})" if default not in (None, False, "") else ""
+        shown = f" (default: {default})" if default not in (None, []) else ""
         group.add_argument(name, help=help + shown, **settings)
 
     data = parser.add_argument_group("data")
     add(data, "--data", "published layout, or a packed set", type=Path, default=Path("."))
-    add(data, "--pack", "pack the set into this folder once, train from there", type=Path)
+    add(
+        data,
+        "--pack",
+        "train from this packed folder; made of --data if it is not there",
+        type=Path,
+    )
     add(
         data,
         "--val",
@@ -59,7 +66,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add(data, "--augment", "see utils/augmentation.py", choices=AUGMENTATIONS, default="strong")
     add(data, "--pose-balanced", "draw rare large poses more often", action="store_true")
     add(data, "--train-size", "side of the training crops", type=int, default=CROP_SIZE)
-    add(data, "--workers", "processes that decode JPEGs", type=int, default=2)
+    add(data, "--workers", "threads that read pictures", type=int, default=2)
 
     model = parser.add_argument_group("model")
     add(model, "--backbone", "image encoder", choices=BACKBONES, default="mobilenet_v2")
@@ -107,6 +114,14 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.report_aflw2000 = "aflw2000" in options.val
     folders = [Path(value) for value in options.val if value != "aflw2000"]
+    for name, least in (("batch_size", 1), ("workers", 1), ("train_size", 32), ("max_skipped", 1)):
+        if getattr(options, name) < least:
+            parser.error(
+                f"--{name.replace('_', '-')}: {least} or more, got {getattr(options, name)}"
+            )
+    for name in ("epochs", "samples_per_epoch", "limit", "save_every_steps", "save_val_freq"):
+        if getattr(options, name) < 0:
+            parser.error(f"--{name}: not below zero, got {getattr(options, name)}")
     if len(folders) > 1:
         parser.error(f"--val: one folder at most, got {' '.join(map(str, folders))}")
     options.val = folders[0] if folders else None
@@ -119,8 +134,10 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; the CPU is not concerned
     try:
+        face_model = load_morphable_model(options.face_model or find_face_model())
+        if options.pack:
+            provide_pack(options.data, options.pack, face_model)
         with join_world(options.device) as world:
-            face_model = load_morphable_model(options.face_model or find_face_model())
             trainer = Trainer(options, face_model, world)
             if options.dry_run:
                 trainer.dry_run()
@@ -129,20 +146,35 @@ def main(arguments: list[str] | None = None) -> int:
     except NonFiniteError as error:
         print(f"main_train.py: {error}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError:
+    except (OSError, ValueError) as error:
+        print(f"main_train.py: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        # CUDA's own kind of error, and what the CPU's allocator says
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
         print(
             f"main_train.py: out of memory with --batch-size {options.batch_size}; give a smaller "
             "one (--dry-run tells the memory a size takes)",
             file=sys.stderr,
         )
         return 1
-    except (OSError, ValueError) as error:
-        print(f"main_train.py: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        tqdm.write(f"stopped; --resume goes on from {options.out / 'last.pth.tar'}")
+        last = options.out / "last.pth.tar"
+        print(f"stopped; {f'--resume goes on from {last}' if last.exists() else 'nothing saved'}")
         return 130
     return 0
+
+
+def provide_pack(data: Path, folder: Path, face_model: MorphableModel) -> None:
+    """Packs a set once a machine; other processes of the machine wait for the one that packs."""
+    done = folder / "labels.npz"  # written last
+    if done.exists():
+        return
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        pack(open_training_set(data, face_model), folder)
+    while not done.exists():
+        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-gpus=${GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | grep -c . || true)}
+gpus=${GPUS:-$("$python" -c 'import torch; print(torch.cuda.device_count())')}
 
 settings=(
-    --backbone mobilenet_v2      # 3.8 M weights with its three heads
+    --backbone mobilenet_v2      # 2.3 M weights, 4.1 M with the two point networks
     --heads published            # ReLU on refiner and regressor outputs, as in the published weights
     --loop full                  # all five loss terms
     --augment published          # colour jitter, 5-pixel border, 1 % occlusions
@@ -25,7 +25,7 @@ settings=(
     --batch-size 1024            # of all GPUs together
     --epochs 80
     --save_val_freq 10           # keep every tenth epoch's weights
-    --workers 8                  # processes that decode JPEGs (--pack needs none)
+    --workers 8                  # threads that read pictures
     --out runs/synergynet
 )
 if [ -n "${CPU:-}" ]; then

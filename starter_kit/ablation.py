@@ -52,6 +52,7 @@ def main() -> None:
                 *options.options,
             ]
             tqdm.write(f"{name}, seed {seed}")
+            check_settings(out / "settings.txt", " ".join(map(str, arguments)))
             if main_train.main([str(value) for value in arguments]):
                 raise SystemExit(f"{name}, seed {seed}: the run failed")
             with (out / "log.csv").open(newline="", encoding="utf-8") as file:
@@ -62,6 +63,14 @@ def main() -> None:
                 writer.writeheader()
                 writer.writerows(rows)
     print_table(rows)
+
+
+def check_settings(path: Path, settings: str) -> None:
+    """Refuses to take a run with other settings for one of this table."""
+    if path.exists() and path.read_text(encoding="utf-8") != settings:
+        raise ValueError(f"{path}: a run with other settings; give another --out")
+    with atomic_write(path, "w") as file:
+        file.write(settings)
 
 
 def print_table(rows: list[dict]) -> None:

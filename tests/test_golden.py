@@ -4,6 +4,8 @@
 published assets (default: ``../shared/golden`` and ``../shared/assets`` beside the checkout).
 """
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -18,9 +20,12 @@ from FaceBoxes.network import FaceBoxesNet
 from FaceBoxes.nms import nms, soft_nms
 from loss_definition import SynergyLoss, coefficient_loss, parameter_loss, total, wing_loss
 from model_building import SynergyNet
-from utils.files import read_npy
+from utils import aflw2000
+from utils.aflw2000 import BenchmarkSet, open_benchmark
+from utils.evaluation import BINS, PUBLISHED_LABELS, Prediction, labels_fingerprint, score
+from utils.fitting import similarity_align
 from utils.geometry import decompose_camera, rotation_to_angles
-from utils.metrics import bin_means, nme
+from utils.metrics import bin_masks, bin_means, exact_angles, nme
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.preprocessing import crop_to_image
 from utils.render import render_mesh_overlay
@@ -237,18 +242,53 @@ def test_textured_face(published_model):
 # ---------------------------------------------------------------- AFLW2000-3D protocol
 
 
-@pytest.mark.parametrize(
-    ("labels", "key"),
-    [("AFLW2000-3D.pts68.npy", "ori"), ("AFLW2000-3D-Reannotated.pts68.npy", "re")],
-)
-def test_aflw2000_protocol(labels, key):
-    golden = load_golden("aflw2000_protocol.npz")
-    target = read_npy(asset("aflw2000_eval", labels))
-    yaw = read_npy(asset("aflw2000_eval", "AFLW2000-3D.pose.npy"))
-    roi_boxes = read_npy(asset("aflw2000_eval", "AFLW2000-3D_crop.roi_box.npy"))
-    prediction = crop_to_image(golden["pred_crop"].astype(np.float32), roi_boxes)
-    errors = nme(prediction, target)
-    means = bin_means(errors, yaw)
-    np.testing.assert_allclose(errors, 100 * golden[f"nme_{key}"], rtol=1e-5)
-    found = [*means, means.mean(), means.std()]
-    np.testing.assert_allclose(found, golden[f"bins_{key}"], rtol=1e-5)
+@pytest.fixture(scope="module")
+def published_benchmark(tmp_path_factory) -> BenchmarkSet:
+    """The published labels in the published layout; the crops are empty files, never read."""
+    folder = tmp_path_factory.mktemp("published") / "aflw2000_data"
+    shutil.copytree(asset("aflw2000_eval"), folder / "eval")
+    names = [f"{i:04d}.jpg" for i in range(2000)]
+    (folder / aflw2000.LIST).write_text("\n".join(names))
+    (folder / aflw2000.CROPS).mkdir()
+    for name in names:
+        (folder / aflw2000.CROPS / name).touch()
+    return open_benchmark(folder)
+
+
+def test_aflw2000_protocol(published_benchmark):
+    """Both label sets in one run, twice over: scoring one must not change the other."""
+    golden, data = load_golden("aflw2000_protocol.npz"), published_benchmark
+    landmarks = crop_to_image(golden["pred_crop"].astype(np.float32), data.roi_boxes)
+    rotation = np.tile(np.eye(3), (2000, 1, 1))
+    prediction = Prediction(golden["pred_crop"], {"raw": landmarks}, rotation, 1.0)
+    for _ in range(2):
+        scores, samples = score(data, prediction)
+        for labels, key in (("original", "ori"), ("reannotated", "re")):
+            found, errors = scores["nme"][labels]["raw"], samples[f"nme_{labels}_raw"]
+            np.testing.assert_allclose(errors, 100 * golden[f"nme_{key}"], rtol=1e-5)
+            bins = [found[name] for name in (*BINS, "balanced", "std_balanced")]
+            np.testing.assert_allclose(bins, golden[f"bins_{key}"], rtol=1e-5)
+
+
+def test_aflw2000_labels(published_benchmark):
+    data = published_benchmark
+    assert labels_fingerprint(data) == PUBLISHED_LABELS
+    assert bin_masks(data.yaw).sum(1).tolist() == [1312, 383, 305]
+    original, reannotated = (data.landmarks[name] for name in ("original", "reannotated"))
+    # the two label sets against each other, either one's boxes as the norm
+    assert round(bin_means(nme(original, reannotated), data.yaw).mean(), 2) == 3.40
+    assert round(bin_means(nme(reannotated, original), data.yaw).mean(), 2) == 3.38
+
+
+def test_aflw2000_yaw_is_what_exact_angles_reads(published_model, published_benchmark):
+    """The labels' own landmarks, fitted: R[0, 2] holds the labelled yaw, R[2, 0] does not."""
+    data = published_benchmark
+    points = data.landmarks["original"].transpose(0, 2, 1) * (1, -1, 1)  # y up
+    mean = published_model.landmark_mean.T.astype(np.float64)
+    linear, _ = similarity_align(np.broadcast_to(mean, points.shape), points)
+    rotation = linear / np.linalg.norm(linear, axis=2, keepdims=True)
+    exact, published = exact_angles(rotation)[:, 0], rotation_to_angles(rotation)[:, 0]
+    differ = (np.abs(exact - published) > 5) & (np.abs(data.yaw) < 85)
+    assert differ.sum() > 200
+    errors = [np.median(np.abs(yaw - data.yaw)[differ]) for yaw in (exact, published)]
+    assert errors[0] < 3 < 6 < errors[1]

@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["README.md", "img/README.md", "starter_kit/CARD.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "img/README.md", "starter_kit/CARD.md", "docs/training.md"]
+)
 def test_links_lead_to_files(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
@@ -20,8 +22,8 @@ def test_links_lead_to_files(page):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)) <= targets
     assert {"demo", "test", "build", "lint", "venv", "published", "clean", "help"} <= targets
 
 

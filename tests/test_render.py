@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import Sim3DR
-from utils.render import render_mesh_overlay
+from utils.render import render_mesh_overlay, render_textured
 
 SQUARE = np.float32([[0, 10, 10, 0], [0, 0, 10, 10], [0, 1, 2, 1]])  # (3, 4)
 TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]])
@@ -113,3 +113,25 @@ def test_bad_arguments(changes, message):
     arguments = {"image": photo(), "faces_vertices": [at(5, 5)], "triangles": TRIANGLES}
     with pytest.raises(ValueError, match=message):
         render_mesh_overlay(**(arguments | changes))
+
+
+# ------------------------------------------------------------------------------------- textures
+
+
+@pytest.mark.parametrize("supersampling", [1, 2])
+def test_a_texture_as_large_as_its_square_is_copied(supersampling):
+    texture = photo(10, 10)
+    vertices = SQUARE.T + np.float32([19.5, 14.5, 0])  # outer edges of pixels 20..29, 15..24
+    uv = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
+    image = photo()
+    painted = render_textured(vertices, TRIANGLES, uv, texture, image, supersampling)
+    expected = image.copy()
+    expected[15:25, 20:30] = texture
+    outside = np.ones(image.shape[:2], bool)
+    outside[15:25, 20:30] = False
+    np.testing.assert_array_equal(painted[outside], image[outside])
+    if supersampling == 1:  # more samples blur the texture
+        inner = np.s_[15:25, 20:30]
+        diagonal = np.eye(10, dtype=bool)  # on the edge of both triangles: left out by the rule
+        difference = np.abs(painted[inner].astype(int) - expected[inner])
+        assert difference[~diagonal].max() <= 1

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import main_train
+from loss_definition import LOOPS
 from model_building import SynergyNet, load_synergynet
 from utils.assets import find_face_model
 from utils.augmentation import make_augmentation
@@ -46,10 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", type=Path, default=Path("runs/train_demo"), help="folder to write")
     add("--faces", type=int, default=2500, help="rendered for training (default: 2500)")
     add("--epochs", type=int, default=4, help="default: 4")
-    add("--loop", default="full", help="as main_train.py's (default: full)")
+    add("--loop", choices=LOOPS, default="full", help="as main_train.py's (default: full)")
     add("--seed", type=int, default=0, help="of everything random (default: 0)")
     add("--jobs", type=int, default=2, help="threads that render (default: 2)")
     options = parser.parse_args(arguments)
+    if options.faces < 64 or options.epochs < 1:
+        parser.error("--faces: 64 or more; --epochs: 1 or more")
     data, held_out, run = (options.out / name for name in ("data", "held_out", "run"))
 
     cv2.setNumThreads(1)

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import scipy.io
 
 from utils.files import read_array_pickle, read_npy, read_npz
+from utils.matlab import read_mat
 
 if TYPE_CHECKING:
     import torch
@@ -189,11 +189,10 @@ def _read_folder(folder: Path) -> dict[str, np.ndarray]:
             f"{folder / 'param_whitening.pkl'}: expected a dict with param_mean and param_std"
         )
     arrays |= {key: whitening[key] for key in ("param_mean", "param_std")}
-    try:
-        arrays["tri"] = scipy.io.loadmat(folder / "tri.mat")["tri"]
-    except Exception as error:  # scipy raises many kinds on damaged files
-        raise ValueError(f"{folder / 'tri.mat'}: no readable array 'tri' ({error})") from error
-    return arrays
+    triangles = read_mat(folder / "tri.mat")
+    if "tri" not in triangles:
+        raise ValueError(f"{folder / 'tri.mat'}: holds no array of numbers named 'tri'")
+    return {**arrays, "tri": triangles["tri"]}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -59,3 +59,43 @@ def render_mesh_overlay(
         blend = cv2.addWeighted(render, alpha, photo, 1 - alpha, 0)
         np.copyto(overlay[y0:y1, x0:x1], blend, where=visible.covered[..., None])
     return overlay
+
+
+def render_textured(
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    uv: np.ndarray,
+    texture: np.ndarray,
+    background: np.ndarray,
+    supersampling: int = 1,
+) -> np.ndarray:
+    """A textured mesh, unlit, painted over a picture.
+
+    Args:
+        vertices: (N, 3) real, image frame: y down, z towards the viewer.
+        triangles: (T, 3) integer, 0-based.
+        uv: (N, 2) texture coordinates in [0, 1], v up, its picture's outer edges at 0 and 1.
+        texture: (S, T, 3) uint8, BGR; sampled bilinearly.
+        background: (H, W, 3) uint8, BGR.
+        supersampling: samples per pixel along each axis, for smooth contours.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+
+    Raises:
+        TypeError, ValueError: an argument has another type, shape or range than stated.
+    """
+    height, width = background.shape[:2]
+    fine = np.array(vertices, np.float32)
+    fine[:, :2] = (fine[:, :2] + 0.5) * supersampling - 0.5
+    buffer = Sim3DR.zbuffer(fine, triangles, height * supersampling, width * supersampling)
+    places = np.asarray(uv) * (1, -1) + (0, 1)  # share of the texture's width and height
+    x, y = np.moveaxis(Sim3DR.interpolate(buffer, triangles, places), 2, 0)
+    rows, columns = texture.shape[:2]
+    x, y = x * columns - 0.5, y * rows - 0.5
+    colors = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    alpha = buffer.covered[..., None].astype(np.float32)
+    layers = np.concatenate([colors * alpha, alpha], 2)
+    layers = cv2.resize(layers, (width, height), interpolation=cv2.INTER_AREA)
+    result = layers[..., :3] + background * (1 - layers[..., 3:])
+    return np.round(result).clip(0, 255).astype(np.uint8)

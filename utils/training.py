@@ -23,18 +23,19 @@ from tqdm import tqdm
 from backbone_nets.fused_norm import fuse_batch_norm
 from loss_definition import SynergyLoss, total
 from model_building import SynergyNet, load_learnable
-from utils.augmentation import Augment, make_augmentation
+from utils.aflw2000 import DEFAULT_FOLDER, open_benchmark
+from utils.augmentation import Augment, Batch, make_augmentation
 from utils.checkpoint import check_face_model, read_checkpoint, write_checkpoint
 from utils.datasets import (
     Faces,
     Subset,
     batches,
     open_training_set,
-    pack,
     pose_balanced_weights,
     split_held_out,
 )
 from utils.distributed import World
+from utils.evaluation import score_aflw2000
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.memory import keep_freed_memory
 from utils.metrics import YAW_BINS, bin_means, nme
@@ -237,6 +238,15 @@ class Trainer:
         elif world.size > 1 and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.optimizer = make_optimizer(self.model, options)
+        self.progress, self.skipped_in_a_row = Progress(), 0
+        if options.resume:
+            self._resume()
+        done = torch.tensor([self.progress.epoch, self.progress.step], device=self.device).float()
+        if not torch.equal(world.mean(done), done):
+            raise ValueError(
+                f"{self.last}: not every process found the same one; --out must be one folder that "
+                "all machines share"
+            )
         self.criterion = SynergyLoss(options.heads == "signed", options.loop)
         amp = options.amp == "bf16" or (options.amp == "auto" and supports_bf16(self.device))
         step = TrainingStep(self.model, self.criterion, amp)
@@ -251,10 +261,6 @@ class Trainer:
             "published-test" if options.augment == "published" else "none", face_model
         )
 
-        self.progress, self.skipped_in_a_row = Progress(), 0
-        if options.resume:
-            self._resume()
-        self.log = TrainingLog(options.out, self.progress.epoch) if world.is_main else None
         self.sizes = (
             f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M weights, of which "
             f"backbone {sum(p.numel() for p in self.model.I2P.parameters()) / 1e6:.2f} M; "
@@ -266,12 +272,9 @@ class Trainer:
 
     def _open_data(self, face_model: MorphableModel) -> None:
         options, world = self.options, self.world
-        faces = open_training_set(options.data, face_model)
-        if options.pack:
-            if world.is_main and not (options.pack / "images.npy").exists():
-                pack(faces, options.pack)
-            world.wait()
-            faces = open_training_set(options.pack, face_model)
+        faces = open_training_set(options.pack or options.data, face_model)
+        if options.report_aflw2000:
+            open_benchmark(DEFAULT_FOLDER)  # missing files are told now, not after an epoch
         if options.val:
             self.train_set, self.val_set = faces, open_training_set(options.val, face_model)
         else:
@@ -313,35 +316,44 @@ class Trainer:
             "processes": self.world.size,
         }
 
+    def _recipe(self) -> dict:
+        """What may be changed between epochs, and is said when it is."""
+        names = ("epochs", "optimizer", "schedule", "lr", "augment", "train_size", "loop")
+        return {name: getattr(self.options, name) for name in names}
+
     def _save_last(self) -> None:
         if self.world.is_main:
-            state = asdict(self.progress) | {"plan": self._plan(), "loop": self.options.loop}
+            state = asdict(self.progress) | {"plan": self._plan(), "recipe": self._recipe()}
             state["optimizer"] = self.optimizer.state_dict()
             write_checkpoint(self.last, self.model.checkpoint(**state))
 
     def _resume(self) -> None:
         """Weights, optimiser, schedule, epoch and step, best score, from ``last.pth.tar``."""
         if not self.last.exists():
-            tqdm.write(f"{self.last}: nothing saved yet, starting from the beginning")
+            if self.world.is_main:
+                tqdm.write(f"{self.last}: nothing saved yet, starting from the beginning")
             return
         state = read_checkpoint(self.last)
         check_resumable(state, self.model, self.last)
-        plan = self._plan()
-        changed = [
-            f"{k} {state['plan'][k]} (now {v})"
-            for k, v in plan.items()
-            if state["plan"].get(k) != v
-        ]
+        changed = differences(state["plan"], self._plan())
         if changed and state["step"]:
             raise ValueError(
                 f"{self.last}: stopped in the middle of an epoch drawn with {', '.join(changed)}; "
                 "resume with the same settings"
             )
-        self.model.load_state_dict(state["state_dict"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
+        changed += differences(state["recipe"], self._recipe())
         if changed and self.world.is_main:
-            tqdm.write(f"{self.last}: goes on with other settings: {', '.join(changed)} before")
+            tqdm.write(f"{self.last}: goes on with other settings: {', '.join(changed)}")
+        self.model.load_state_dict(state["state_dict"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise ValueError(
+                f"{self.last}: its optimiser's state does not fit --optimizer "
+                f"{self.options.optimizer} ({error}); resume with the same one, or begin anew with "
+                f"--init {self.last}"
+            ) from error
+        self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
 
     # ---------------------------------------------------------------------------------- the loop
 
@@ -353,21 +365,28 @@ class Trainer:
                 saved.
         """
         options, progress, world = self.options, self.progress, self.world
+        log = None
         if world.is_main:
             tqdm.write(self.sizes)
+            log = TrainingLog(options.out, progress.epoch)
         started = time.time()
         while progress.epoch < options.epochs:
             epoch_started, seen = time.time(), progress.step
             self._train_epoch()
             row = self._close_epoch(time.time() - epoch_started, self.steps_per_epoch - seen)
             if world.is_main:
+                log.add(row)
+                self._save_last()  # from here on the epoch counts as done
                 tqdm.write("  ".join(f"{name} {value}" for name, value in row.items()))
             world.wait()
         if world.is_main:
+            best = "no epoch has a score"
+            if progress.best_epoch:
+                best = f"best epoch {progress.best_epoch} with NME {progress.best_score:.3f} %"
+                best = f"{best}: {options.out / 'best.pth.tar'}"
             tqdm.write(
                 f"done: {progress.epoch} epochs in {(time.time() - started) / 60:.1f} minutes, "
-                f"{progress.skipped} steps skipped; best epoch {progress.best_epoch} with NME "
-                f"{progress.best_score:.3f} %: {options.out / 'best.pth.tar'}"
+                f"{progress.skipped} steps skipped; {best}"
             )
 
     def _train_epoch(self) -> None:
@@ -396,9 +415,8 @@ class Trainer:
                         )
                 else:
                     self.skipped_in_a_row = 0
-                    terms["steps"] = torch.ones(())
-                    for name, value in terms.items():
-                        sums[name] = sums.get(name, 0.0) + value.item()
+                    for name, value in {**terms, "steps": 1}.items():
+                        sums[name] = sums.get(name, 0.0) + value
                     means = {n: v / sums["steps"] for n, v in sums.items() if n != "steps"}
                     shown = {n.removeprefix("loss_"): f"{v:.3f}" for n, v in means.items()}
                     bar.set_postfix(shown, refresh=False)
@@ -407,9 +425,6 @@ class Trainer:
                 every = options.save_every_steps
                 if every and progress.step % every == 0 and progress.step < self.steps_per_epoch:
                     self._save_last()
-        if world.size > 1 and sums:
-            means = world.mean(torch.tensor(list(sums.values()), device=self.device)).tolist()
-            progress.sums = dict(zip(sums, means, strict=True))
 
     def _batches(self) -> Iterator:
         options, progress, world = self.options, self.progress, self.world
@@ -427,7 +442,7 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
 
-    def train_step(self, batch) -> dict[str, Tensor] | None:
+    def train_step(self, batch: Batch) -> dict[str, float] | None:
         """One optimiser step; the loss terms and their sum, or None where it was skipped.
 
         A step is skipped whole, batch-norm statistics included, where the loss of any process or
@@ -446,19 +461,21 @@ class Trainer:
         images = images.contiguous(memory_format=torch.channels_last)
         self.snapshot.take()
         terms = self.step(images, self.model.face_model.whiten(parameters), landmarks)
-        loss = total(terms)
+        terms = {"loss": total(terms), **terms}
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        terms["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm or math.inf)
-        if not torch.isfinite(world.mean(loss.detach()) + norm):
+        # of all processes, and the only wait for the device in a step
+        values = world.mean(torch.stack([v.detach() for v in (*terms.values(), norm)])).tolist()
+        if not all(map(math.isfinite, values)):
             self.snapshot.restore()
             self.optimizer.zero_grad(set_to_none=True)
             return None
         self.optimizer.step()
-        return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+        return dict(zip(terms, values, strict=False))
 
     def _close_epoch(self, seconds: float, steps: int) -> dict[str, float]:
-        """Validation, log, checkpoints; from ``last.pth.tar`` on the epoch counts as done."""
+        """The epoch's line of the log, its validation, and the weights to keep."""
         options, progress = self.options, self.progress
         rate = learning_rate(progress.epoch, progress.step - 1, self.steps_per_epoch, options)
         sums = progress.sums
@@ -477,15 +494,15 @@ class Trainer:
         scores = validate(
             self.model, self.val_set, options.loop, self.plain, options.train_size, self.device
         )
+        if options.report_aflw2000:
+            scores |= score_aflw2000(self.model, DEFAULT_FOLDER, self.device)
         row |= {name: round(value, 4) for name, value in scores.items()}
-        self.log.add(row)
         score = scores["nme_balanced"]
         if score < progress.best_score:
             progress.best_score, progress.best_epoch = score, progress.epoch
             self._save_weights("best.pth.tar")
         if options.save_val_freq and progress.epoch % options.save_val_freq == 0:
             self._save_weights(f"SynergyNet_checkpoint_epoch_{progress.epoch}.pth.tar")
-        self._save_last()
         return row
 
     def _save_weights(self, name: str) -> None:
@@ -495,8 +512,10 @@ class Trainer:
         write_checkpoint(self.options.out / name, content)
 
     def dry_run(self, steps: int = 6) -> None:
-        """A few steps of the real thing, nothing saved: size, memory, expected time."""
-        tqdm.write(self.sizes)
+        """A few steps of the real thing, nothing saved: size, memory, expected time.
+
+        The time is that of the steps; where reading the data takes longer, epochs will, too.
+        """
         self.step.train()
         durations = []
         for _, batch in zip(range(steps), self._batches(), strict=False):
@@ -507,11 +526,19 @@ class Trainer:
             durations.append(time.perf_counter() - started)
         seconds = statistics.median(durations[len(durations) // 3 :])  # the first ones warm up
         epoch = seconds * self.steps_per_epoch
-        tqdm.write(
-            f"{peak_memory(self.device)}; {seconds:.3f} s a step, "
-            f"{self.options.batch_size / seconds:.1f} images/s; {epoch / 60:.1f} minutes an epoch, "
-            f"{epoch * self.options.epochs / 3600:.1f} hours for {self.options.epochs} epochs"
-        )
+        if self.world.is_main:
+            tqdm.write(self.sizes)
+            tqdm.write(
+                f"{peak_memory(self.device)}; {seconds:.3f} s a step, "
+                f"{self.options.batch_size / seconds:.1f} images/s; "
+                f"{epoch / 60:.1f} minutes an epoch, "
+                f"{epoch * self.options.epochs / 3600:.1f} hours for {self.options.epochs} epochs"
+            )
+
+
+def differences(before: dict, now: dict) -> list[str]:
+    """For people to read: "name old (now new)"."""
+    return [f"{k} {before.get(k)} (now {v})" for k, v in now.items() if before.get(k) != v]
 
 
 def peak_memory(device: torch.device) -> str:

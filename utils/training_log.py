@@ -58,7 +58,11 @@ def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
     names = list(rows[-1])
     panels = [
         ("training loss", [n for n in names if n.startswith("loss")], "log"),
-        ("validation NME, % of the face's box", [n for n in names if n.startswith("nme")], "log"),
+        (
+            "validation NME, % of the face's box",
+            [n for n in names if n.startswith(("nme", "aflw_original", "aflw_reannotated"))],
+            "log",
+        ),
         ("validation pose error, degrees", [n for n in names if n.startswith("pose")], "linear"),
         ("learning rate", ["lr"], "linear"),
     ]

@@ -1,0 +1,150 @@
+"""Scores weights by the AFLW2000-3D protocol, and beyond it.
+
+python benchmark.py                                      weights that singleImage.py would use
+python benchmark.py -w mine.pth.tar --out runs/bench     other weights, another folder
+python benchmark.py --compare a/results.json b/results.json    is the difference more than chance?
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from FaceBoxes import FaceBoxes
+from utils import assets, evaluation
+from utils import benchmark_report as report
+from utils.aflw2000 import DEFAULT_FOLDER, PHOTOS, open_benchmark
+from utils.morphable_model import load_morphable_model
+from utils.runtime import choose_device
+
+BOXES = ("jitter", "detector")
+EPILOG = """\
+written to OUT:
+  NAME.jpg        the first 50 crops with their landmarks
+  results.json    all numbers, and every face's errors; what --compare reads
+  samples.csv     every face's errors
+  plots.png       one page of plots (with matplotlib)
+  report.html     the report, the worst 20 faces in it; one file that needs no other
+
+exit code: 0 done, 1 a picture could not be read, 2 wrong usage or files that do not fit
+"""
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("-w", "--weights", type=Path, help="SynergyNet checkpoint (default: published, or starter)")
+    add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
+    add("--data", type=Path, default=DEFAULT_FOLDER, help="default: aflw2000_data")
+    add("-o", "--out", type=Path, default=Path("results"), help="where to write (default: results)")
+    add("--border", type=int, choices=(0, 5), default=5, help="pixels at each edge of the crops "
+        "that are set to zero; 5 is the protocol (default), 0 leaves them whole")  # fmt: skip
+    add("--boxes", nargs="+", choices=BOXES, default=(), help="score other roi boxes too: moved "
+        "and scaled by up to 10 %% at random, or from the detector")  # fmt: skip
+    add("--detector-weights", type=Path, help="FaceBoxes weights (default: published, or starter)")
+    add("--engine", choices=evaluation.ENGINES, default="torch", help="default: torch")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    add("--batch-size", type=int, default=128, help="crops at once (default: 128)")
+    add("--seed", type=int, default=0, help="of jitter and bootstrap (default: 0)")
+    add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results.json of one set")
+    options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1, got {options.batch_size}")
+    if options.seed < 0:
+        parser.error(f"--seed must not be negative, got {options.seed}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_options(arguments)
+    try:
+        if options.compare:
+            compare(*options.compare, options.seed)
+            return 0
+        data = open_benchmark(options.data)
+        if options.boxes and data.photos is None:
+            photos = options.data / PHOTOS
+            raise FileNotFoundError(f"{photos}: --boxes needs the whole picture of every face here")
+        weights = options.weights or assets.find_weights()
+        face_model = load_morphable_model(options.face_model or assets.find_face_model())
+        device = choose_device(options.device)
+        network = evaluation.ENGINES[options.engine](weights, face_model, device)
+        detector = None
+        if "detector" in options.boxes:
+            path = options.detector_weights or assets.find_detector_weights()
+            detector = FaceBoxes(path, str(device))
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 2
+
+    settings = {
+        "weights": assets.shown(weights),
+        "face_model": f"{assets.shown(face_model.source)} ({face_model.fingerprint})",
+        "data": f"{options.data}, {len(data)} faces",
+        "labels": evaluation.labels_fingerprint(data),
+        "border": f"{options.border} pixels of each crop's edge set to zero",
+        "engine": f"{options.engine} on {device}",
+        "seed": options.seed,
+    }
+    try:
+        run, prediction = score_run(options, data, network, detector)
+        run["settings"] = settings
+        report.write_results(options.out, run, data, prediction)
+    except (OSError, ValueError, RuntimeError) as error:  # a damaged picture, a full disk
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 1
+    for table in report.own_tables(run["scores"]):
+        print(f"\n{report.table_text(table)}")
+    for sentence in data.missing:
+        print(f"\n{sentence}")
+    speed = len(data) / prediction.seconds
+    print(f"\n{speed:.1f} images/s on {device}, from JPEG to landmarks")
+    print(f"border {options.border}; report: {options.out / 'report.html'}")
+    return 0
+
+
+def score_run(options, data, network, detector) -> tuple[dict, evaluation.Prediction]:
+    """The protocol with the supplied boxes, its published form printed, then other boxes."""
+
+    def predict(crops, roi_boxes, title):
+        how = options.border, options.batch_size, title
+        return evaluation.predict(network, crops, roi_boxes, *how)
+
+    prediction = predict(data.crops, data.roi_boxes, "predicting")
+    scores, samples = evaluation.score(data, prediction)
+    print(report.published_text(scores))
+    for kind in options.boxes:
+        if kind == "jitter":
+            indices = np.arange(len(data))
+            boxes = evaluation.jittered_boxes(data.roi_boxes, options.seed)
+        else:
+            indices, boxes = evaluation.detected_boxes(data, detector)
+            if not len(indices):
+                raise ValueError("--boxes detector: the detector found none of the faces")
+        other = predict(data.crops_at(indices, boxes), boxes, kind)
+        found = evaluation.score_boxes(data, prediction, other, indices)
+        scores.setdefault("boxes", {})[kind] = found
+    run = {"missing": data.missing, "scores": scores, "names": data.names, "samples": samples}
+    return run, prediction
+
+
+def compare(a: Path, b: Path, seed: int) -> None:
+    """Prints two runs side by side."""
+    runs = [report.read_run(path) for path in (a, b)]
+    if len({run["settings"]["labels"] for run in runs}) > 1:
+        raise ValueError(f"{a} and {b}: runs on different faces or labels cannot be compared")
+    samples = [run["samples"] for run in runs]
+    compared = evaluation.compare(*samples, samples[0]["yaw"], seed)
+    table = report.comparison_table(compared, str(a), str(b))
+    print(f"{report.table_text(table)}\n{table.note}")
+    for name, path, run in zip("AB", (a, b), runs, strict=True):
+        print(f"{name}: {path}: {run['settings']['weights']}, border {run['settings']['border']}")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
+    sys.exit(main())

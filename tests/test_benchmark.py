@@ -1,0 +1,415 @@
+"""The benchmark on a small rendered set: truth scores zero, wrong answers are scored wrong."""
+
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import benchmark
+from model_building import SynergyNet
+from utils import aflw2000, benchmark_report, evaluation, metrics
+from utils.aflw2000 import open_benchmark
+from utils.benchmark_report import Table, html_report, table_text
+from utils.checkpoint import write_checkpoint
+from utils.evaluation import CropOutput, Prediction
+from utils.geometry import decompose_camera
+from utils.morphable_model import split_camera
+from utils.preprocessing import crop_to_image
+from utils.synthetic_sets import write_benchmark_set
+
+COUNT = 30  # one of them is turned past the profile and not in the pose lists
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, face_model):
+    """Of the tiny face model: any topology will do."""
+    folder = tmp_path_factory.mktemp("benchmark") / "aflw2000_data"
+    write_benchmark_set(folder, face_model, COUNT, seed=5)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(folder):
+    return open_benchmark(folder)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """The set, to be damaged."""
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def perfect(folder, face_model, seen=None):
+    """A network that knows the answers, in the set's order; ``seen`` collects its input."""
+    parameters = face_model.dewhiten(np.load(folder / "parameters.npy"))
+    start = 0
+
+    def network(crops):
+        nonlocal start
+        if seen is not None:
+            seen.append(crops)
+        chunk = parameters[start : start + len(crops)]
+        start += len(crops)
+        landmarks = face_model.landmarks(chunk)
+        return CropOutput(chunk, landmarks, landmarks + 1)
+
+    return network
+
+
+@pytest.fixture(scope="session")
+def truth(folder, data, face_model):
+    network = perfect(folder, face_model)
+    return evaluation.predict(network, data.crops, data.roi_boxes, batch_size=7, title=None)
+
+
+# ------------------------------------------------------------------------------------- scores
+
+
+def test_truth_scores_zero(data, truth):
+    scores, samples = evaluation.score(data, truth)
+    assert scores["counts"] == {"0_30": 10, "30_60": 10, "60_90": 10}
+    raw = scores["nme"]["original"]["raw"]
+    assert raw["balanced"] < 1e-3 and raw["failure_rate"] == 0 and raw["auc"] > 99.9
+    assert max(raw["parts"].values()) < 1e-3
+    noise = scores["nme"]["reannotated"]["raw"]["balanced"]  # 1 % a coordinate
+    assert noise == pytest.approx(np.sqrt(np.pi / 2), rel=0.05)
+    assert scores["nme"]["original"]["refined"]["balanced"] > 0.5  # moved by a pixel
+    assert scores["pose"]["published"]["mean"] < 1e-3
+    assert np.isnan(samples["pitch_published"]).sum() == np.isnan(data.angles).any(1).sum() == 1
+
+
+def test_labels_as_aflw2000_means_them(copy, truth):
+    # the published data hold the angles of Rx Ry Rz, not what the published formulas make of them
+    angles = metrics.exact_angles(truth.rotation)[:, [1, 0, 2]]
+    np.save(copy / aflw2000.POSE, angles)
+    np.save(copy / aflw2000.POSE_SKIPPED, np.zeros(0, np.int64))
+    pose = evaluation.score(open_benchmark(copy), truth)[0]["pose"]
+    assert pose["exact"]["mean"] < 1e-3 and pose["geodesic"]["mean"] < 1e-3
+    assert pose["published"]["pitch"] > 1  # the face past the profile is thrown over
+    assert pose["published"]["yaw"] > 0.5
+
+
+def test_wrong_answers_are_scored_wrong(data, truth):
+    def scored(landmarks, rotation=truth.rotation):
+        wrong = Prediction(truth.crop_landmarks, {"raw": landmarks}, rotation, 1.0)
+        return evaluation.score(data, wrong)[0]
+
+    right = truth.landmarks["raw"]
+    target = data.landmarks["original"][:, :2]
+    size = np.sqrt(np.ptp(target, axis=2).prod(1))
+    shifted = right.copy()
+    shifted[:, 0] += 0.05 * size[:, None]
+    found = scored(shifted)["nme"]["original"]["raw"]
+    assert found["balanced"] == pytest.approx(5, abs=0.01)
+    assert found["auc"] == pytest.approx(100 * 3 / 8, abs=0.1)
+    assert scored(np.roll(right, 1, axis=0))["nme"]["original"]["raw"]["failure_rate"] > 90
+    one_bin = right.copy()
+    one_bin[np.abs(data.yaw) > 60] += 1000
+    found = scored(one_bin)["nme"]["original"]["raw"]
+    assert found["30_60"] < 1e-3 < 100 < found["60_90"]
+    assert found["balanced"] == pytest.approx(found["60_90"] / 3, rel=1e-3)
+    mirrored = truth.rotation * np.outer([-1, 1, 1], [-1, 1, 1])
+    pose = scored(right, mirrored)["pose"]
+    assert pose["published"]["yaw"] > 60 and pose["geodesic"]["60_90"] > 90
+    assert pose["published"]["pitch"] < 1e-3
+
+
+def test_scoring_changes_nothing(data, truth):
+    before = [a.copy() for a in (*data.landmarks.values(), data.roi_boxes, data.yaw, data.angles)]
+    predicted = {name: points.copy() for name, points in truth.landmarks.items()}
+    first, second = (evaluation.score(data, truth)[0] for _ in range(2))
+    assert first == second
+    after = (*data.landmarks.values(), data.roi_boxes, data.yaw, data.angles)
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)
+    for name, points in truth.landmarks.items():
+        np.testing.assert_array_equal(points, predicted[name])
+
+
+@pytest.mark.parametrize("border", [0, 5])
+def test_border(folder, data, face_model, border):
+    seen, expected = [], data.crops(np.arange(COUNT)).transpose(0, 3, 1, 2)
+    network = perfect(folder, face_model, seen)
+    evaluation.predict(network, data.crops, data.roi_boxes, border, title=None)
+    crops = np.concatenate(seen)
+    assert crops.shape == (COUNT, 3, 120, 120) and crops.dtype == np.float32
+    inside = np.zeros((120, 120), bool)
+    inside[border : 120 - border, border : 120 - border] = True
+    assert (crops[:, :, ~inside] == -127.5 / 128).all()
+    np.testing.assert_allclose(crops[:, :, inside] * 128 + 127.5, expected[:, :, inside], atol=1e-4)
+
+
+def test_training_gets_the_main_numbers(folder, data, face_model):
+    torch.manual_seed(0)
+    model = SynergyNet(face_model).train()
+    cpu = torch.device("cpu")
+    found = evaluation.score_aflw2000(model, folder, cpu)
+    assert model.training
+    network = evaluation.torch_network(model.eval(), cpu)
+    prediction = evaluation.predict(network, data.crops, data.roi_boxes, title=None)
+    scores, _ = evaluation.score(data, prediction)
+    assert found["aflw_reannotated"] == scores["nme"]["reannotated"]["raw"]["balanced"]
+    assert found["aflw_pose_mae"] == scores["pose"]["published"]["mean"]
+    assert all(np.isfinite(value) for value in found.values())
+
+
+# ------------------------------------------------------------------------------------- boxes
+
+
+def test_jittered_boxes(data):
+    moved = evaluation.jittered_boxes(data.roi_boxes, seed=1)
+    side, before = moved[:, 2] - moved[:, 0], data.roi_boxes[:, 2] - data.roi_boxes[:, 0]
+    np.testing.assert_allclose(side, moved[:, 3] - moved[:, 1])
+    assert 0.9 <= (side / before).min() < 0.95 and 1.05 < (side / before).max() <= 1.1
+    shift = (moved - data.roi_boxes).reshape(-1, 2, 2).mean(1) / before[:, None]
+    assert 0.05 < np.abs(shift).max() <= 0.1
+    np.testing.assert_array_equal(moved, evaluation.jittered_boxes(data.roi_boxes, seed=1))
+
+
+def test_detected_boxes_are_of_the_labelled_face(data):
+    points = data.landmarks["original"][:, :2]
+    boxes = np.concatenate([points.min(2), points.max(2)], axis=1)
+    calls = iter(range(COUNT))
+
+    def detector(image):
+        i = next(calls)
+        away = [*(boxes[i, [2, 3, 2, 3]] + [5, 5, 60, 60]), 0.99]
+        return np.array([away] if i == 3 else [away, [*boxes[i], 0.6]])
+
+    indices, found = evaluation.detected_boxes(data, detector)
+    assert indices.tolist() == [i for i in range(COUNT) if i != 3]
+    centres = (boxes[indices, :2] + boxes[indices, 2:]) / 2
+    np.testing.assert_allclose((found[:, :2] + found[:, 2:]) / 2, centres, atol=1e-3)
+
+
+def test_other_boxes_are_cut_from_the_photos(folder, data, truth, face_model):
+    indices = np.array([4, 9])
+    crops = data.crops_at(indices, data.roi_boxes[indices])(np.array([0, 1]))
+    difference = np.abs(crops.astype(int) - data.crops(indices))
+    assert difference.mean() < 4  # JPEG twice
+    parameters = face_model.dewhiten(np.load(folder / "parameters.npy"))[indices]
+    moved = data.roi_boxes[indices] + 10
+    landmarks = crop_to_image(face_model.landmarks(parameters), moved)
+    _, rotation, _ = decompose_camera(split_camera(parameters))
+    other = Prediction(landmarks, {"raw": landmarks}, rotation, 1.0)
+    found = evaluation.score_boxes(data, truth, other, indices)
+    assert found["found"] == pytest.approx(100 * 2 / COUNT) and found["moved"] > 3
+    assert found["nme_supplied"]["original"]["raw"]["mean"] < 1e-3
+    assert found["nme"]["original"]["raw"]["mean"] == pytest.approx(found["moved"], rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------- bad sets
+
+
+@pytest.mark.parametrize(
+    "name", [aflw2000.LIST, aflw2000.ORIGINAL, aflw2000.YAW, aflw2000.ROI_BOXES]
+)
+def test_missing_files_are_named_with_where_to_get_them(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{re.escape(name)}.*README"):
+        open_benchmark(copy)
+
+
+def test_missing_crops_are_counted(copy, data):
+    for name in data.names[3:6]:
+        (copy / aflw2000.CROPS / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{data.names[3]}.* 2 more of {COUNT}"):
+        open_benchmark(copy)
+
+
+def test_optional_parts_are_listed(copy, data):
+    (copy / aflw2000.REANNOTATED).unlink()
+    (copy / aflw2000.POSE).unlink()
+    (copy / aflw2000.PHOTOS / data.names[0]).unlink()
+    smaller = open_benchmark(copy)
+    assert len(smaller.missing) == 3 and not data.missing
+    assert set(smaller.landmarks) == {"original"}
+    assert smaller.angles is None and smaller.photos is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        aflw2000.ORIGINAL,
+        aflw2000.REANNOTATED,
+        aflw2000.YAW,
+        aflw2000.ROI_BOXES,
+        aflw2000.POSE,
+    ],
+)
+def test_row_counts_must_agree(copy, name):
+    np.save(copy / name, np.load(copy / name)[:-1])
+    with pytest.raises(ValueError, match=f"{re.escape(name)}: .*expected"):
+        open_benchmark(copy)
+
+
+def test_broken_contents_are_named(copy, data):
+    def refused(name, array, message):
+        kept = (copy / name).read_bytes()
+        np.save(copy / name, array)
+        with pytest.raises(ValueError, match=message):
+            open_benchmark(copy)
+        (copy / name).write_bytes(kept)
+
+    nan = data.yaw.copy()
+    nan[4] = np.nan
+    refused(aflw2000.YAW, nan, "row 4 .*finite")
+    flat = data.landmarks["original"].copy()
+    flat[7, 0] = 3
+    refused(aflw2000.ORIGINAL, flat, "row 7 .*span a box")
+    refused(aflw2000.ROI_BOXES, data.roi_boxes[:, [2, 1, 0, 3]], "x1 < x2")
+    refused(aflw2000.POSE_SKIPPED, np.array([COUNT]), f"indices below {COUNT}")
+    refused(aflw2000.POSE_SKIPPED, np.array([1, 1]), "distinct")
+    names = (copy / aflw2000.LIST).read_text()
+    for text, message in (("", "empty"), (names + "../x.jpg\n", "plain file name")):
+        (copy / aflw2000.LIST).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_benchmark(copy)
+
+
+# ------------------------------------------------------------------------------------- the script
+
+
+@pytest.fixture(scope="module")
+def command(folder, face_folder, face_model, tmp_path_factory):
+    """Arguments that run the script with made-up weights of the tiny face model."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "<weights>&.pth"
+    write_checkpoint(path, SynergyNet(face_model).checkpoint())
+    arguments = ["-w", path, "--face-model", face_folder, "--device", "cpu", "--data"]
+    return [str(argument) for argument in arguments]
+
+
+@pytest.fixture(scope="module")
+def done(command, folder, tmp_path_factory):
+    """A finished run with a face whose name is not to be trusted; its output folder."""
+    data = shutil.copytree(folder, tmp_path_factory.mktemp("named") / "set")
+    names = (data / aflw2000.LIST).read_text().split()
+    names[0] = "<script>&'x.jpg"
+    for part in (aflw2000.CROPS, aflw2000.PHOTOS):
+        (data / part / "render_000000.jpg").rename(data / part / names[0])
+    (data / aflw2000.LIST).write_text("\n".join(names))
+    out = data.parent / "out"
+    assert benchmark.main([*command, str(data), "-o", str(out), "--boxes", "jitter"]) == 0
+    return data, out
+
+
+def test_what_a_run_writes(done):
+    data, out = done
+    run = json.loads((out / "results.json").read_text())
+    assert run["scores"]["counts"] == {"0_30": 10, "30_60": 10, "60_90": 10}
+    assert run["scores"]["boxes"]["jitter"]["found"] == 100
+    assert len((out / "samples.csv").read_text().splitlines()) == COUNT + 1
+    assert len(list(out.glob("*.jpg"))) == COUNT  # of at most 50
+    assert cv2.imread(str(out / "render_000001.jpg")).shape == (120, 120, 3)
+    height, width = cv2.imread(str(out / "plots.png")).shape[:2]
+    assert height > 500 and width > 1000
+    page = (out / "report.html").read_text()
+    assert page.count("<figure>") == 20
+    assert "<script" not in page and "<weights>" not in page
+    assert "&lt;weights&gt;&amp;" in page
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page)  # needs no other file
+    assert "cannot be compared" in page  # these are not the published faces
+    assert "SADRNet" in page and "RankPose" in page
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Drawing them takes longer than all the rest."""
+    monkeypatch.setattr(benchmark_report, "draw_plots", lambda run: b"")
+
+
+def test_published_form_and_repeatable(command, done, no_plots, tmp_path, capsys):
+    data, out = done
+    assert benchmark.main([*command, str(data), "-o", str(tmp_path), "--boxes", "jitter"]) == 0
+    printed = capsys.readouterr().out
+    number = r"\d+\.\d{3}"
+    expected = [
+        r"Facial Alignment on AFLW2000-3D \(NME\):",
+        *(rf"\[{b}\]   Mean: {number}, Std: {number}" for b in (" 0, 30", "30, 60", "60, 90")),
+        rf"\[ 0, 90\]   Mean: {number}, Std: {number}",
+        "Face orientation estimation:",
+        rf"Mean MAE = {number} \(in deg\), "
+        rf"\[yaw,pitch,roll\] = \[{number}, {number}, {number}\]",
+    ]
+    assert re.match("\n".join(expected), printed)
+    assert "images/s" in printed and "border 5" in printed
+    for name in ("results.json", "samples.csv"):
+        first, second = (path / name for path in (out, tmp_path))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_compare(command, done, no_plots, tmp_path, capsys):
+    data, out = done
+    other = tmp_path / "other"
+    assert benchmark.main([*command, str(data), "-o", str(other), "--border", "0"]) == 0
+    capsys.readouterr()
+    results = [str(path / "results.json") for path in (out, out)]
+    assert benchmark.main(["--compare", *results]) == 0
+    assert capsys.readouterr().out.count("not certain") == 11  # the same run twice
+    results[1] = str(other / "results.json")
+    assert benchmark.main(["--compare", *results]) == 0
+    assert "border 0" in capsys.readouterr().out
+    (tmp_path / "x.json").write_text("[]")
+    assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 2
+    assert "x.json: not a results.json" in capsys.readouterr().err
+    foreign = json.loads((out / "results.json").read_text())
+    foreign["settings"]["labels"] = "another"
+    (tmp_path / "x.json").write_text(json.dumps(foreign))
+    assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 2
+
+
+def test_compare_tells_gain_from_noise():
+    rng = np.random.default_rng(0)
+    yaw = np.repeat([0, 45, 80], 300)
+    a = {"nme": rng.gamma(9, 0.4, 900), "yaw": yaw}
+    found = {
+        gain: evaluation.compare(a, {"nme": a["nme"] - gain + rng.normal(0, 0.5, 900)}, yaw)["nme"]
+        for gain in (0.0, 0.15)
+    }
+    assert found[0.0]["low"] < 0 < found[0.0]["high"]
+    assert found[0.15]["high"] < 0
+    assert found[0.15]["difference"] == pytest.approx(-0.15, abs=0.05)
+
+
+def test_exit_codes(command, copy, tmp_path, capsys):
+    def run(*arguments):
+        try:
+            code = benchmark.main([str(a) for a in (*command, copy, "-o", tmp_path, *arguments)])
+        except SystemExit as stopped:
+            code = stopped.code
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return code, error
+
+    assert run("--data", tmp_path / "nothing")[0] == 2
+    assert run("-w", tmp_path / "nothing.pth")[0] == 2
+    assert run("--border", "3")[0] == 2
+    crop = next(iter(sorted((copy / aflw2000.CROPS).iterdir())))
+    crop.write_bytes(b"no picture")
+    code, error = run()
+    assert code == 1 and f"benchmark.py: {crop}: not a picture" in error
+    cv2.imwrite(str(crop), np.zeros((60, 70, 3), np.uint8))
+    code, error = run()
+    assert code == 1 and "70x60 pixels, expected a crop of 120x120" in error
+    (copy / aflw2000.PHOTOS / crop.name).unlink()
+    code, error = run("--boxes", "jitter")
+    assert code == 2 and "--boxes" in error
+
+
+def test_tables_and_page_without_optional_parts(copy, truth, face_model):
+    for name in (aflw2000.REANNOTATED, aflw2000.POSE):
+        (copy / name).unlink()
+    data = open_benchmark(copy)
+    scores, samples = evaluation.score(data, truth)
+    run = {"scores": scores, "samples": samples, "missing": data.missing}
+    run["settings"] = {"weights": "w", "labels": evaluation.labels_fingerprint(data)}
+    page = html_report(run, data, truth, plots=None)
+    assert "matplotlib is not installed" in page and "re-annotated labels" in page
+    assert "Head pose" not in page
+    table = Table("title", ("", "a"), [("x", 1.0), ("longer", float("nan"))])
+    assert table_text(table) == "title\n             a\n  x       1.00\n  longer     -"

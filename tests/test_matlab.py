@@ -1,0 +1,58 @@
+"""MATLAB files: equal to scipy's reading, and no damage does harm."""
+
+import numpy as np
+import pytest
+import scipy.io
+
+from utils.matlab import read_mat
+
+ARRAYS = {
+    "tri": np.arange(12, dtype=np.float64).reshape(3, 4),
+    "small": np.float32([[1.5, -2]]),
+    "bytes": np.uint8([[1], [2], [255]]),
+    "negative": np.int16([[-300, 7]]),
+    "nothing": np.zeros((0, 3)),
+    "deep": np.random.default_rng(0).normal(size=(2, 3, 4)),
+}
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "compressed"])
+def path(request, tmp_path):
+    others = {"text": "no numbers", "complex": np.array([[1 + 2j]]), "struct": {"field": 1.0}}
+    path = tmp_path / "arrays.mat"
+    scipy.io.savemat(path, {**ARRAYS, **others}, do_compression=request.param)
+    return path
+
+
+def test_arrays_are_those_scipy_reads(path):
+    arrays, expected = read_mat(path), scipy.io.loadmat(path)
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in arrays.items():
+        assert array.dtype == expected[name].dtype
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_damaged_files_are_refused_or_read(path):
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(500):
+        damaged = bytearray(content)
+        for at in rng.integers(0, len(content) if rng.random() < 0.5 else 400, 3):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(
+            damaged[: rng.integers(1, len(content))] if rng.random() < 0.3 else damaged
+        )
+        try:
+            read_mat(path)
+        except ValueError as error:  # nothing else may come out
+            refused += str(path) in str(error)
+    assert refused > 50
+
+
+def test_other_files_are_named(tmp_path):
+    for content in (b"", b"hello", b"MATLAB 7.3 MAT-file".ljust(200)):
+        (tmp_path / "x.mat").write_bytes(content)
+        with pytest.raises(ValueError, match="x.mat"):
+            read_mat(tmp_path / "x.mat")
+    with pytest.raises(FileNotFoundError):
+        read_mat(tmp_path / "none.mat")

@@ -1,0 +1,238 @@
+import contextlib
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+from conftest import asset
+
+from tools import prepare_aflw2000
+from tools.prepare_aflw2000 import crop_published, landmarks_to_roi_box, read_labels
+from utils.aflw2000 import open_benchmark
+from utils.files import read_image
+
+ANGLES = np.float32([[-23, 1, 5], [3, 70, -8], [100, -40, 0], [0, 0, -98], [-4, -120, 9]])
+NAMES = [f"image{number:05d}" for number in (2, 4, 6, 8, 10)]
+
+
+def labels(index: int) -> dict[str, np.ndarray]:
+    """What a .mat file of the download holds, 300W-LP's documentation says."""
+    rng = np.random.default_rng(index)
+    points = rng.uniform([[60], [80], [-50]], [[140], [150], [50]], (3, 68))
+    pose = np.concatenate([np.radians(ANGLES[index]), [100, 90, -66, 1e-3]])
+    return {
+        "pt3d_68": points.astype(np.float32),
+        "Pose_Para": pose[None].astype(np.float32),
+        "pt2d": np.where(rng.random((2, 21)) < 0.3, -1, rng.uniform(0, 200, (2, 21))),
+        "roi": np.int16([[60, 80, 140, 150]]),
+        "Shape_Para": rng.normal(size=(199, 1)),
+        "Exp_Para": rng.normal(size=(29, 1)),
+        "Color_Para": rng.normal(size=(1, 7)),
+        "Illum_Para": rng.normal(size=(1, 10)),
+        "Tex_Para": rng.normal(size=(199, 1)),
+    }
+
+
+def photo(index: int) -> np.ndarray:
+    rng = np.random.default_rng(100 + index)
+    small = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    return cv2.resize(small, (200, 190), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    folder = tmp_path / "AFLW2000"
+    (folder / "Code").mkdir(parents=True)  # the download has more than the samples
+    (folder / "Code" / "Model.mat").write_bytes(b"")
+    for index, name in enumerate(NAMES):
+        scipy.io.savemat(folder / f"{name}.mat", labels(index), do_compression=index % 2 == 0)
+        cv2.imwrite(str(folder / f"{name}.jpg"), photo(index), [cv2.IMWRITE_JPEG_QUALITY, 98])
+    return folder
+
+
+def run(raw: Path, *arguments: object) -> int:
+    out = raw.parent / "out"
+    return prepare_aflw2000.main(["--raw", str(raw), "--out", str(out), *map(str, arguments)])
+
+
+# ------------------------------------------------------------------ the rules
+
+
+def test_published_boxes_come_out_of_the_published_landmarks():
+    folder = asset("aflw2000_eval")
+    points = np.load(folder / "AFLW2000-3D.pts68.npy")
+    boxes = np.load(folder / "AFLW2000-3D_crop.roi_box.npy")
+    found = np.stack([landmarks_to_roi_box(face, 450, 450) for face in points])
+    assert found.dtype == boxes.dtype
+    np.testing.assert_array_equal(found, boxes)
+
+
+def test_box_by_hand():
+    points = np.full((3, 68), 50.0)
+    points[0, 0], points[0, 1], points[1, 2] = 40, 80, 60  # 40 by 10 around (60, 55)
+    np.testing.assert_array_equal(landmarks_to_roi_box(points, 200, 200), [32, 27, 89, 84])
+    np.testing.assert_array_equal(landmarks_to_roi_box(points, 80, 70), [32, 27, 70, 80])
+    np.testing.assert_array_equal(landmarks_to_roi_box(points - 40, 200, 200), [1, 1, 49, 44])
+    for outside in (points - 200, points + 200, np.full((3, 68), 5.0)):
+        with pytest.raises(ValueError, match="landmarks in the picture of 200x200"):
+            landmarks_to_roi_box(outside, 200, 200)
+
+
+def test_the_crop_holds_the_first_and_the_last_pixel_of_its_box():
+    image = np.zeros((300, 300, 3), np.uint8)
+    image[50:170, 30:150] = 255  # 1-based x 31 to 150, y 51 to 170
+    assert crop_published(image, np.float32([31, 51, 150, 170])).min() == 255
+    for grown in ([30, 51, 150, 170], [31, 51, 150, 171]):
+        assert crop_published(image, np.float32(grown)).min() < 255
+
+
+def test_labels_are_read_in_degrees(raw):
+    points, angles = read_labels(raw / f"{NAMES[0]}.mat")
+    assert points.dtype == angles.dtype == np.float32
+    np.testing.assert_array_equal(points, labels(0)["pt3d_68"])
+    np.testing.assert_allclose(angles, ANGLES[0], rtol=1e-6)
+
+
+# ------------------------------------------------------------------ the set
+
+
+def test_the_published_layout(raw, capsys):
+    again = np.random.default_rng(0).normal(size=(5, 2, 68))
+    np.save(raw.parent / "again.npy", again)
+    assert run(raw, "--reannotated", raw.parent / "again.npy", "--photos") == 0
+    said = capsys.readouterr().out
+    assert "5 samples, 2 / 1 / 2 by yaw, 2 beyond 99 degrees" in said
+    assert "2,000" in said and "re-annotated" not in said
+
+    out = raw.parent / "out"
+    kept, skipped = (np.load(out / f"eval/ALFW2000-3D_pose_3ANG_{s}.npy") for s in ("excl", "skip"))
+    np.testing.assert_array_equal(skipped, [2, 4])
+    np.testing.assert_allclose(kept, ANGLES[[0, 1, 3]], rtol=1e-5, atol=1e-5)
+    found = open_benchmark(out)  # what benchmark.py reads: every shape is checked there
+    assert found.names == [f"{name}.jpg" for name in NAMES] and not found.missing
+    np.testing.assert_allclose(found.yaw, ANGLES[:, 1], atol=1e-5)
+    expected = np.stack([labels(index)["pt3d_68"] for index in range(5)])
+    np.testing.assert_array_equal(found.landmarks["original"], expected)
+    np.testing.assert_array_equal(found.landmarks["reannotated"], again.astype(np.float32))
+    np.testing.assert_allclose(found.angles[0], ANGLES[0, [1, 0, 2]], rtol=1e-5)  # yaw first
+    for name in ("AFLW2000-3D.pts68", "AFLW2000-3D.pose", "AFLW2000-3D_crop.roi_box"):
+        assert np.load(out / "eval" / f"{name}.npy").dtype == np.float32
+    for index, crop in enumerate(found.crops(np.arange(5)).astype(int)):
+        box = landmarks_to_roi_box(expected[index], 190, 200)
+        np.testing.assert_array_equal(found.roi_boxes[index], box)
+        assert np.abs(crop - crop_published(photo(index), box)).mean() < 3  # JPEG twice
+        np.testing.assert_array_equal(found.photo(index), read_image(raw / f"{NAMES[index]}.jpg"))
+    assert {path.name for path in raw.parent.iterdir()} == {"AFLW2000", "again.npy", "out"}
+
+
+def test_optional_parts_are_left_out(raw, capsys):
+    assert run(raw) == 0
+    assert "no re-annotated labels" in capsys.readouterr().out
+    found = open_benchmark(raw.parent / "out")
+    assert list(found.landmarks) == ["original"] and found.photos is None
+    assert run(raw) == 2  # never over something
+    assert "exists" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ bad samples
+
+
+def put(path: Path, **changed: object) -> None:
+    content = {name: value for name, value in {**labels(1), **changed}.items() if value is not None}
+    scipy.io.savemat(path, content)
+
+
+BAD = {
+    "missing": lambda path: path.unlink(),
+    "not a MATLAB file": lambda path: path.write_bytes(b"no MATLAB file, surely; text" * 9),
+    "not a MATLAB file ": lambda path: path.write_bytes(b""),
+    "save it with -v7": lambda path: path.write_bytes(
+        b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(400)
+    ),
+    "pt3d_68 is missing, found .*pt2d": lambda path: put(path, pt3d_68=None),
+    "Pose_Para is missing": lambda path: put(path, Pose_Para=None),
+    r"pt3d_68 of shape \(3, 68\).*found \(2, 68\)": lambda path: put(
+        path, pt3d_68=np.ones((2, 68))
+    ),
+    r"Pose_Para of shape \(1, 7\).*\(7, 1\)": lambda path: put(path, Pose_Para=np.ones((7, 1))),
+    r"pt3d_68 is missing, found Pose_Para": lambda path: put(
+        path, pt3d_68=np.full((3, 68), "x", object)
+    ),
+    "Pose_Para is missing, ": lambda path: put(path, Pose_Para={"a": 1}),
+    "pt3d_68 is missing": lambda path: put(path, pt3d_68=np.array(["x" * 68] * 3)),
+    "pt3d_68 holds": lambda path: put(path, pt3d_68=np.full((3, 68), np.nan)),
+    "Pose_Para is missing, found": lambda path: put(path, Pose_Para=np.full((1, 7), 1j)),
+    "landmarks in the picture": lambda path: put(path, pt3d_68=labels(1)["pt3d_68"] + 300),
+    "image00004.jpg: missing": lambda path: path.with_suffix(".jpg").unlink(),
+    "image00004.jpg: .*cut short": lambda path: path.with_suffix(".jpg").write_bytes(
+        path.with_suffix(".jpg").read_bytes()[:999]
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_sample_stops_or_is_left_out(raw, reason, capsys):
+    BAD[reason](raw / "image00004.mat")
+    np.save(raw.parent / "again.npy", np.arange(5 * 2 * 68.0).reshape(5, 2, 68))
+    before = set(raw.parent.iterdir())
+    assert run(raw) == 1
+    said = capsys.readouterr().err
+    assert "1 bad of 5" in said and "--skip-bad" in said and "image00004" in said
+    assert re.search(reason, said), said
+    assert set(raw.parent.iterdir()) == before
+
+    assert run(raw, "--skip-bad", "--reannotated", raw.parent / "again.npy") == 1
+    assert "left out 1" in capsys.readouterr().out
+    out = raw.parent / "out"
+    assert "image00004" in (out / "left_out.txt").read_text()
+    found = open_benchmark(out)
+    assert found.names == [f"{name}.jpg" for name in NAMES if name != "image00004"]
+    np.testing.assert_array_equal(found.landmarks["reannotated"][:, 0, 0], 136 * np.r_[0, 2:5])
+    assert np.load(out / "eval" / "ALFW2000-3D_pose_3ANG_skip.npy").tolist() == [1, 3]
+
+
+def test_damaged_files_never_end_the_program(raw):
+    path = raw / "image00004.mat"
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        bytes_ = bytearray(content)
+        for at in rng.integers(0, len(content) if rng.random() < 0.5 else 400, 3):
+            bytes_[at] = rng.integers(256)
+        path.write_bytes(bytes_[: rng.integers(1, len(content))] if rng.random() < 0.3 else bytes_)
+        with contextlib.suppress(ValueError):  # nothing else may come out, and no warning
+            points, angles = read_labels(path)
+            assert points.shape == (3, 68) and angles.shape == (3,)
+
+
+# ------------------------------------------------------------------ usage
+
+
+def test_wrong_usage(raw, capsys):
+    for arguments in ([], ["--raw", str(raw / "none")], ["--raw", str(raw), "--other"]):
+        with pytest.raises(SystemExit) as stopped:
+            prepare_aflw2000.main(arguments)
+        assert stopped.value.code == 2
+    assert run(raw.parent) == 2
+    assert f"there are some in {raw}" in capsys.readouterr().err
+    np.save(raw.parent / "few.npy", np.ones((4, 2, 68)))
+    assert run(raw, "--reannotated", raw.parent / "few.npy") == 2
+    said = capsys.readouterr().err
+    assert "few.npy" in said and "(5, 2, 68)" in said
+    assert not (raw.parent / "out").exists()
+
+
+def test_no_good_sample(raw, capsys):
+    for path in raw.glob("*.mat"):
+        path.unlink()
+    assert run(raw, "--skip-bad") == 1
+    said = capsys.readouterr().err
+    assert "5 bad of 5" in said and not (raw.parent / "out").exists()
+
+
+def test_help_fits_a_screen(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        prepare_aflw2000.main(["-h"])
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) <= 40 and "--raw AFLW2000 --out aflw2000_data" in said

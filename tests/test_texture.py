@@ -1,0 +1,359 @@
+"""Textures: published UV maps, and unwrapping on meshes and photos whose answer is known."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, asset
+
+import Sim3DR
+from synergy3DMM import SynergyNet
+from utils.assets import FACE_MODELS
+from utils.files import read_image
+from utils.geometry import decompose_camera
+from utils.inference import Face
+from utils.morphable_model import load_morphable_model, split_camera
+from utils.render import render_textured
+from utils.texture import (
+    boundary_loops,
+    extend,
+    face_mesh,
+    fill_smoothly,
+    kept_part,
+    mouth_lid,
+    read_uv_map,
+    sample_uv_map,
+    textured_face,
+    unwrap_photo,
+    uv_map_path,
+    uv_mapped_face,
+    uv_to_texture,
+)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.square(a.astype(float) - b).mean()))
+
+
+def face_of(face_model, scale: float = 1.0) -> Face:
+    """The mean face, frontal, in an image of 160 x 160 times ``scale`` pixels."""
+    span = np.ptp(face_model.mean[1])
+    camera = np.zeros((3, 4), np.float32)
+    camera[:, :3] = np.eye(3) * 100 * scale / span
+    camera[:2, 3] = 80 * scale
+    camera[1, 3] = 121 - 80 * scale
+    middle = (face_model.mean.min(1) + face_model.mean.max(1)) / 2
+    camera[:, 3] -= camera[:, :3] @ middle
+    parameters = np.concatenate([camera.ravel(), np.zeros(50, np.float32)])[None]
+    size, rotation, translation = decompose_camera(split_camera(parameters))
+    translation = translation[0] * (1, -1, 1) + (0, 121, 0)
+    box = np.array([0, 0, 120, 120.0])
+    return Face(
+        box=box.astype(np.float32),
+        score=1.0,
+        roi_box=box,
+        parameters=parameters[0],
+        landmarks=face_model.landmarks(parameters)[0],
+        vertices=face_model.vertices(parameters)[0],
+        triangles=face_model.triangles,
+        yaw=0.0,
+        pitch=0.0,
+        roll=0.0,
+        rotation=rotation[0],
+        scale=float(size[0]),
+        translation=translation,
+    )
+
+
+# ----------------------------------------------------------------------------- published UV maps
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [("art-all/122.png", "122_fake_B.png"), ("real/7_real_A.png", "7_fake_B.png")],
+)
+def test_names_of_uv_maps(tmp_path, photo, expected):
+    assert uv_map_path(photo, tmp_path) == tmp_path / expected
+
+
+@pytest.mark.parametrize("size", [256, 100])
+def test_uv_maps_are_sampled_as_published(size):
+    rng = np.random.default_rng(0)
+    uv_map = rng.integers(0, 256, (size, size, 3), np.uint8)
+    uv = np.concatenate([rng.random((50, 2)), [[0, 0], [1, 1], [0, 1]]]).astype(np.float32)
+    flipped = np.flipud(uv_map)
+    for (u, v), color in zip(uv, sample_uv_map(uv_map, uv), strict=True):
+        np.testing.assert_array_equal(
+            color * 255, flipped[int(v * np.float32(size - 1)), int(u * np.float32(size - 1))]
+        )
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (None, "missing"),
+        (b"", "not a readable picture"),
+        (b"text", "not a readable picture"),
+        (np.zeros((256, 256), np.uint8), "3 channels of 8 bits, this one 1 of 8"),
+        (np.zeros((256, 256, 4), np.uint8), "this one 4 of 8"),
+        (np.zeros((256, 256, 3), np.uint16), "this one 3 of 16"),
+        (np.zeros((256, 200, 3), np.uint8), "has 200x256 pixels"),
+    ],
+)
+def test_wrong_uv_maps_are_named_with_what_helps(tmp_path, picture, reason):
+    path = tmp_path / "122_fake_B.png"
+    if isinstance(picture, np.ndarray):
+        cv2.imwrite(str(path), picture)
+    elif picture is not None:
+        path.write_bytes(picture)
+    with pytest.raises((FileNotFoundError, ValueError), match=reason) as caught:
+        read_uv_map(path)
+    assert str(path) in str(caught.value)
+    assert "--texture photo" in str(caught.value)
+
+
+def test_known_colours_come_to_known_vertices(face_model, tmp_path):
+    """A UV map with a spot of its own colour around each of ten vertices."""
+    kept, triangles = kept_part(face_model)
+    uv_map = np.full((256, 256, 3), 9, np.uint8)
+    chosen = np.arange(0, len(kept), len(kept) // 10)[:10]
+    colors = np.random.default_rng(3).integers(50, 256, (10, 3), np.uint8)
+    for vertex, color in zip(kept[chosen], colors, strict=True):
+        u, v = face_model.uv[vertex]
+        x, y = int(u * 255), 255 - int(v * 255)
+        uv_map[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = color
+    cv2.imwrite(str(tmp_path / "a_fake_B.png"), uv_map)
+    face = face_of(face_model)
+    mesh = uv_mapped_face(face, read_uv_map(tmp_path / "a_fake_B.png"), face_model)
+    np.testing.assert_array_equal(mesh.vertices, face.vertices.T[kept])
+    np.testing.assert_array_equal(mesh.triangles, triangles)
+    np.testing.assert_array_equal(np.round(mesh.colors[chosen] * 255), colors)
+    # and through the texture, at the place that a viewer looks up
+    x, y = np.round(uv_to_texture(mesh.uv[chosen], 256)).astype(int).clip(0, 255).T
+    np.testing.assert_array_equal(mesh.texture[y, x], colors)
+
+
+# -------------------------------------------------------------------------------------- the mouth
+
+
+def grid_with_a_hole() -> tuple[np.ndarray, np.ndarray]:
+    """Texture coordinates (n, 2) and triangles of a 12 x 12 grid without its middle 4 x 2 cells."""
+    x, y = np.meshgrid(np.arange(13), np.arange(13))
+    corner = np.array([r * 13 + c for r in range(12) for c in range(12)])
+    row, column = corner // 13, corner % 13
+    corner = corner[~((row >= 5) & (row < 7) & (column >= 4) & (column < 8))]
+    triangles = np.concatenate(
+        [
+            np.stack([corner, corner + 1, corner + 13], 1),
+            np.stack([corner + 1, corner + 14, corner + 13], 1),
+        ]
+    )
+    return np.stack([x.ravel(), y.ravel()], 1) / 12.0, triangles.astype(np.int32)
+
+
+def areas(uv: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    a, b, c = uv[triangles].transpose(1, 0, 2)
+    return ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]) / 2
+
+
+def test_the_lid_closes_the_mouth_and_nothing_else():
+    uv, triangles = grid_with_a_hole()
+    assert sorted(len(loop) for loop in boundary_loops(triangles)) == [12, 48]
+    lips = np.array([[4, 6], [5, 5], [6, 5], [7, 5], [8, 6], [7, 7], [6, 7], [5, 7]]) / 12
+    lid = mouth_lid(triangles, uv, lips)
+    assert [len(loop) for loop in boundary_loops(np.concatenate([triangles, lid]))] == [48]
+    assert areas(uv, lid).sum() == pytest.approx(8 / 144)
+    assert np.sign(areas(uv, lid)).min() >= 0  # wound as the grid
+    closed = np.concatenate([triangles, lid])
+    assert len(mouth_lid(closed, uv, lips)) == 0
+
+
+# ----------------------------------------------------------------------------------------- filling
+
+
+def test_filling_keeps_what_is_known_and_stays_in_its_range():
+    rng = np.random.default_rng(0)
+    values = rng.random((37, 50, 2)).astype(np.float32) + 3
+    known = np.zeros((37, 50), bool)
+    known[10:20, 5:30] = True
+    for filled in (fill_smoothly(values, known.astype(np.float32)), extend(values, known)):
+        assert filled.shape == values.shape and filled.dtype == np.float32
+        np.testing.assert_allclose(filled[known], values[known], atol=1e-5)
+        assert values.min() - 1e-4 <= filled.min() and filled.max() <= values.max() + 1e-4
+    assert np.isfinite(fill_smoothly(values, np.zeros((37, 50), np.float32))).all()
+
+
+def test_extending_goes_on_with_what_lies_at_the_edge():
+    values = np.zeros((64, 64, 1), np.float32)
+    values[:32] = 1
+    known = np.zeros((64, 64), bool)
+    known[:, :20] = True
+    filled = extend(values, known)[..., 0]
+    assert (filled[:20, 20:] > 0.9).all() and (filled[-20:, 20:] < 0.1).all()
+
+
+# -------------------------------------------------------------------- unwrapping: a known answer
+
+
+SIDE, TEXTURE = 240, 128
+
+
+def dome(yaw: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Half of an upright cylinder with round ends, turned: vertices (n, 3), triangles, uv."""
+    u, v = np.meshgrid(np.linspace(0, 1, 61), np.linspace(0, 1, 61))
+    angle = (u - 0.5) * np.radians(150)
+    radius = 80 * np.sqrt(1 - (0.7 * (2 * v - 1)) ** 2)
+    x, z = radius * np.sin(angle), radius * np.cos(angle)
+    cos, sin = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
+    # no vertex on a pixel's centre: the published rule leaves such pixels out
+    points = [
+        SIDE / 2 + 0.37 + cos * x - sin * z,
+        SIDE / 2 + 1 / 6 - 160 * (v - 0.5),
+        sin * x + cos * z,
+    ]
+    vertices = np.stack(points, -1).reshape(-1, 3).astype(np.float32)
+    a = (np.arange(60)[:, None] * 61 + np.arange(60)).ravel()
+    triangles = np.concatenate(
+        [np.stack([a, a + 61, a + 1], 1), np.stack([a + 1, a + 61, a + 62], 1)]
+    )
+    return vertices, triangles.astype(np.int32), np.stack([u, v], -1).reshape(-1, 2)
+
+
+def paint_dome(uv: np.ndarray) -> np.ndarray:
+    """(n, 3) colours in [0, 1], the same on both sides."""
+    u, v = np.abs(uv[:, 0] - 0.5), uv[:, 1]
+    waves = [np.cos(9 * u + 4 * v), np.sin(17 * u - 9 * v), np.cos(14 * v) * np.cos(11 * u)]
+    return 0.5 + 0.22 * np.stack(waves, 1)
+
+
+def dome_photo(yaw: float, light: float = 0.0) -> tuple[np.ndarray, ...]:
+    """A photo of the painted dome and the dome; ``light``: how much brighter its right side is."""
+    vertices, triangles, uv = dome(yaw)
+    colors = paint_dome(uv) * (1 + light * (uv[:, :1] - 0.5))
+    background = np.full((SIDE, SIDE, 3), (200, 90, 40), np.uint8)
+    return Sim3DR.rasterize(vertices, triangles, colors, background), vertices, triangles, uv
+
+
+def true_texture(light: float = 0.0) -> np.ndarray:
+    column, row = np.meshgrid(np.arange(TEXTURE), np.arange(TEXTURE))
+    uv = np.stack([(column + 0.5) / TEXTURE, 1 - (row + 0.5) / TEXTURE], -1).reshape(-1, 2)
+    colors = paint_dome(uv) * (1 + light * (uv[:, :1] - 0.5))
+    return 255 * colors.reshape(TEXTURE, TEXTURE, 3)
+
+
+def test_a_frontal_photo_gives_back_the_paint_and_the_photo():
+    photo, *mesh = dome_photo(0)
+    texture, confidence = unwrap_photo(photo, *mesh, TEXTURE)
+    seen = confidence > 0.5
+    assert 0.5 < seen.mean() < 0.8
+    assert psnr(texture[seen], true_texture()[seen]) > 38
+    assert confidence[64, 64] > 0.95 and 0 <= confidence.min() and confidence.max() <= 1
+    again = render_textured(*mesh, texture, np.zeros_like(photo))
+    covered = Sim3DR.zbuffer(mesh[0], mesh[1], SIDE, SIDE).covered
+    assert psnr(again[covered], photo[covered]) > 28
+
+
+@pytest.mark.parametrize("yaw", [-45, 45])
+@pytest.mark.parametrize("light", [0, 0.4])
+def test_the_hidden_side_is_the_visible_one_mirrored_in_its_own_light(yaw, light):
+    photo, *mesh = dome_photo(yaw, light)
+    texture, confidence = unwrap_photo(photo, *mesh, TEXTURE)
+    hidden = slice(8, 40) if yaw > 0 else slice(-40, -8)  # more than 90 degrees off the camera
+    rows = slice(20, -20)
+    assert (confidence[rows, hidden] <= 0.5).all()
+    assert (confidence[rows, 44:84] > 0.3).all()
+    truth = true_texture(light)
+    assert psnr(texture[rows, 44:84], truth[rows, 44:84]) > 34
+    assert psnr(texture[rows, hidden], truth[rows, hidden]) > (32 if light == 0 else 20)
+    # no seam: nowhere a step that the paint itself does not have
+    step = np.abs(np.diff(texture[rows, 4:-4].astype(float), axis=1)).max()
+    assert step <= np.abs(np.diff(truth[rows], axis=1)).max() + 8
+
+
+def test_what_stands_in_front_does_not_get_into_the_texture():
+    photo, vertices, triangles, uv = dome_photo(0)
+    pole = np.array([[150, 90, 200], [150, 150, 200], [170, 90, 200], [170, 150, 200]], np.float32)
+    photo = Sim3DR.rasterize(pole, [[0, 1, 2], [2, 1, 3]], np.tile([[0, 0, 1.0]], (4, 1)), photo)
+    both = np.concatenate([vertices, pole])
+    scene = both, np.concatenate([triangles, np.array([[0, 1, 2], [2, 1, 3]]) + len(vertices)])
+    texture, confidence = unwrap_photo(photo, vertices, triangles, uv, TEXTURE, scene)
+    inside = slice(30, -30), slice(30, -30)
+    assert psnr(texture[inside], true_texture()[inside]) > 30
+    careless, _ = unwrap_photo(photo, vertices, triangles, uv, TEXTURE)
+    assert psnr(careless[inside], true_texture()[inside]) < 20
+
+
+def test_parts_outside_the_photo_are_mirrored():
+    photo, vertices, triangles, uv = dome_photo(0)
+    cut = photo[:, : SIDE // 2 + 20]
+    texture, confidence = unwrap_photo(cut, vertices, triangles, uv, TEXTURE)
+    missing = slice(30, -30), slice(80, 100)
+    assert (confidence[missing] <= 0.5).all()
+    assert psnr(texture[missing], true_texture()[missing]) > 30
+
+
+# ----------------------------------------------------------------------------------- face models
+
+
+@pytest.fixture(params=["published", "starter"])
+def real_face_model(request):
+    starter = request.param == "starter"
+    return load_morphable_model(FACE_MODELS[1] if starter else asset("3dmm_data"))
+
+
+def test_published_and_starter_face_models(real_face_model):
+    """Both go through the same code: kept part, lid, unwrapping, outward triangles."""
+    face = face_of(real_face_model)
+    y, x = np.mgrid[0:160, 0:160]
+    photo = np.stack([40 + x, 60 + y, 128 + 60 * np.sin((x - 80) ** 2 / 400)], -1).astype(np.uint8)
+    mesh = textured_face(face, photo, real_face_model, 256)
+    kept, triangles = kept_part(real_face_model)
+    np.testing.assert_array_equal(mesh.vertices, face.vertices.T[kept])
+    np.testing.assert_array_equal(mesh.uv, real_face_model.uv[kept])
+    lid = mesh.triangles[len(triangles) :]
+    np.testing.assert_array_equal(mesh.triangles[: len(triangles)], triangles)
+    assert len(boundary_loops(mesh.triangles)) == len(boundary_loops(triangles)) - 1
+    assert 50 < len(lid) < 200
+    assert mesh.normals[:, 2].mean() > 0.3  # outward, towards the viewer
+    again = render_textured(mesh.vertices, mesh.triangles, mesh.uv, mesh.texture, photo)
+    covered = Sim3DR.zbuffer(mesh.vertices, mesh.triangles, 160, 160).covered
+    assert covered.sum() > 4000
+    assert psnr(again[covered], photo[covered]) > 30
+    model = mesh.to_frame("model")  # metres
+    expected = real_face_model.mean.T[kept] / 1e6
+    np.testing.assert_allclose(model.vertices, expected, atol=1e-6)
+    assert model.normals[:, 2].mean() > 0.3
+
+
+def test_the_astronaut_reproduced():
+    """Photo to texture to render in the same pose."""
+    photo = read_image(ROOT / "img" / "astronaut.jpg")
+    model = SynergyNet(device="cpu")
+    (face,) = model(photo)
+    mesh = textured_face(face, photo, model.face_model, 512)
+    again = render_textured(mesh.vertices, mesh.triangles, mesh.uv, mesh.texture, 0 * photo)
+    covered = Sim3DR.zbuffer(mesh.vertices, mesh.triangles, *photo.shape[:2]).covered
+    assert covered.sum() > 8000
+    assert psnr(again[covered], photo[covered]) >= 28
+    assert mesh.confidence.shape == (512, 512)
+    np.testing.assert_array_equal(mesh.texture.shape, (512, 512, 3))
+
+
+def test_faces_that_cannot_be_textured(face_model):
+    face, photo = face_of(face_model), np.zeros((160, 160, 3), np.uint8)
+    with pytest.raises(ValueError, match="dense=True"):
+        face_mesh(replace(face, vertices=None), face_model)
+    with pytest.raises(ValueError, match="no texture coordinates"):
+        textured_face(face, photo, replace(face_model, uv=None))
+    with pytest.raises(ValueError, match="not symmetric"):
+        textured_face(face, photo, replace(face_model, uv=face_model.uv**2))
+    with pytest.raises(ValueError, match="16 to 8192 texels a side, not 8"):
+        textured_face(face, photo, face_model, 8)
+
+
+def test_a_model_without_a_kept_part_is_kept_whole(face_model):
+    whole = replace(face_model, kept_vertices=None, kept_triangles=None)
+    mesh = face_mesh(face_of(whole), whole)
+    assert len(mesh.vertices) == whole.num_vertices
+    np.testing.assert_array_equal(mesh.triangles, whole.triangles)

@@ -1,0 +1,260 @@
+"""Builds the published AFLW2000-3D layout from the raw download, for benchmark.py.
+
+python -m tools.prepare_aflw2000 --raw AFLW2000 --out aflw2000_data
+
+The raw download holds image00002.jpg and image00002.mat and so on, 2,000 pairs; of each .mat only
+pt3d_68 and Pose_Para are read. Nothing of the result depends on other files, except the
+re-annotated landmarks: they were never part of the download and are taken over from the file that
+--reannotated names, or left out.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.aflw2000 import (
+    CROPS,
+    DEFAULT_FOLDER,
+    LIST,
+    ORIGINAL,
+    PHOTOS,
+    POSE,
+    POSE_SKIPPED,
+    REANNOTATED,
+    ROI_BOXES,
+    YAW,
+)
+from utils.files import read_image, read_npy, write_image
+from utils.matlab import read_mat
+from utils.metrics import bin_masks
+from utils.preprocessing import crop_faces
+from utils.synthetic_sets import ANGLE_LIMIT, _new_folder
+
+EPILOG = """\
+written to OUT (rows in the order of the file names):
+  AFLW2000-3D_crop/, AFLW2000-3D_crop.list        crops 120x120 and their names
+  eval/AFLW2000-3D.pts68.npy                      (n, 3, 68) pt3d_68, 1-based pixels
+  eval/AFLW2000-3D.pose.npy                       (n,) yaw, degrees
+  eval/AFLW2000-3D_crop.roi_box.npy               (n, 4) x1 y1 x2 y2, 1-based pixels
+  eval/ALFW2000-3D_pose_3ANG_excl.npy, _skip.npy  pitch, yaw, roll; rows beyond 99 degrees
+  eval/AFLW2000-3D-Reannotated.pts68.npy          with --reannotated
+  AFLW2000-3D/                                    the pictures, with --photos
+  left_out.txt                                    with --skip-bad, where samples were left out
+
+exit code: 0 all done, 1 some samples are bad, 2 wrong usage or nothing could be written
+"""
+# name: shape of what is read from a .mat file
+LABELS = {"pt3d_68": (3, 68), "Pose_Para": (1, 7)}
+PUBLISHED = "2,000 samples, 1,312 / 383 / 305 by yaw, 31 beyond 99 degrees"
+MAX_SHOWN = 10  # bad samples named on the screen
+
+
+class BadSamples(ValueError):
+    """Some samples cannot be used; the message names them."""
+
+
+def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Landmarks and angles of one ``.mat`` file of AFLW2000-3D or 300W-LP.
+
+    Returns:
+        landmarks (3, 68) float32: ``pt3d_68``, 1-based pixels (MATLAB's), y down; z in pixels;
+        angles (3,) float32: pitch, yaw, roll of ``Pose_Para`` in degrees, in the file's own signs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a MATLAB file (version 7.2 or older), or its arrays are not what they
+            should be. Only arrays of numbers of the right shape are read at all.
+    """
+    arrays = read_mat(path)
+    for name, shape in LABELS.items():
+        if name not in arrays:
+            raise ValueError(f"{path}: {name} is missing, found {', '.join(arrays) or 'nothing'}")
+        if arrays[name].shape != shape:
+            raise ValueError(
+                f"{path}: expected {name} of shape {shape}, found {arrays[name].shape}"
+            )
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{path}: {name} holds values that are not finite numbers")
+    angles = np.degrees(arrays["Pose_Para"][0, :3].astype(np.float64))
+    return arrays["pt3d_68"].astype(np.float32), angles.astype(np.float32)
+
+
+def landmarks_to_roi_box(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The published crop's box: a square on the landmarks' box, cut to the picture.
+
+    Its side is sqrt(2) times the longer side of the landmarks' box; corner and side are rounded
+    each by itself. Found from the published labels and boxes: gives all 2,000 of them exactly.
+
+    Args:
+        landmarks: (2+, 68) 1-based pixels.
+        height, width: of the picture.
+
+    Returns:
+        (4,) float32 x1 y1 x2 y2, 1-based pixels, first and last belonging to the crop.
+
+    Raises:
+        ValueError: nothing of the box lies in the picture, or the landmarks have no extent.
+    """
+    points = np.asarray(landmarks, dtype=np.float64)[:2]
+    low, high = points.min(1), points.max(1)
+    side = np.sqrt(2) * (high - low).max()
+    corner = np.round((low + high) / 2 - side / 2)
+    box = np.concatenate([corner, corner + np.round(side)])
+    box = box.clip(1, [width, height] * 2)
+    if not (box[2:] > box[:2]).all():
+        raise ValueError(
+            f"expected landmarks in the picture of {width}x{height}, found x from {low[0]:.1f} to "
+            f"{high[0]:.1f} and y from {low[1]:.1f} to {high[1]:.1f}"
+        )
+    return box.astype(np.float32)
+
+
+def crop_published(image: np.ndarray, roi_box: np.ndarray) -> np.ndarray:
+    """The (120, 120, 3) uint8 crop along a published roi box (1-based, last pixel inside)."""
+    return crop_faces(image, roi_box[None] - np.float32([1, 1, 0, 0]))[0]
+
+
+def sample_names(raw: Path) -> list[str]:
+    """Names without extension, sorted, of all pictures and ``.mat`` files of the download.
+
+    Raises:
+        FileNotFoundError: there are none; says where some are, if in a folder inside.
+    """
+    pattern = re.compile(r"(image\d+)\.(?:jpg|mat)")
+    names = {match[1] for path in raw.iterdir() if (match := pattern.fullmatch(path.name))}
+    if not names:
+        inside = next((path.parent for path in sorted(raw.glob("*/image*.jpg"))), None)
+        hint = f"; there are some in {inside}, give that" if inside else ""
+        raise FileNotFoundError(f"{raw}: no image00002.jpg and the like in it{hint}")
+    return sorted(names)
+
+
+def prepare(
+    raw: Path,
+    out: Path,
+    reannotated: Path | None = None,
+    skip_bad: bool = False,
+    photos: bool = False,
+) -> tuple[str, list[str]]:
+    """Writes the published layout; the folder appears complete or not at all.
+
+    Args:
+        raw: the folder with image00002.jpg, image00002.mat and so on.
+        out: new or empty.
+        reannotated: .npy (n, 2, 68) re-annotated landmarks, a row for each name in ``raw``.
+        skip_bad: leave out samples that cannot be used (in all files; listed in left_out.txt).
+        photos: copy the pictures too.
+
+    Returns:
+        What was written, in words; the samples left out, each with its reason.
+
+    Raises:
+        BadSamples: some samples cannot be used and are not to be left out, or none is left.
+        FileExistsError: something lies at ``out`` already.
+        ValueError: the re-annotated landmarks are not what they should be.
+        OSError: a folder cannot be read or written.
+    """
+    names = sample_names(raw)
+    second_labels = None if reannotated is None else _read_reannotated(reannotated, len(names))
+    rows, landmarks, angles, boxes, bad = [], [], [], [], []
+    with _new_folder(out) as partial:
+        for row, name in enumerate(tqdm(names, desc="cropping", unit="img")):
+            picture = f"{name}.jpg"
+            try:
+                points, turn = read_labels(raw / f"{name}.mat")
+                image = read_image(raw / picture)
+                box = landmarks_to_roi_box(points, *image.shape[:2])
+            except FileNotFoundError as error:
+                bad.append(f"{error.filename}: missing; each .jpg needs its .mat and vice versa")
+                continue
+            except ValueError as error:
+                said = str(error)
+                bad.append(said if name in said else f"{raw / name}.mat: {said}")
+                continue
+            write_image(partial / CROPS / picture, crop_published(image, box))
+            if photos:
+                (partial / PHOTOS).mkdir(exist_ok=True)
+                shutil.copyfile(raw / picture, partial / PHOTOS / picture)
+            rows.append(row)
+            landmarks.append(points)
+            angles.append(turn)
+            boxes.append(box)
+        if not rows or (bad and not skip_bad):
+            advice = "get them again" + (", or leave them out with --skip-bad" if rows else "")
+            raise BadSamples(f"{len(bad)} bad of {len(names)}: {advice}\n{_shown(bad)}")
+        angles = np.stack(angles)  # (n, 3) pitch, yaw, roll
+        beyond = (np.abs(angles) > ANGLE_LIMIT).any(1)
+        arrays = {
+            ORIGINAL: np.stack(landmarks),
+            YAW: angles[:, 1],
+            ROI_BOXES: np.stack(boxes),
+            POSE: angles[~beyond],
+            POSE_SKIPPED: np.flatnonzero(beyond),
+        }
+        if second_labels is not None:
+            arrays[REANNOTATED] = second_labels[rows]
+        for name, array in arrays.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            np.save(partial / name, array)
+        listing = "".join(f"{names[row]}.jpg\n" for row in rows)
+        (partial / LIST).write_text(listing)
+        if bad:
+            (partial / "left_out.txt").write_text("".join(f"{line}\n" for line in bad))
+    bins = " / ".join(f"{chosen.sum():,}" for chosen in bin_masks(angles[:, 1]))
+    words = f"{len(rows):,} samples, {bins} by yaw, {beyond.sum()} beyond {ANGLE_LIMIT:.0f} degrees"
+    return words, bad
+
+
+def _read_reannotated(path: Path, count: int) -> np.ndarray:
+    array = read_npy(path)
+    if array.shape != (count, 2, 68) or array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise ValueError(
+            f"{path}: expected ({count}, 2, 68) finite floating-point numbers, a row for each "
+            f"sample, found {array.shape} {array.dtype}"
+        )
+    return array.astype(np.float32)
+
+
+def _shown(bad: list[str]) -> str:
+    more = [f"... and {len(bad) - MAX_SHOWN} more"] if len(bad) > MAX_SHOWN else []
+    return "\n".join(f"  {line}" for line in bad[:MAX_SHOWN] + more)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.prepare_aflw2000",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--raw", type=Path, required=True, metavar="DIR", help="the unpacked download")
+    add("--out", type=Path, default=DEFAULT_FOLDER, help=f"where to (default: {DEFAULT_FOLDER})")
+    add("--reannotated", type=Path, metavar="NPY", help="(2000, 2, 68) re-annotated landmarks")
+    add("--photos", action="store_true", help="copy the pictures too")
+    add("--skip-bad", action="store_true", help="leave out bad samples instead of stopping")
+    options = parser.parse_args(arguments)
+    if not options.raw.is_dir():
+        parser.error(f"--raw {options.raw}: no such folder")
+    try:
+        words, bad = prepare(**vars(options))
+    except (BadSamples, OSError, ValueError) as error:
+        print(f"prepare_aflw2000: {error}", file=sys.stderr)
+        return 1 if isinstance(error, BadSamples) else 2
+    print(f"{options.out}: {words}")
+    if words != PUBLISHED:
+        print(f"    the published set: {PUBLISHED}")
+    if options.reannotated is None:
+        print("    no re-annotated labels: they are not in the download; give --reannotated FILE")
+    if bad:
+        print(f"    left out {len(bad)} (left_out.txt):\n{_shown(bad)}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

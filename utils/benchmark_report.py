@@ -1,0 +1,448 @@
+"""What a benchmark run leaves to be read: tables as text and HTML, plots, the worst faces.
+
+A *run* is the content of ``results.json``: ``settings``, ``missing``, ``scores`` (of
+``utils.evaluation.score``; ``boxes`` added where asked for), ``names`` and ``samples``.
+"""
+
+import base64
+import csv
+import html
+import importlib.util
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils import metrics
+from utils.aflw2000 import BenchmarkSet
+from utils.draw import draw_landmarks
+from utils.evaluation import ANGLES, BINS, PUBLISHED_LABELS, Prediction
+from utils.files import atomic_write, write_image
+from utils.preprocessing import CROP_SIZE
+
+PICTURES = 50  # crops drawn, as published
+WORST = 20
+PICTURE = 240  # pixels, side of the worst faces' pictures
+LABEL_NAMES = {"original": "original labels", "reannotated": "re-annotated labels"}
+DEGREES = tuple(f"{low}-{high}°" for low, high in metrics.YAW_BINS)
+
+OTHER_FACES = (
+    "This run's faces or labels are not those of AFLW2000-3D as published: the rows of this run "
+    "and the others cannot be compared."
+)
+
+# Published results on AFLW2000-3D: the SynergyNet paper (3DV 2021, arXiv 2110.09772) and its
+# repository's tables, where nothing else is said. NaN: not reported.
+PAPER = "SynergyNet paper"
+PUBLISHED_NME = (  # by |yaw| bin, mean of the bins; percent, original labels
+    ("ESR", 4.60, 6.70, 12.67, 7.99, PAPER),
+    ("3DDFA (2016)", 3.43, 4.24, 7.17, 4.94, PAPER),
+    ("Dense Corr", 3.62, 6.06, 9.56, 6.41, PAPER),
+    ("3DSTN", 3.15, 4.33, 5.98, 4.49, PAPER),
+    ("3D-FAN", 3.16, 3.53, 4.60, 3.76, PAPER),
+    ("3DDFA (PAMI 2017)", 2.84, 3.57, 4.96, 3.79, PAPER),
+    ("PRNet", 2.75, 3.51, 4.61, 3.62, PAPER),
+    ("2DASL", 2.75, 3.46, 4.45, 3.55, PAPER),
+    ("3DDFA_V2 (MR)", 2.75, 3.49, 4.53, 3.59, PAPER),
+    ("3DDFA_V2 (MRS)", 2.63, 3.42, 4.48, 3.51, PAPER),
+    ("SADRNet", math.nan, math.nan, math.nan, 3.46, "its paper"),
+    ("SynergyNet", 2.65, 3.30, 4.27, 3.41, PAPER),
+    ("SynergyNet, released weights", 2.656, 3.316, 4.268, 3.413, "run by a third party"),
+)
+PUBLISHED_POSE = (  # mean absolute error of yaw, pitch, roll and their mean; degrees
+    ("FAN (12 points)", 6.36, 12.30, 8.71, 9.12, PAPER),
+    ("HopeNet", 6.47, 6.56, 5.44, 6.16, PAPER),
+    ("SSR-Net-MD", 5.14, 7.09, 5.89, 6.01, f"{PAPER}; its angles average 6.04"),
+    ("FSA-Net", 4.50, 6.08, 4.64, 5.07, PAPER),
+    ("QuatNet", 3.97, 5.62, 3.92, 4.50, "average of its angles; the paper prints 4.15"),
+    ("TriNet", 4.20, 5.77, 4.04, 4.67, "average of its angles; the paper prints 3.97"),
+    ("RankPose", 2.99, 4.75, 3.25, 3.66, PAPER),
+    ("3DDFA (PAMI 2017)", 4.33, 5.98, 4.30, 4.87, PAPER),
+    ("2DASL", 3.85, 5.06, 3.50, 4.13, PAPER),
+    ("3DDFA_V2", 4.06, 5.26, 3.48, 4.27, PAPER),
+    ("6DRepNet", math.nan, math.nan, math.nan, 3.97, "its README"),
+    ("DSFNet", math.nan, math.nan, math.nan, 3.25, "its paper, CVPR 2023"),
+    ("SynergyNet", 3.42, 4.09, 2.55, 3.35, PAPER),
+    ("SynergyNet, released weights", 3.566, 4.059, 2.539, 3.388, "run by a third party"),
+)
+
+# ------------------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a name and cells: numbers are shown with ``digits`` decimals, NaN as a dash."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | float]]
+    digits: int = 2
+    note: str = ""
+
+    def cells(self) -> list[list[str]]:
+        return [[self._cell(value) for value in row] for row in self.rows]
+
+    def _cell(self, value: str | float) -> str:
+        if isinstance(value, str):
+            return value
+        return "-" if math.isnan(value) else f"{value:.{self.digits}f}"
+
+
+def published_text(scores: dict) -> str:
+    """The protocol's numbers in the form that the published evaluation prints."""
+    nme = scores["nme"]["original"]["raw"]
+    lines = ["Facial Alignment on AFLW2000-3D (NME):"]
+    for (low, high), key in zip(metrics.YAW_BINS, BINS, strict=True):
+        lines.append(f"[{low:2d}, {high}]   Mean: {nme[key]:.3f}, Std: {nme[f'std_{key}']:.3f}")
+    lines.append(f"[ 0, 90]   Mean: {nme['balanced']:.3f}, Std: {nme['std_balanced']:.3f}")
+    if "pose" in scores:
+        pose = scores["pose"]["published"]
+        each = ", ".join(f"{pose[angle]:.3f}" for angle in ANGLES)
+        lines.append("Face orientation estimation:")
+        lines.append(f"Mean MAE = {pose['mean']:.3f} (in deg), [yaw,pitch,roll] = [{each}]")
+    return "\n".join(lines)
+
+
+def own_tables(scores: dict) -> list[Table]:
+    """What the published evaluation leaves out, and what it prints."""
+    nme = {
+        f"{LABEL_NAMES[labels]}, {name}": numbers
+        for labels, found in scores["nme"].items()
+        for name, numbers in found.items()
+    }
+    columns = (*BINS, "balanced", "mean", "median", "failure_rate", "auc")
+    header = (*DEGREES, "bins' mean", "faces' mean", "median", "> 8 %", "AUC 8 %")
+    counts = ", ".join(str(count) for count in scores["counts"].values())
+    tables = [
+        Table(
+            "68 landmarks, NME in % of √(w·h)",
+            ("", *header),
+            [(name, *(numbers[c] for c in columns)) for name, numbers in nme.items()],
+            note=f"Faces in the yaw bins: {counts}. Raw: of the face model; refined: after the "
+            "landmark refiner. > 8 %: share of the faces with a larger error. AUC 8 %: area under "
+            "the cumulative error curve up to 8 %, of the largest possible.",
+        ),
+        Table(
+            "NME by part of the face, in % of √(w·h) of the whole",
+            ("", *metrics.PARTS),
+            [(name, *numbers["parts"].values()) for name, numbers in nme.items()],
+        ),
+    ]
+    if "pose" in scores:
+        columns = (*ANGLES, "mean", *BINS)
+        tables.append(
+            Table(
+                "Head pose, mean absolute error in degrees",
+                ("", *ANGLES, "mean", *DEGREES),
+                [
+                    (name, *(pose.get(column, math.nan) for column in columns))
+                    for name, pose in scores["pose"].items()
+                ],
+                note="Published: the angle formulas behind the published tables, whose yaw mixes "
+                "in pitch and roll. Exact: the angles as the labels mean them, differences the "
+                "short way round. Geodesic: the single turn between both rotations.",
+            )
+        )
+    rows = []
+    for kind, boxes in scores.get("boxes", {}).items():
+        for labels, found in boxes["nme"].items():
+            for name, numbers in found.items():
+                supplied = boxes["nme_supplied"][labels][name]["balanced"]
+                values = (*(numbers[c] for c in (*BINS, "balanced")), supplied)
+                row = (f"{kind}, {LABEL_NAMES[labels]}, {name}", *values)
+                rows.append((*row, boxes["moved"], boxes["found"]))
+    if rows:
+        header = (*DEGREES, "bins' mean", "supplied boxes", "moved by", "found")
+        note = (
+            "Crops cut again from the whole pictures. Supplied boxes: bins' mean of the same faces "
+            "with those. Moved by: mean shift of the raw landmarks, % of √(w·h) of their box. "
+            "Found: % of the faces that have such a box; the others are not scored here."
+        )
+        tables.append(Table("Other boxes, NME in %", ("", *header), rows, note=note))
+    return tables
+
+
+def published_tables(run: dict) -> list[Table]:
+    """The published results with ours among them, best last."""
+    scores, ours = run["scores"], run["settings"]["weights"]
+    note = "" if run["settings"]["labels"] == PUBLISHED_LABELS else OTHER_FACES
+
+    def ranked(rows: tuple, own: tuple) -> list[tuple]:
+        return sorted((*rows, own), key=lambda row: -row[4] if math.isfinite(row[4]) else 0)
+
+    numbers = scores["nme"]["original"]["raw"]
+    own = (f"→ {ours}", *(numbers[key] for key in (*BINS, "balanced")), "this run")
+    tables = [
+        Table(
+            "Beside published results: NME in %, original labels",
+            ("", *DEGREES, "bins' mean", "source"),
+            ranked(PUBLISHED_NME, own),
+            note=note,
+        )
+    ]
+    if "pose" in scores:
+        pose = scores["pose"]["published"]
+        own = (f"→ {ours}", *(pose[key] for key in (*ANGLES, "mean")), "this run")
+        tables.append(
+            Table(
+                "Beside published results: head pose, mean absolute error in degrees",
+                ("", *ANGLES, "mean", "source"),
+                ranked(PUBLISHED_POSE, own),
+                note=note,
+            )
+        )
+    return tables
+
+
+def comparison_table(compared: dict[str, dict[str, float]], a: str, b: str) -> Table:
+    """The result of ``utils.evaluation.compare``."""
+    rows = []
+    for name, v in compared.items():
+        certain = v["low"] > 0 or v["high"] < 0
+        verdict = ("B is better" if v["high"] < 0 else "A is better") if certain else "not certain"
+        rows.append((name, v["a"], v["b"], v["difference"], v["low"], v["high"], verdict))
+    return Table(
+        "Mean of the yaw bins; NME in %, angles in degrees",
+        ("", "A", "B", "B - A", "from", "to", ""),
+        rows,
+        digits=3,
+        note=f"A: {a}; B: {b}. From, to: 95 % interval of B - A (paired bootstrap within "
+        "the bins); where it holds 0 the difference may be chance.",
+    )
+
+
+def table_text(table: Table) -> str:
+    """A table for terminals."""
+    rows = [list(table.header), *table.cells()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [table.title]
+    for row in rows:
+        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join(["  " + row[0].ljust(widths[0]), *rest]).rstrip())
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------- pictures
+
+
+def worst(samples: dict[str, np.ndarray], count: int = WORST) -> np.ndarray:
+    """Indices of the faces with the largest raw error against the original labels, worst first."""
+    return np.argsort(-samples["nme_original_raw"], kind="stable")[:count]
+
+
+def worst_picture(data: BenchmarkSet, prediction: Prediction, index: int) -> np.ndarray:
+    """(240, 480, 3) uint8: a crop with its label's landmarks on the left, the network's right."""
+    crop = cv2.resize(data.crops([index])[0], (PICTURE, PICTURE), interpolation=cv2.INTER_CUBIC)
+    box = data.roi_boxes[index]
+    label = data.landmarks["original"][index, :2]
+    label = (label - box[:2, None]) * CROP_SIZE / (box[2:] - box[:2])[:, None]  # crop frame
+    zoom = PICTURE / CROP_SIZE
+    both = (label, prediction.crop_landmarks[index, :2])
+    # resize lays pixel edges on edges, landmarks are pixel centres
+    return np.hstack([draw_landmarks(crop, (points + 0.5) * zoom - 0.5) for points in both])
+
+
+def draw_plots(run: dict) -> bytes:
+    """One page of plots as PNG. Needs matplotlib."""
+    from matplotlib.figure import Figure  # no pyplot: no global state, no window system
+
+    scores, samples = run["scores"], run["samples"]
+    figure = Figure(figsize=(15, 8.5), layout="constrained")
+    axes = figure.subplots(2, 3).ravel()
+    lines = {k.removeprefix("nme_"): v for k, v in samples.items() if k.startswith("nme_")}
+
+    limits = np.linspace(0, 10, 400)
+    for name, errors in lines.items():
+        axes[0].plot(limits, metrics.cumulative_errors(errors, limits), label=name)
+    axes[0].axvline(metrics.FAILURE, color="grey", lw=0.8)
+    axes[0].set(title="cumulative error curve", xlabel="NME, %", ylabel="faces, %", ylim=(0, 101))
+
+    groups = {
+        f"{labels} {name}": [numbers[key] for key in (*BINS, "balanced")]
+        for labels, found in scores["nme"].items()
+        for name, numbers in found.items()
+    }
+    groups["SynergyNet, published"] = list(PUBLISHED_NME[-2][1:5])
+    _bars(axes[1], groups, [*DEGREES, "mean"])
+    axes[1].set(title="NME by yaw", ylabel="%")
+
+    axes[2].plot(samples["yaw"], samples["nme_original_raw"], ".", ms=3, alpha=0.5)
+    axes[2].set(title="every face (original labels, raw)", xlabel="yaw, degrees", ylabel="NME, %")
+    axes[2].set_ylim(bottom=0)
+
+    groups = {
+        f"{labels} {name}": list(numbers["parts"].values())
+        for labels, found in scores["nme"].items()
+        for name, numbers in found.items()
+    }
+    _bars(axes[3], groups, list(metrics.PARTS))
+    axes[3].set(title="NME by part of the face", ylabel="%")
+
+    if "pose" in scores:
+        pose = scores["pose"]
+        kinds = ("published", "exact")
+        groups = {kind: [pose[kind][key] for key in (*ANGLES, "mean")] for kind in kinds}
+        groups["SynergyNet, published"] = list(PUBLISHED_POSE[-2][1:5])
+        _bars(axes[4], groups, [*ANGLES, "mean"])
+        axes[4].set(title="head pose error by angle", ylabel="degrees")
+        _bars(axes[5], {k: [pose[k][key] for key in BINS] for k in pose}, list(DEGREES))
+        axes[5].set(title="head pose error by yaw", ylabel="degrees")
+    else:
+        for empty in axes[4:]:
+            empty.text(0.5, 0.5, "no labelled angles", ha="center")
+            empty.set_axis_off()
+    for panel in axes:
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
+def _bars(axes, groups: dict[str, list[float]], names: list[str]) -> None:
+    width = 0.8 / len(groups)
+    for i, (label, values) in enumerate(groups.items()):
+        places = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
+        axes.bar(places, values, width, label=label)
+    axes.set_xticks(range(len(names)), names)
+
+
+# ------------------------------------------------------------------------------------- the page
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
+  color: #222; background: #fff }
+h1 { font-size: 1.6em } h2 { font-size: 1.15em; margin: 2em 0 .4em }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+tr.own { background: #fff3c4; font-weight: 600 }
+p.note, dl { color: #555; font-size: .9em; max-width: 60em }
+dt { float: left; clear: left; width: 9em } dd { margin-left: 9em }
+img { max-width: 100% }
+figure { display: inline-block; margin: .5em; width: 480px } figcaption { font-size: .85em }
+"""
+
+
+def html_report(run: dict, data: BenchmarkSet, prediction: Prediction, plots: bytes | None) -> str:
+    """The whole report as one file that needs no other: tables, plots, the worst faces.
+
+    Args:
+        run: see the module.
+        plots: of ``draw_plots``; None where matplotlib is missing, which the page says.
+    """
+    scores, settings = run["scores"], run["settings"]
+    tables = [*own_tables(scores), *published_tables(run)]
+    parts = [
+        "<h1>AFLW2000-3D protocol</h1>",
+        f"<pre>{html.escape(published_text(scores))}</pre>",
+        "<dl>",
+        *(
+            f"<dt>{html.escape(name.replace('_', ' '))}</dt><dd>{html.escape(str(value))}</dd>"
+            for name, value in settings.items()
+        ),
+        "</dl>",
+        *(f'<p class="note">{html.escape(sentence)}.</p>' for sentence in run["missing"]),
+        *(_table_html(table) for table in tables),
+        "<h2>Plots</h2>",
+        f'<img alt="plots" src="{_data_url("png", plots)}">'
+        if plots is not None
+        else '<p class="note">Left out: matplotlib is not installed.</p>',
+        f"<h2>The worst {min(WORST, len(data))}</h2>",
+        '<p class="note">By raw landmarks against the original labels. Left: the label; right: the '
+        "network.</p>",
+    ]
+    for index in worst(run["samples"]):
+        picture = cv2.imencode(".jpg", worst_picture(data, prediction, index))[1].tobytes()
+        name = html.escape(_shown(data.names[index]))
+        error, yaw = run["samples"]["nme_original_raw"][index], data.yaw[index]
+        parts.append(
+            f'<figure><img alt="{name}" src="{_data_url("jpeg", picture)}">'
+            f"<figcaption>{name}: NME {error:.2f} %, yaw {yaw:.0f}°</figcaption></figure>"
+        )
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>AFLW2000-3D: {html.escape(settings['weights'])}</title>"
+        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _table_html(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        own = ' class="own"' if cells[0].startswith("→") else ""
+        return f"<tr{own}>{''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells)}</tr>"
+
+    rows = [row(list(table.header), "th"), *(row(cells, "td") for cells in table.cells())]
+    note = f'\n<p class="note">{html.escape(table.note)}</p>' if table.note else ""
+    return f"<h2>{html.escape(table.title)}</h2>\n<table>{''.join(rows)}</table>{note}"
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def write_results(out: Path, run: dict, data: BenchmarkSet, prediction: Prediction) -> None:
+    """Writes a run's pictures, numbers, plots and page into a folder (``benchmark.py --help``)."""
+    for index in range(min(PICTURES, len(data))):
+        crop = data.crops([index])[0]
+        drawn = draw_landmarks(crop, prediction.crop_landmarks[index, :2])
+        write_image(out / f"{Path(data.names[index]).stem}.jpg", drawn)
+    with atomic_write(out / "results.json", "w") as file:
+        json.dump(_plain(run), file, indent=1)
+    with atomic_write(out / "samples.csv", "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["name", *run["samples"]])
+        columns = (np.round(values, 6).tolist() for values in run["samples"].values())
+        names = (_shown(name) for name in data.names)
+        writer.writerows(zip(names, *columns, strict=True))
+    plots = draw_plots(run) if importlib.util.find_spec("matplotlib") else None
+    if plots is not None:
+        with atomic_write(out / "plots.png") as file:
+            file.write(plots)
+    with atomic_write(out / "report.html", "w") as file:
+        file.write(html_report(run, data, prediction, plots))
+
+
+def read_run(path: Path) -> dict:
+    """A ``results.json`` with its samples as arrays.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not the result of a benchmark run.
+    """
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        samples = {k: np.array(v, dtype=np.float64) for k, v in run["samples"].items()}
+        fine = len({len(column) for column in samples.values()}) == 1 and "yaw" in samples
+        fine = fine and isinstance(run["settings"]["labels"], str)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        fine = False
+    if not fine:
+        raise ValueError(f"{path}: not a results.json of benchmark.py")
+    return {**run, "samples": samples}
+
+
+def _shown(name: str) -> str:
+    """A file name as text, whatever bytes it has."""
+    return name.encode(errors="replace").decode()
+
+
+def _plain(value: object) -> object:
+    """Dicts, lists, arrays and numbers as JSON can hold them; NaN and infinity become None."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,401 @@
+"""Scores a network by the AFLW2000-3D protocol: predict on a set, then compare with its labels.
+
+BenchmarkSet (utils/aflw2000.py)
+  -> crops (n, 120, 120, 3), border set to zero     ``predict``
+  -> landmarks (n, 3, 68) image frame, rotations (n, 3, 3)
+  -> a dict of numbers, and columns with a value per sample    ``score``
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model_building import SynergyNet, load_synergynet
+from utils import metrics
+from utils.aflw2000 import BenchmarkSet, open_benchmark
+from utils.geometry import decompose_camera, rotation_to_angles
+from utils.inference import Detector, detect
+from utils.morphable_model import MorphableModel, split_camera
+from utils.preprocessing import boxes_to_roi_boxes, crop_to_image, normalize_crops
+
+BORDER = 5  # pixels; the published protocol blackens the edge of the test crops
+BATCH = 128
+BINS = tuple(f"{low}_{high}" for low, high in metrics.YAW_BINS)
+PUBLISHED_LABELS = "fed6f9f3e2c3"  # ``labels_fingerprint`` of AFLW2000-3D as published
+ANGLES = ("yaw", "pitch", "roll")
+JITTER = 0.1  # of the roi box's side: largest shift either way, and largest change of size
+LEAST_OVERLAP = 0.1  # of a detection with the landmarks' box (IoU), to be taken for this face's
+
+
+class CropOutput(NamedTuple):
+    """What a network says of a batch of crops; numpy, float32."""
+
+    parameters: np.ndarray  # (B, 62) not whitened
+    landmarks: np.ndarray  # (B, 3, 68) crop frame
+    refined: np.ndarray | None  # (B, 3, 68) crop frame; None: the engine has no refiner
+
+
+# (B, 3, 120, 120) float32 normalised crops -> CropOutput
+Network = Callable[[np.ndarray], CropOutput]
+
+
+def torch_network(model: SynergyNet, device: torch.device) -> Network:
+    """SynergyNet with its refiner in PyTorch, in full precision and repeatable.
+
+    The model is moved to the device; it must be in evaluation mode.
+    """
+    model = model.to(device)
+
+    def network(crops: np.ndarray) -> CropOutput:
+        with torch.inference_mode(), _full_precision():
+            images = torch.from_numpy(crops).to(device, memory_format=torch.channels_last)
+            output = model(images, "refiner")
+            parameters = model.face_model.dewhiten(output.parameters)
+            arrays = (parameters, output.landmarks, output.refined)
+            return CropOutput(*(array.float().cpu().numpy() for array in arrays))
+
+    return network
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """GPUs round to TF32 (10 bits) in convolutions by default, and in products when asked to."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+# What --engine offers: weights, face model, device -> Network.
+ENGINES: dict[str, Callable[[Path, MorphableModel, torch.device], Network]] = {
+    "torch": lambda weights, face_model, device: torch_network(
+        load_synergynet(weights, face_model), device
+    ),
+}
+
+# ------------------------------------------------------------------------------------- prediction
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A network's answer for each of n samples.
+
+    Attributes:
+        crop_landmarks: (n, 3, 68) float32, crop frame.
+        landmarks: the same in the image frame; ``raw`` and, where there is a refiner, ``refined``.
+        rotation: (n, 3, 3) float64, model frame to image axes with y up.
+        seconds: that reading, cropping and the network took.
+    """
+
+    crop_landmarks: np.ndarray
+    landmarks: dict[str, np.ndarray]
+    rotation: np.ndarray
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.rotation)
+
+
+def predict(
+    network: Network,
+    crops: Callable[[np.ndarray], np.ndarray],
+    roi_boxes: np.ndarray,
+    border: int = BORDER,
+    batch_size: int = BATCH,
+    title: str | None = "predicting",
+) -> Prediction:
+    """Runs the network over all crops of a set, in their order.
+
+    Args:
+        network: in evaluation mode.
+        crops: indices (k,) -> (k, 120, 120, 3) uint8 BGR; as ``BenchmarkSet.crops``.
+        roi_boxes: (n, 4) x1 y1 x2 y2 of the crops, image frame.
+        border: so many pixels at each edge of a crop are set to zero.
+        batch_size: crops that go through the network at once.
+        title: of the progress bar; None for none.
+
+    Raises:
+        OSError, ValueError: a picture cannot be read, or the network's answer is not finite.
+    """
+    outputs, started = [], time.perf_counter()
+    with tqdm(total=len(roi_boxes), desc=title, unit="img", disable=title is None) as bar:
+        for start in range(0, len(roi_boxes), batch_size):
+            indices = np.arange(start, min(start + batch_size, len(roi_boxes)))
+            outputs.append(network(normalize_crops(blacken_border(crops(indices), border))))
+            bar.update(len(indices))
+    seconds = time.perf_counter() - started
+    parameters, raw, refined = zip(*outputs, strict=True)
+    crop_landmarks = {"raw": np.concatenate(raw)}
+    if refined[0] is not None:
+        crop_landmarks["refined"] = np.concatenate(refined)
+    _, rotation, _ = decompose_camera(split_camera(np.concatenate(parameters)))
+    landmarks = {name: crop_to_image(p, roi_boxes) for name, p in crop_landmarks.items()}
+    return Prediction(crop_landmarks["raw"], landmarks, rotation, seconds)
+
+
+def blacken_border(crops: np.ndarray, border: int) -> np.ndarray:
+    """(n, H, W, 3) crops with ``border`` pixels at each edge set to zero; a copy."""
+    crops, inner = np.zeros_like(crops), crops
+    inside = np.s_[:, border : crops.shape[1] - border, border : crops.shape[2] - border]
+    crops[inside] = inner[inside]
+    return crops
+
+
+def jittered_boxes(roi_boxes: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(n, 4) roi boxes moved by up to 10 % of their side either way and scaled by up to 10 %."""
+    rng = np.random.default_rng(seed)
+    centre, side = (roi_boxes[:, :2] + roi_boxes[:, 2:]) / 2, roi_boxes[:, 2:] - roi_boxes[:, :2]
+    centre = centre + rng.uniform(-JITTER, JITTER, centre.shape) * side
+    half = side / 2 * rng.uniform(1 - JITTER, 1 + JITTER, (len(side), 1))
+    return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def detected_boxes(data: BenchmarkSet, detector: Detector) -> tuple[np.ndarray, np.ndarray]:
+    """Roi boxes of the faces as a detector finds them in the whole pictures.
+
+    Of several detections the one that overlaps the labelled landmarks' box most is taken.
+
+    Returns:
+        indices (k,) of the faces that were found, and their roi boxes (k, 4), image frame.
+    """
+    found, boxes = [], []
+    for i in tqdm(range(len(data)), desc="detecting", unit="img"):
+        points = data.landmarks["original"][i, :2]
+        detections = detect(detector, data.photo(i))
+        overlap = _overlaps(detections, np.concatenate([points.min(1), points.max(1)]))
+        if overlap.max(initial=0) >= LEAST_OVERLAP:
+            found.append(i)
+            boxes.append(detections[overlap.argmax()])
+    indices = np.array(found, dtype=np.int64)
+    return indices, boxes_to_roi_boxes(np.array(boxes).reshape(-1, 5))
+
+
+def _overlaps(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """(n,) intersection over union of (n, 4+) boxes with one."""
+    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:4], box[2:])
+    common = (high - low).clip(0).prod(1)
+    areas = (boxes[:, 2:4] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
+    return common / (areas - common)
+
+
+# ------------------------------------------------------------------------------------- scores
+
+
+def score(
+    data: BenchmarkSet, prediction: Prediction
+) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """All numbers of the protocol and beyond; neither input is changed.
+
+    Returns:
+        scores: nested dict of plain numbers; NaN where a yaw bin is empty.
+            ``counts``: samples in each yaw bin;
+            ``nme``: label set -> ``raw``, ``refined`` -> see ``nme_scores``;
+            ``pose`` (where there are labelled angles): ``published`` and ``exact`` -> see
+            ``pose_scores``; ``geodesic``.
+        samples: (n,) columns: ``yaw``, ``nme_LABELS_LANDMARKS``, and pose errors in degrees, which
+            are NaN where a sample has no labelled angles.
+    """
+    counts = metrics.bin_masks(data.yaw).sum(1).tolist()
+    scores: dict[str, dict] = {"counts": dict(zip(BINS, counts, strict=True)), "nme": {}}
+    samples = {"yaw": data.yaw}
+    for labels, target in data.landmarks.items():
+        scores["nme"][labels] = {}
+        for name, points in prediction.landmarks.items():
+            errors = metrics.point_errors(points, target)  # (n, 68)
+            scores["nme"][labels][name] = nme_scores(errors, data.yaw)
+            samples[f"nme_{labels}_{name}"] = errors.mean(1)
+    if data.angles is not None:
+        scores["pose"], columns = pose_scores(data, prediction.rotation)
+        samples |= columns
+    return scores, samples
+
+
+def nme_scores(errors: np.ndarray, yaw: np.ndarray) -> dict[str, float | dict[str, float]]:
+    """Numbers of one set of landmarks against one set of labels.
+
+    Args:
+        errors: (n, 68) percent, from ``metrics.point_errors``.
+        yaw: (n,) degrees.
+
+    Returns:
+        ``0_30`` ... mean of each bin, ``std_0_30`` ... deviation within it; ``balanced`` their
+        mean (the protocol's headline) and ``std_balanced`` their deviation; ``mean`` and
+        ``median`` over samples; ``failure_rate`` above 8 %, ``auc`` up to 8 %; ``parts``: mean of
+        each facial part's points. All percent; deviations are the population's.
+    """
+    faces = errors.mean(1)
+    means, deviations = metrics.bin_means(faces, yaw), metrics.bin_deviations(faces, yaw)
+    return {
+        **dict(zip(BINS, means.tolist(), strict=True)),
+        **{f"std_{key}": v for key, v in zip(BINS, deviations.tolist(), strict=True)},
+        "balanced": float(means.mean()),
+        "std_balanced": float(means.std()),
+        "mean": float(faces.mean()),
+        "median": float(np.median(faces)),
+        "failure_rate": metrics.failure_rate(faces),
+        "auc": metrics.area_under_curve(faces),
+        "parts": {name: float(errors[:, part].mean()) for name, part in metrics.PARTS.items()},
+    }
+
+
+def pose_scores(
+    data: BenchmarkSet, rotation: np.ndarray
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """Head pose errors in degrees, of the samples with labelled angles.
+
+    ``published``: angles by the published formulas, plain differences; what the tables of papers
+    hold. ``exact``: angles as the labels mean them, differences the short way round.
+    ``geodesic``: the single turn between the rotations.
+
+    Returns:
+        scores as ``score`` describes: per kind ``yaw``, ``pitch``, ``roll``, their ``mean`` and the
+        mean in each yaw bin (geodesic: ``mean``, ``median``, bins); and columns for all samples.
+    """
+    has = np.isfinite(data.angles).all(1)
+    labels, yaw = data.angles[has], data.yaw[has]
+    published = np.abs(rotation_to_angles(rotation[has]) - labels)  # (m, 3)
+    exact = metrics.angle_differences(metrics.exact_angles(rotation[has]), labels)
+    turn = metrics.geodesic(rotation[has], metrics.label_rotation(labels))
+    scores, columns = {}, {}
+
+    def column(values: np.ndarray) -> np.ndarray:
+        full = np.full(len(data), np.nan)
+        full[has] = values
+        return full
+
+    def with_bins(errors: np.ndarray) -> dict[str, float]:
+        return dict(zip(BINS, metrics.bin_means(errors, yaw).tolist(), strict=True))
+
+    for kind, errors in (("published", published), ("exact", exact)):
+        means = errors.mean(0)
+        scores[kind] = dict(zip(ANGLES, means.tolist(), strict=True))
+        scores[kind] |= {"mean": float(means.mean()), **with_bins(errors.mean(1))}
+        columns |= {f"{a}_{kind}": column(e) for a, e in zip(ANGLES, errors.T, strict=True)}
+    scores["geodesic"] = {"mean": float(turn.mean()), "median": float(np.median(turn))}
+    scores["geodesic"] |= with_bins(turn)
+    columns["geodesic"] = column(turn)
+    return scores, columns
+
+
+def score_boxes(
+    data: BenchmarkSet, supplied: Prediction, other: Prediction, indices: np.ndarray
+) -> dict[str, dict | float]:
+    """How much worse it gets with other roi boxes than the supplied ones.
+
+    Args:
+        supplied: of the whole set.
+        other: of the k faces at ``indices``, with the other boxes.
+
+    Returns:
+        ``found``: percent of the faces that have such a box; ``moved``: mean shift of the raw
+        landmarks in percent of sqrt(w * h) of their box; ``nme``: as in ``score``, of those faces;
+        ``nme_supplied``: the same faces with the supplied boxes.
+    """
+    result: dict[str, dict | float] = {
+        "found": 100 * len(indices) / len(data),
+        "moved": float(
+            metrics.nme(other.landmarks["raw"], supplied.landmarks["raw"][indices]).mean()
+        ),
+    }
+    kept = {name: points[indices] for name, points in supplied.landmarks.items()}
+    for key, landmarks in (("nme", other.landmarks), ("nme_supplied", kept)):
+        result[key] = {
+            labels: {
+                name: nme_scores(metrics.point_errors(points, target[indices]), data.yaw[indices])
+                for name, points in landmarks.items()
+            }
+            for labels, target in data.landmarks.items()
+        }
+    return result
+
+
+def labels_fingerprint(data: BenchmarkSet) -> str:
+    """12 hex digits of yaw and original labels: runs can be compared where they agree."""
+    digest = hashlib.sha256()
+    for array in (data.yaw, data.landmarks["original"]):
+        digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
+    return digest.hexdigest()[:12]
+
+
+def score_aflw2000(
+    model: SynergyNet, folder: str | os.PathLike, device: torch.device, border: int = BORDER
+) -> dict[str, float]:
+    """The benchmark's main numbers as one flat dict, for training to log after an epoch.
+
+    Args:
+        model: moved to ``device``, scored in evaluation mode and put back into the mode it was in.
+        folder: in the published layout.
+        device: where it runs.
+        border: as ``predict``.
+
+    Returns:
+        per label set ``aflw_original``, ``aflw_original_0_30`` ... (raw landmarks, mean of the bins
+        and each bin, percent; NaN where a bin is empty) and ``aflw_original_refined``; where there
+        are pose lists ``aflw_pose_mae`` (published, degrees) and ``aflw_pose_exact``.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``open_benchmark``.
+    """
+    data = open_benchmark(folder)
+    was_training = model.training
+    model.eval()
+    try:
+        network = torch_network(model, device)
+        prediction = predict(network, data.crops, data.roi_boxes, border, title=None)
+    finally:
+        model.train(was_training)
+    scores, _ = score(data, prediction)
+    result = {}
+    for labels, found in scores["nme"].items():
+        result[f"aflw_{labels}"] = found["raw"]["balanced"]
+        result |= {f"aflw_{labels}_{key}": found["raw"][key] for key in BINS}
+        result[f"aflw_{labels}_refined"] = found["refined"]["balanced"]
+    if "pose" in scores:
+        result["aflw_pose_mae"] = scores["pose"]["published"]["mean"]
+        result["aflw_pose_exact"] = scores["pose"]["exact"]["mean"]
+    return result
+
+
+# ------------------------------------------------------------------------------------- comparison
+
+
+def compare(
+    a: dict[str, np.ndarray], b: dict[str, np.ndarray], yaw: np.ndarray, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Two runs on one set: balanced means, and whether their difference is more than chance.
+
+    Args:
+        a, b: per-sample columns of errors (n,) by name; names in both are compared.
+        yaw: (n,) degrees.
+
+    Returns:
+        per name ``a`` and ``b`` (means of the yaw bins), ``difference`` b - a, and the ends
+        ``low``, ``high`` of its 95 % interval by a paired bootstrap within the bins.
+    """
+    result = {}
+    for name in (name for name in a if name in b and name != "yaw"):
+        fine = np.isfinite(a[name]) & np.isfinite(b[name])
+        if not fine.any():
+            continue
+        means = [
+            float(np.nanmean(metrics.bin_means(errors[name][fine], yaw[fine]))) for errors in (a, b)
+        ]
+        drawn = metrics.bootstrap_balanced(b[name] - a[name], yaw, seed=seed)
+        low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+        result[name] = {"a": means[0], "b": means[1], "difference": means[1] - means[0]}
+        result[name] |= {"low": low, "high": high}
+    return result

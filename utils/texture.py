@@ -1,0 +1,495 @@
+"""Face textures: unwrapped from the photo itself, or read from published UV maps.
+
+Frames
+    image     the photo: pixels, x right, y down, pixel centres at integers.
+    uv        texture coordinates in [0, 1], v up; the picture's outer edges lie at 0 and 1.
+    texture   a square picture of ``size`` texels: column ``u * size - 0.5``, row
+              ``(1 - v) * size - 0.5``.
+
+Unwrapping (``unwrap_photo``): every texel's place on the face is found by rasterising the mesh in
+texture space, and its colour in the photo under the fitted camera. What the camera does not see,
+or only at a grazing angle, comes from the mirrored texel in the tone of its surroundings; what is
+seen on neither side is filled smoothly.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+import Sim3DR
+from utils.files import to_bgr8
+from utils.inference import Face
+from utils.mesh_io import TexturedMesh
+from utils.morphable_model import MIRRORED_LANDMARKS, MorphableModel
+
+UV_MAP_SUFFIX = "_fake_B.png"  # of published UV maps
+PHOTO_SUFFIX = "_real_A"  # of published pre-cropped photos, before the extension
+
+GRAZING = (0.15, 0.45)  # cosine of the viewing angle: below unused, above fully used
+CONTOUR = (
+    0.003,
+    0.025,
+)  # distance from the head's contour likewise, share of the face's longer side
+FEATHER = 0.02  # width of the soft edge of what is seen, share of the texture's side
+SURE_CONTOUR = (0.06, 0.12)  # nearer to the contour, background may be taken for the face
+DOUBT = (0.25, 0.5)  # log of the ratio to the colour expected: below trusted, above not
+VISIBILITY_SIDE = 512  # pixels of the face in the z-buffer
+DEPTH_TOLERANCE = 0.008  # share of the face's longer side
+DETAIL = 0.012  # tones are matched above this length, share of the texture's side
+LIGHT = 0.06  # and lights above this one
+MAX_TONE = np.log(4.0)  # a mirrored texel becomes at most four times as bright or dark
+SYMMETRY_TOLERANCE = 0.02  # of texture coordinates, at the landmarks
+
+
+# ------------------------------------------------------------------------------ published UV maps
+
+
+def uv_map_path(photo: str | os.PathLike, folder: str | os.PathLike) -> Path:
+    """Where a photo's published UV map lies: ``{x}.png`` and ``{x}_real_A.png`` have
+    ``{x}_fake_B.png``."""
+    return Path(folder) / f"{Path(photo).stem.removesuffix(PHOTO_SUFFIX)}{UV_MAP_SUFFIX}"
+
+
+def read_uv_map(path: str | os.PathLike) -> np.ndarray:
+    """A published UV map: a square colour picture, 256x256 as published, v up.
+
+    Returns:
+        (S, S, 3) uint8, BGR, S at least 2.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is no picture, not square, or has not three channels of 8 bits.
+    """
+    path = Path(path)
+    remedy = "give its folder with --uv-dir, or use --texture photo: the photo's own texture"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: this UV map is missing; {remedy}")
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    try:
+        picture = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
+    except cv2.error as error:
+        raise ValueError(f"{path}: OpenCV cannot decode this UV map ({error.err})") from error
+    if picture is None:
+        raise ValueError(f"{path}: this UV map is not a readable picture; {remedy}")
+    channels = 1 if picture.ndim == 2 else picture.shape[2]
+    if channels != 3 or picture.dtype != np.uint8:
+        raise ValueError(
+            f"{path}: a UV map has 3 channels of 8 bits, this one {channels} of "
+            f"{8 * picture.itemsize}; {remedy}"
+        )
+    if picture.shape[0] != picture.shape[1] or len(picture) < 2:
+        raise ValueError(
+            f"{path}: a UV map is square (256x256 as published), this one has "
+            f"{picture.shape[1]}x{picture.shape[0]} pixels; {remedy}"
+        )
+    return picture
+
+
+def sample_uv_map(uv_map: np.ndarray, uv: np.ndarray) -> np.ndarray:
+    """Colours of vertices as the published job takes them: nearest texel of the flipped map.
+
+    Args:
+        uv_map: (S, S, 3) uint8, BGR.
+        uv: (N, 2) in [0, 1].
+
+    Returns:
+        (N, 3) float32 in [0, 1], BGR: row ``int(v (S - 1))`` of the map turned upside down,
+        column ``int(u (S - 1))``.
+    """
+    column, row = (uv * (len(uv_map) - 1)).astype(np.int64).T
+    return uv_map[::-1][row, column].astype(np.float32) / 255
+
+
+# ----------------------------------------------------------------------------------- face meshes
+
+
+def kept_part(face_model: MorphableModel) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (K,) and triangles (T, 3) into them that textured meshes have.
+
+    Those the model names (``keptInd``, ``deletedTri``), else all.
+    """
+    if face_model.kept_vertices is None:
+        return np.arange(face_model.num_vertices), face_model.triangles
+    return face_model.kept_vertices, face_model.kept_triangles
+
+
+def require_texture_coordinates(face_model: MorphableModel) -> None:
+    """
+    Raises:
+        ValueError: the face model has no texture coordinates.
+    """
+    if face_model.uv is None:
+        raise ValueError(
+            f"{face_model.source}: the face model has no texture coordinates (BFM_UV.npy, or uv "
+            "in an .npz); complete it"
+        )
+
+
+def mouth_lid(triangles: np.ndarray, uv: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Triangles that close the gap between the lips, so that teeth in the photo have a place.
+
+    Args:
+        triangles: (T, 3), with the mouth open.
+        uv: (N, 2) texture coordinates.
+        landmarks: (8, 2) texture coordinates of the inner lips (landmarks 60 to 67).
+
+    Returns:
+        (L, 3) int32 of the same vertices, wound as ``triangles``; none where the mesh has no gap.
+    """
+    loops = [
+        loop for loop in boundary_loops(triangles) if _inside(uv[loop], landmarks.mean(0))
+    ]  # (k,) each
+    if not loops:
+        return np.zeros((0, 3), np.int32)
+    rim = min(loops, key=lambda loop: np.ptp(uv[loop, 0]))
+    if np.ptp(uv[rim, 0]) > 2 * np.ptp(landmarks[:, 0]):  # the face's own edge: no gap
+        return np.zeros((0, 3), np.int32)
+    rim = np.roll(rim, -int(uv[rim, 0].argmin()))
+    right = int(uv[rim, 0].argmax())
+    there, back = rim[: right + 1], np.concatenate([rim[right:], rim[:1]])[::-1]
+    lid, i, j = [], 0, 0
+    while i + 1 < len(there) or j + 1 < len(back):  # a strip between the lips, corner to corner
+        ahead = j + 1 >= len(back) or (
+            i + 1 < len(there) and uv[there[i + 1], 0] <= uv[back[j + 1], 0]
+        )
+        if ahead:
+            lid.append((there[i + 1], there[i], back[j]))
+            i += 1
+        else:
+            lid.append((there[i], back[j], back[j + 1]))
+            j += 1
+    lid = np.array([t for t in lid if len(set(t)) == 3], np.int32)
+    return lid.reshape(-1, 3)
+
+
+def boundary_loops(triangles: np.ndarray) -> list[np.ndarray]:
+    """Closed lines of vertices along the edges that only one triangle has."""
+    edges = triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2).astype(np.int64)
+    numbers, reverse = (edges @ (1 << 32, 1) for edges in (edges, edges[:, ::-1]))
+    following = dict(edges[~np.isin(numbers, reverse)].tolist())
+    loops = []
+    while following:
+        start, step = following.popitem()
+        loop = [start]
+        while step != start and step in following:
+            loop.append(step)
+            step = following.pop(step)
+        if step == start:  # an open line comes from edges that three triangles share
+            loops.append(np.array(loop))
+    return loops
+
+
+def _inside(polygon: np.ndarray, point: np.ndarray) -> bool:
+    return cv2.pointPolygonTest(polygon.astype(np.float32), tuple(map(float, point)), False) >= 0
+
+
+def face_mesh(face: Face, face_model: MorphableModel, lid: bool = False) -> TexturedMesh:
+    """The kept part of a fitted face with its texture coordinates, image frame, no colours yet.
+
+    Args:
+        lid: close the mouth (``mouth_lid``).
+
+    Raises:
+        ValueError: the face has no dense mesh, or the face model no texture coordinates.
+    """
+    if face.vertices is None:
+        raise ValueError("the face has no dense mesh: reconstruct it with dense=True")
+    require_texture_coordinates(face_model)
+    kept, triangles = kept_part(face_model)
+    uv = face_model.uv[kept]
+    if lid:
+        lips = face_model.uv[face_model.landmark_indices[60:68]]
+        triangles = np.concatenate([triangles, mouth_lid(triangles, uv, lips)])
+    return TexturedMesh(
+        vertices=np.ascontiguousarray(face.vertices.T[kept]),
+        triangles=triangles,
+        uv=uv,
+        origin=face.translation,
+        pixels_per_metre=face.scale * 1e6,  # the model's unit is the micrometre
+    )
+
+
+def uv_mapped_face(face: Face, uv_map: np.ndarray, face_model: MorphableModel) -> TexturedMesh:
+    """The kept part of a face coloured from a published UV map (``read_uv_map``).
+
+    The mesh has the vertices' colours and the map as its texture, image frame.
+    """
+    mesh = face_mesh(face, face_model)
+    return mesh.replace(colors=sample_uv_map(uv_map, mesh.uv), texture=uv_map)
+
+
+def textured_face(
+    face: Face, image: np.ndarray, face_model: MorphableModel, size: int = 1024
+) -> TexturedMesh:
+    """The kept part of a face, its mouth closed by a lid, with a texture from its photo.
+
+    Args:
+        face: fitted, with a dense mesh.
+        image: its photo, as ``utils.files.to_bgr8`` takes it.
+        face_model: the one of the fit, with texture coordinates that are mirrored with the face
+            (``u`` to ``1 - u``).
+        size: side of the texture in texels.
+
+    Returns:
+        TexturedMesh, image frame, with texture, confidence and the vertices' colours.
+
+    Raises:
+        ValueError: no dense mesh, no or asymmetric texture coordinates, no picture, bad size.
+    """
+    mesh = face_mesh(face, face_model, lid=True)
+    lips = face_model.uv[face_model.landmark_indices]
+    if np.abs(lips * (-1, 1) + (1, 0) - lips[MIRRORED_LANDMARKS]).max() > SYMMETRY_TOLERANCE:
+        raise ValueError(
+            f"{face_model.source}: texture coordinates are not symmetric (u to 1 - u), so hidden "
+            "parts cannot be mirrored"
+        )
+    occluders = (np.ascontiguousarray(face.vertices.T), face_model.triangles)
+    texture, confidence = unwrap_photo(
+        to_bgr8(image), mesh.vertices, mesh.triangles, mesh.uv, size, occluders
+    )
+    x, y = uv_to_texture(mesh.uv, size).T[:, None].astype(np.float32)  # (1, N) each
+    colors = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return mesh.replace(
+        texture=texture, confidence=confidence, colors=colors[0].astype(np.float32) / 255
+    )
+
+
+# ------------------------------------------------------------------------------------- unwrapping
+
+
+def uv_to_texture(uv: np.ndarray, size: int) -> np.ndarray:
+    """(N, 2) texture coordinates -> (N, 2) column and row of a texture of ``size`` texels."""
+    return uv * (size, -size) + (-0.5, size - 0.5)
+
+
+def unwrap_photo(
+    image: np.ndarray,
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    uv: np.ndarray,
+    size: int = 1024,
+    occluders: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A photo's colours in texture space, complete, and how far to trust them.
+
+    Args:
+        image: (H, W, 3) uint8, BGR.
+        vertices: (N, 3) real, image frame, z towards the viewer.
+        triangles: (T, 3) integer, outward in the image frame.
+        uv: (N, 2) in [0, 1], symmetric: mirroring the face maps u to 1 - u.
+        size: side of the texture, 16 to 8192.
+        occluders: vertices (M, 3) and triangles of what may hide the face (the whole head, of
+            which the face is a part); the face itself if None.
+
+    Returns:
+        texture (size, size, 3) uint8 BGR; confidence (size, size) float32 in [0, 1]: the cosine
+        of the viewing angle where the photo was used, half the mirrored texel's where that was, 0
+        where colours are made up and off the face.
+    """
+    if not 16 <= size <= 8192:
+        raise ValueError(f"a texture has 16 to 8192 texels a side, not {size}")
+    texels = np.concatenate([uv_to_texture(uv, size), np.zeros((len(uv), 1))], 1)
+    buffer = Sim3DR.zbuffer(texels, triangles, size, size)
+    normals = Sim3DR.vertex_normals(vertices, triangles)
+    values = Sim3DR.interpolate(buffer, triangles, np.concatenate([vertices, normals], 1))
+    points, normals = values[..., :3], values[..., 3:]  # (S, S, 3), image frame
+    length = np.sqrt(np.square(normals).sum(2))
+    cosine = np.where(length > 0, normals[..., 2] / np.maximum(length, 1e-6), 0).clip(0, 1)
+
+    inside = buffer.covered
+    visible, contour = _visible(points, cosine, occluders or (vertices, triangles))
+    visible &= _in_picture(points, image.shape)
+    soft = _soften(visible | ~inside, FEATHER * size) * inside
+    seen = soft * _smoothstep(cosine, *GRAZING) * _smoothstep(contour, *CONTOUR)
+    photo = _sample(image, points, np.ptp(vertices[:, :2], axis=0).max() / size)
+    seen = seen * _trust(photo, seen, np.where(inside, contour, 0))
+
+    mirror_seen = seen[:, ::-1]
+    mirrored = _mirror(photo, seen)
+    mirror_share = (1 - seen) * mirror_seen
+    known = seen + mirror_share  # (S, S), at most 1
+    colors = (photo * seen[..., None] + mirrored * mirror_share[..., None]) / np.maximum(
+        known, 1e-6
+    )[..., None]
+    around = extend(colors, known > 0.5)
+    texture = around + known[..., None] * (colors - around)
+    confidence = seen * cosine
+    confidence = confidence + (1 - seen) * 0.5 * confidence[:, ::-1]
+    return np.round(texture).clip(0, 255).astype(np.uint8), confidence.astype(np.float32)
+
+
+def _visible(
+    points: np.ndarray, cosine: np.ndarray, occluders: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether nothing hides a texel's point (S, S, 3) from the camera, and how far it is inside
+    the occluders' contour, as a share of their longer side: (S, S) bool and float32."""
+    vertices, triangles = occluders
+    low, high = vertices[:, :2].min(0), vertices[:, :2].max(0)
+    scale = VISIBILITY_SIDE / max(float((high - low).max()), 1e-6)
+    scaled = (vertices - [*low, 0]) * scale
+    height, width = np.ceil((high - low)[::-1] * scale).astype(int) + 1
+    depth = Sim3DR.zbuffer(scaled, triangles, int(height), int(width)).depth
+    covered = np.pad(np.isfinite(depth), 1).astype(np.uint8)
+    outlines, _ = cv2.findContours(covered, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(covered, outlines, -1, 1, cv2.FILLED)  # an open mouth is no contour
+    contour = cv2.distanceTransform(covered, cv2.DIST_L2, 5)[1:-1, 1:-1] / VISIBILITY_SIDE
+    # the nearest within a pixel around: what stands beside a contour may already be hidden
+    depth = cv2.dilate(depth, np.ones((3, 3), np.uint8))
+    x, y = ((points[..., i] - low[i]) * scale for i in (0, 1))
+    there = cv2.remap(depth, x, y, cv2.INTER_NEAREST, borderValue=-np.inf)
+    slope = np.sqrt(1 - cosine**2) / np.maximum(cosine, GRAZING[0])
+    visible = points[..., 2] * scale >= there - (DEPTH_TOLERANCE * VISIBILITY_SIDE + 2 * slope)
+    return visible, cv2.remap(contour, x, y, cv2.INTER_LINEAR)
+
+
+def _in_picture(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    x, y = points[..., 0], points[..., 1]
+    return (x >= 0) & (y >= 0) & (x <= shape[1] - 1) & (y <= shape[0] - 1)
+
+
+def _soften(mask: np.ndarray, width: float) -> np.ndarray:
+    """0 outside the mask, rising inwards to 1 over ``width``."""
+    if mask.all():
+        return np.ones(mask.shape, np.float32)
+    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    return _smoothstep(distance, 0.2 * width, width)
+
+
+def _smoothstep(x: np.ndarray | float, low: float, high: float) -> np.ndarray:
+    t = np.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _sample(image: np.ndarray, points: np.ndarray, pixels_per_texel: float) -> np.ndarray:
+    """(S, S, 3) float32: the photo at the points, bilinear; averaged where texels are coarser."""
+    x, y = points[..., 0], points[..., 1]
+    if pixels_per_texel > 1.5:
+        coarser = np.round(np.array(image.shape[1::-1]) / pixels_per_texel).astype(int)
+        image = cv2.resize(image, coarser.tolist(), interpolation=cv2.INTER_AREA)
+        x, y = ((v + 0.5) / pixels_per_texel - 0.5 for v in (x, y))
+    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(
+        np.float32
+    )
+
+
+def _mirror(photo: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """(S, S, 3) the photo's mirrored texels in the tone that the side they are for has.
+
+    Tones are compared where both sides are seen (S, S) and continued smoothly from there, so both
+    agree at the seam: as in Perez, Gangnet, Blake, Poisson Image Editing, SIGGRAPH 2003, without
+    its linear system.
+    """
+    weight, coarse = _coarse(seen * seen[:, ::-1]), _coarse(photo)  # tones vary slowly
+
+    def tone(detail: float) -> np.ndarray:
+        ratio = _log_mean(coarse, weight, detail) - _log_mean(coarse[:, ::-1], weight, detail)
+        return ratio.clip(-MAX_TONE, MAX_TONE)
+
+    # far from the seam as the light falls on the whole, at the seam exactly
+    light = extend(tone(LIGHT), _blur(weight, LIGHT) > 0.3)
+    change = light + fill_smoothly(tone(DETAIL) - light, _blur(weight, DETAIL))
+    return photo[:, ::-1] * np.exp(cv2.resize(change, seen.shape[::-1]))
+
+
+def _trust(photo: np.ndarray, seen: np.ndarray, contour: np.ndarray) -> np.ndarray:
+    """(S, S) from 0 to 1, how far a texel's colour is the face's, not the background's.
+
+    A fit that reaches beyond the real contour takes colours from behind it. They are told by what
+    the other side lets expect if it lies well inside the contour. A profile has the middle of the
+    face at its contour: there by the nearest texels that lie inside.
+    """
+    inner = _smoothstep(contour, *SURE_CONTOUR)
+    mirrored = _mirror(photo, seen * inner)
+    face = contour > 0
+    arrays = (photo, mirrored, inner, seen * inner, face)
+    photo, mirrored, inner, sure, face = (_coarse(array) for array in arrays)
+    across = np.abs(np.linspace(-1, 1, sure.shape[1], dtype=np.float32))
+    middle = 1 - _smoothstep(across, 0.2, 0.4)
+    middle = middle * (1 - _smoothstep(np.average(inner, weights=face * middle), 0.2, 0.5))
+    testable = np.maximum(sure[:, ::-1], middle)
+    other_side = sure[:, ::-1, None]
+    expected = extend(photo, sure > 0.5)
+    expected = expected + other_side * (mirrored - expected)
+    everywhere = np.ones_like(sure)
+    difference = _log_mean(photo, everywhere, DETAIL)
+    difference -= _log_mean(expected, everywhere, DETAIL)
+    doubt = _smoothstep(np.abs(difference).max(2), *DOUBT) * testable * (1 - inner)
+    doubt = _blur(cv2.dilate(doubt, np.ones((7, 7), np.uint8)), DETAIL) * (1 - inner)
+    return 1 - cv2.resize(doubt, seen.shape[::-1])
+
+
+def _coarse(values: np.ndarray) -> np.ndarray:
+    """The same at a quarter of the size."""
+    size = max(len(values) // 4, 4)
+    return cv2.resize(values.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _log_mean(values: np.ndarray, weight: np.ndarray, detail: float) -> np.ndarray:
+    """(s, s, 3) log of the weighted mean around each texel."""
+    mean = _blur(values * weight[..., None], detail) + 1e-3
+    return np.log(mean) - np.log(_blur(weight, detail) + 1e-5)[..., None]
+
+
+def _blur(values: np.ndarray, detail: float) -> np.ndarray:
+    """Gaussian; ``detail`` is its standard deviation as a share of the side."""
+    return cv2.GaussianBlur(values.astype(np.float32), (0, 0), detail * len(values))
+
+
+def fill_smoothly(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted values, continued ever more smoothly where the weight is small (push-pull).
+
+    Args:
+        values: (H, W, C) float32.
+        weight: (H, W) float32 in [0, 1]; 0 where nothing is known.
+
+    Returns:
+        (H, W, C) float32: the values where the weight is 1. Zero where no weight is anywhere.
+    """
+    level = np.dstack([values * weight[..., None], weight]).astype(np.float32)
+    levels = [level]
+    while min(level.shape[:2]) > 1:
+        level = cv2.pyrDown(level)
+        levels.append(level)
+    filled = None
+    for level in reversed(levels):
+        known = level[..., -1:]
+        mean = level[..., :-1] / np.maximum(known, 1e-6)
+        if filled is None:
+            filled = mean
+        else:
+            filled = cv2.pyrUp(filled, dstsize=level.shape[1::-1]).reshape(mean.shape)
+        filled = filled + np.minimum(known * (1 if level is levels[0] else 2), 1) * (mean - filled)
+    return filled
+
+
+def extend(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Values (H, W, C) continued outwards from where they are known (H, W), ever more blurred.
+
+    Unlike ``fill_smoothly`` only what lies at the edge counts: a strip of hair goes on as hair.
+    """
+    if known.all() or not known.any():
+        return values.astype(np.float32)
+    distance, labels = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    nearest = np.zeros(labels.max() + 1, np.int64)
+    nearest[labels[known]] = np.flatnonzero(known)
+    levels = [values.reshape(-1, values.shape[2])[nearest[labels]].astype(np.float32)]
+    while min(levels[-1].shape[:2]) > 4:
+        levels.append(_three_axes(cv2.pyrDown(levels[-1])))
+    result = levels.pop()
+    for i, level in reversed(list(enumerate(levels))):
+        result = _three_axes(cv2.pyrUp(result, dstsize=level.shape[1::-1]))
+        there = cv2.resize(distance, level.shape[1::-1], interpolation=cv2.INTER_AREA)
+        share = _smoothstep(there, 4 * 2**i, 8 * 2**i)[..., None]
+        result = level + share * (result - level)
+    return result
+
+
+def _three_axes(array: np.ndarray) -> np.ndarray:
+    """OpenCV drops the last axis of one-channel pictures."""
+    return array.reshape(*array.shape[:2], -1)
