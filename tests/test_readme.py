@@ -12,7 +12,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "img/README.md", "starter_kit/CARD.md", "docs/training.md"]
+    "page",
+    [
+        "README.md",
+        "img/README.md",
+        "starter_kit/CARD.md",
+        "docs/training.md",
+        "docs/synergy_ablation.md",
+    ],
 )
 def test_links_lead_to_files(page):
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/train_demo"), help="folder to write")
-    add("--faces", type=int, default=2500, help="rendered for training (default: 2500)")
+    add("--faces", type=int, default=2000, help="rendered for training (default: 2000)")
     add("--epochs", type=int, default=4, help="default: 4")
     add("--loop", choices=LOOPS, default="full", help="as main_train.py's (default: full)")
     add("--seed", type=int, default=0, help="of everything random (default: 0)")
