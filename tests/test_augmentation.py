@@ -35,6 +35,7 @@ STILL = AugmentationSettings(
     far_rotation=(0.0, 0.0),
     shift=(0.0, 0.0),
     face_size=(0.68, 0.68),
+    border=(0.0, 8.0),
 )
 NORMAL = AugmentationSettings()
 MOVES = {
@@ -266,6 +267,20 @@ def test_made_up_border_is_covered_and_the_photo_is_not(face_model, parameters, 
         border, photo = photo, border
     assert (photo == 200 + own).all()
     assert not (border == 10 + own).any()
+
+
+def test_black_border_as_in_the_protocol(face_model, batch):
+    whole = Augmentation(face_model, STILL)(batch, generator(), 120)[0]
+    bordered = Augmentation(face_model, replace(STILL, border=(1.0, 8.0)))(batch, generator(), 120)
+    widths = set()
+    for crop, plain in zip(bordered[0], whole, strict=True):
+        black = (crop * 128 + 127.5).round().amax(0) == 0
+        width = int((~black[60]).float().argmax())
+        inside = slice(width, 120 - width)
+        assert torch.equal(crop[:, inside, inside], plain[:, inside, inside])
+        assert int(black.sum()) == 120**2 - (120 - 2 * width) ** 2
+        widths.add(width)
+    assert len(widths) > 1 and min(widths) >= 1 and max(widths) < 8
 
 
 def test_blur():

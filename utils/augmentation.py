@@ -68,7 +68,8 @@ class AugmentationSettings:
     blur: float = 0.15
     noise: float = 0.25
     fill: float = 0.5  # probability that what is no photo is replaced ...
-    black: float = 0.0  # ... and that it is by black, as inference does beyond a photo's edge
+    black: float = 0.1  # ... and that it is by black, as inference does beyond a photo's edge
+    border: tuple[float, float] = (0.3, 8.0)  # probability, width: black, as the protocol has (5)
 
 
 LOW_RESOLUTIONS = (0.25, 0.4, 0.6)  # of the crop's side
@@ -396,8 +397,8 @@ def _black_outside(crops: Tensor, x1: int, x2: int, y1: int, y2: int) -> None:
 class Augmentation(Augment):
     """Random crops of a batch (``strong``): geometry, then light and damage.
 
-    What lies outside the photo shows the photo's last row or column, a plain colour, or another
-    picture of the batch; never black unless ``settings.black`` asks for it.
+    What lies outside the photo shows the photo's last row or column, a plain colour, another picture
+    of the batch, or black. Some crops get a black border, as the benchmark's protocol has.
 
     Args:
         face_model: for mirroring.
@@ -453,6 +454,7 @@ class Augmentation(Augment):
             "noisy": chance(s.noise),
             "noise": uniform(0, NOISE, 1, 1, 1),
             "noise seed": seed + torch.arange(count),  # a chunk of the batch takes its first
+            "border": torch.where(chance(s.border[0]), uniform(1, s.border[1]), 0.0) / CROP_SIZE,
         }
 
     def _geometry(self, batch: Batch, drawn: dict[str, Tensor]):
@@ -479,6 +481,7 @@ class Augmentation(Augment):
         crops = self._filled_crops(batch, _source_points(*move, size), drawn)
         crops = self._light(crops, drawn)
         crops = self._damage(crops, drawn, host)
+        crops = _black_border(crops, drawn["border"])
         return _normalize(crops.clamp_(0, 255).round_())  # inference sees 8 bits too
 
     @staticmethod
@@ -570,6 +573,15 @@ def _occlude(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
     is_picture = drawn["occluder is a picture"][:, None, None, None]
     other = _neighbour_or_colour(crops, is_picture, drawn["occluder colour"])
     return _cover(crops, other, inside)
+
+
+def _black_border(crops: Tensor, width: Tensor) -> Tensor:
+    """Blackens a border of ``width`` (b,), in parts of the side, rounded down to whole pixels."""
+    side = crops.shape[-1]
+    axis = torch.arange(side, device=crops.device)
+    edge = torch.minimum(axis, side - 1 - axis)  # pixels from the nearer edge
+    inside = (edge >= (width * side).floor()[:, None]).to(crops.dtype)  # (b, side)
+    return crops.mul_(inside[:, None, None]).mul_(inside[:, None, :, None])
 
 
 def make_augmentation(name: str, face_model: MorphableModel) -> Augment:
