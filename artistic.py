@@ -3,17 +3,21 @@
 python artistic.py -f art-all/122.png
 python artistic.py -f texture_data/real --precropped --uv-dir texture_data/uv_real
 python artistic.py -f photo.jpg --texture photo --format obj,glb
+python artistic.py -f photo.jpg --texture photo --expression-from smile.jpg --turntable gif
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils import texture
-from utils.files import write_image
-from utils.inference import Face, FacePipeline
+from utils.files import read_image, write_image
+from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.mesh_io import FRAMES, MESH_SUFFIXES, save_mesh
 from utils.photo_script import (
     add_photo_options,
@@ -24,8 +28,14 @@ from utils.photo_script import (
 )
 from utils.preprocessing import crop_faces
 from utils.render import render_mesh_overlay
+from utils.results import face_names
+from utils.turntable import ENCODERS, save_turntable, turntable_frames
+
+if TYPE_CHECKING:
+    from synergy3DMM import SynergyNet
 
 FORMATS = tuple(suffix[1:] for suffix in MESH_SUFFIXES)
+CLIPS = tuple(suffix[1:] for suffix in ENCODERS)
 UV_FOLDER, PRECROPPED_UV_FOLDER = Path("uv_art"), Path("texture_data/uv_real")
 EPILOG = """\
 --texture uv (default): NAME.png is coloured from UV_DIR/NAME_fake_B.png, X_real_A.png from
@@ -35,9 +45,15 @@ written for each photo NAME that has a face; further faces are NAME_1, NAME_2, .
   OUT/obj/NAME.obj                 --texture uv: as published, v x y z r g b
                                    --texture photo: also NAME.mtl and NAME.png, for Blender
   OUT/glb/NAME.glb, ply/NAME.ply   with --format
+  OUT/html/NAME.html               with --format: a page that shows it turning, offline too
   OUT/confidence/NAME.png          --texture photo: white where the photo saw the face well, grey
                                    where it was mirrored, black where it was made up
-  OUT/rendering_overlay/NAME.jpg   --precropped: the mesh over the photo
+  OUT/rendering_overlay/NAME.jpg   --precropped: the fitted mesh over the photo
+  OUT/turntable/NAME.gif, .mp4     --turntable: the head, upright, swaying to both sides
+
+--neutral, --expression, --expression-from and --frontal change the mesh that is written; its
+colours stay those of the photo, so a smile's teeth and wrinkles stay with the skin. Neutral is
+the face model's mean expression: the bundled one's lips stand a little apart.
 
 --frame model (default): x right, y up, z to the viewer, metres, turned as in the photo.
 --frame image: pixels of the photo, y down, z to the viewer.
@@ -59,7 +75,23 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--format", type=comma_list(FORMATS), default=("obj",), metavar="LIST",
         help=f"any of {','.join(FORMATS)} (default: obj)")  # fmt: skip
     add("--frame", choices=FRAMES, default="model", help="axes and unit (default: model)")
+    expression = parser.add_mutually_exclusive_group()
+    expression.add_argument("--neutral", dest="expression", action="store_const", const=0.0,
+        default=1.0, help="without expression: --expression 0")  # fmt: skip
+    expression.add_argument("--expression", type=float, default=1.0, metavar="FACTOR",
+        help="how strong the expression is, 0 to 2 (default: 1, as it is)")  # fmt: skip
+    add("--expression-from", type=Path, metavar="PHOTO", help="take its best face's expression")
+    add("--frontal", action="store_true", help="without pose: upright, to the viewer, same size")
+    add("--turntable", type=comma_list(CLIPS), default=(), metavar="LIST",
+        help=f"a clip of the head turning: {','.join(CLIPS)}")  # fmt: skip
     options = parse_photo_options(parser, arguments)
+    if not 0 <= options.expression <= 2:
+        parser.error(f"--expression is 0 to 2, not {options.expression:g}")
+    if options.expression_from:
+        if not options.expression_from.is_file():
+            parser.error(f"--expression-from: {options.expression_from}: no such file")
+        if options.expression == 0:
+            parser.error("--expression-from has no effect on a neutral face (--expression 0)")
     if options.texture == "photo" and options.uv_dir:
         parser.error("--uv-dir is for --texture uv")
     if not 16 <= options.texture_size <= 8192:
@@ -67,17 +99,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     if not options.uv_dir:
         options.uv_dir = PRECROPPED_UV_FOLDER if options.precropped else UV_FOLDER
     return options
-
-
-def face_names(name: str, count: int, others: set[str]) -> list[str]:
-    """``name``, ``name_1``, ...; an underscore more where another photo is called so."""
-    names = [name]
-    for i in range(1, count):
-        own = f"{name}_{i}"
-        while own.casefold() in others:
-            own += "_"
-        names.append(own)
-    return names
 
 
 def face_of_crop(pipeline: FacePipeline, image: np.ndarray) -> Face:
@@ -93,11 +114,26 @@ def face_of_crop(pipeline: FacePipeline, image: np.ndarray) -> Face:
     return pipeline.faces_from_crops(crop_faces(image, roi_boxes), roi_boxes, detections, True)[0]
 
 
+def expression_of_photo(path: Path, model: SynergyNet) -> np.ndarray:
+    """(10,) expression coefficients of a photo's best face.
+
+    Raises:
+        OSError, ValueError: it is no readable photo, or has no face.
+    """
+    faces = model(read_image(path))
+    if not faces:
+        raise ValueError(f"{path}: no face found whose expression --expression-from could take")
+    return expression_of(faces[0])
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     try:
         model = load_model(options)
         texture.require_texture_coordinates(model.face_model)
+        expression = None
+        if options.expression_from:
+            expression = expression_of_photo(options.expression_from, model)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"artistic.py: {error}", file=sys.stderr)
         return 2
@@ -105,6 +141,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     def find_faces(image: np.ndarray) -> list[Face]:
         return [face_of_crop(model.pipeline, image)] if options.precropped else model(image)
+
+    def changed(face: Face) -> Face:
+        if expression is not None or options.expression != 1:
+            face = with_expression(face, model.face_model, options.expression, expression)
+        return frontal(face, model.face_model) if options.frontal else face
 
     def save(name: str, path: Path, image: np.ndarray, faces: list[Face]) -> None:
         if not faces:
@@ -120,6 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
                     options.out / "confidence" / f"{own}.png",
                     np.round(mesh.confidence * 255).astype(np.uint8),
                 )
+            new_face = changed(face)  # the texture is the fitted face's
+            mesh = texture.with_geometry(mesh, new_face, model.face_model)
             for form in options.format:
                 published = form == "obj" and options.texture == "uv"
                 save_mesh(
@@ -127,6 +170,12 @@ def main(arguments: list[str] | None = None) -> int:
                     mesh.replace(texture=None) if published else mesh,
                     options.frame,
                 )
+            if options.turntable:
+                upright = frontal(new_face, model.face_model)
+                mesh = texture.with_geometry(mesh, upright, model.face_model)
+                frames = turntable_frames(mesh)
+                for form in options.turntable:
+                    save_turntable(options.out / "turntable" / f"{own}.{form}", frames)
         if options.precropped:
             vertices = [face.vertices for face in faces]
             overlay = render_mesh_overlay(image, vertices, faces[0].triangles)

@@ -14,9 +14,9 @@ import numpy as np
 from FaceBoxes import FaceBoxes
 from utils import assets, evaluation
 from utils import benchmark_report as report
-from utils.aflw2000 import DEFAULT_FOLDER, PHOTOS, open_benchmark
+from utils.aflw2000 import AFLW_LIST, DEFAULT_FOLDER, PHOTOS, open_aflw21, open_benchmark
 from utils.morphable_model import load_morphable_model
-from utils.runtime import choose_device
+from utils.runtime import choose_engine
 
 BOXES = ("jitter", "detector")
 EPILOG = """\
@@ -39,6 +39,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("-w", "--weights", type=Path, help="SynergyNet checkpoint (default: published, or starter)")
     add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
     add("--data", type=Path, default=DEFAULT_FOLDER, help="default: aflw2000_data")
+    add("--aflw", type=Path, help="AFLW's 21 points (default: in the folder of --data, if there)")
     add("-o", "--out", type=Path, default=Path("results"), help="where to write (default: results)")
     add("--border", type=int, choices=(0, 5), default=5, help="pixels at each edge of the crops "
         "that are set to zero; 5 is the protocol (default), 0 leaves them whole")  # fmt: skip
@@ -67,15 +68,21 @@ def main(arguments: list[str] | None = None) -> int:
         data = open_benchmark(options.data)
         if options.boxes and data.photos is None:
             photos = options.data / PHOTOS
-            raise FileNotFoundError(f"{photos}: --boxes needs the whole picture of every face here")
+            raise FileNotFoundError(
+                f"{photos}: --boxes needs the whole picture of every face here; "
+                "`python -m tools.prepare_aflw2000 --photos` puts them there"
+            )
+        aflw = None
+        if options.aflw or (options.data / AFLW_LIST).exists():
+            aflw = open_aflw21(options.aflw or options.data)
         weights = options.weights or assets.find_weights()
         face_model = load_morphable_model(options.face_model or assets.find_face_model())
-        device = choose_device(options.device)
-        network = evaluation.ENGINES[options.engine](weights, face_model, device)
+        engine, device = choose_engine(options.engine, options.device)
+        network = evaluation.ENGINES[engine](weights, face_model, device)
         detector = None
         if "detector" in options.boxes:
             path = options.detector_weights or assets.find_detector_weights()
-            detector = FaceBoxes(path, str(device))
+            detector = FaceBoxes(path, device, engine=engine)
         options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
@@ -92,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     try:
         run, prediction = score_run(options, data, network, detector)
+        score_extras(run, options, data, prediction, face_model, aflw, network)
         run["settings"] = settings
         report.write_results(options.out, run, data, prediction)
     except (OSError, ValueError, RuntimeError) as error:  # a damaged picture, a full disk
@@ -99,8 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     for table in report.own_tables(run["scores"]):
         print(f"\n{report.table_text(table)}")
-    for sentence in data.missing:
-        print(f"\n{sentence}")
+    if run["missing"]:
+        print("\nLeft out:", *run["missing"], sep="\n  ")
     speed = len(data) / prediction.seconds
     print(f"\n{speed:.1f} images/s on {device}, from JPEG to landmarks")
     print(f"border {options.border}; report: {options.out / 'report.html'}")
@@ -109,14 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def score_run(options, data, network, detector) -> tuple[dict, evaluation.Prediction]:
     """The protocol with the supplied boxes, its published form printed, then other boxes."""
-
-    def predict(crops, roi_boxes, title):
-        how = options.border, options.batch_size, title
-        return evaluation.predict(network, crops, roi_boxes, *how)
-
-    prediction = predict(data.crops, data.roi_boxes, "predicting")
+    prediction = predict(options, network, data.crops, data.roi_boxes, "predicting")
     scores, samples = evaluation.score(data, prediction)
     print(report.published_text(scores))
+    missing = list(data.missing)
     for kind in options.boxes:
         if kind == "jitter":
             indices = np.arange(len(data))
@@ -124,12 +128,41 @@ def score_run(options, data, network, detector) -> tuple[dict, evaluation.Predic
         else:
             indices, boxes = evaluation.detected_boxes(data, detector)
             if not len(indices):
-                raise ValueError("--boxes detector: the detector found none of the faces")
-        other = predict(data.crops_at(indices, boxes), boxes, kind)
+                missing.append("the detector found none of the faces: its boxes are not scored")
+                continue
+        other = predict(options, network, data.crops_at(indices, boxes), boxes, kind)
         found = evaluation.score_boxes(data, prediction, other, indices)
         scores.setdefault("boxes", {})[kind] = found
-    run = {"missing": data.missing, "scores": scores, "names": data.names, "samples": samples}
+    for degrees, count in zip(report.DEGREES, scores["counts"].values(), strict=True):
+        if not count:
+            missing.append(f"no face with a yaw of {degrees}: there is no mean of the yaw bins")
+    run = {"missing": missing, "scores": scores, "names": data.names, "samples": samples}
     return run, prediction
+
+
+def score_extras(run, options, data, prediction, face_model, aflw, network) -> None:
+    """Adds the dense mesh and AFLW's 21 points to a run, or says why not."""
+    if data.dense is not None:
+        if data.dense.num_vertices == face_model.num_vertices:
+            errors = evaluation.dense_errors(face_model, data.dense, data, prediction)
+            found = evaluation.face_scores(errors, data.yaw)
+            run["scores"]["dense"] = {"vertices": len(data.dense.indices), "nme": found}
+            run["samples"]["nme_dense"] = errors
+        else:
+            run["missing"].append(
+                f"the dense labels are of a face model with {data.dense.num_vertices} vertices, "
+                f"not {face_model.num_vertices}: the dense mesh is not scored"
+            )
+    if aflw is None:
+        run["missing"].append(f"no {AFLW_LIST}: AFLW's 21 points are not scored (--aflw)")
+    else:
+        found = predict(options, network, aflw.crops, aflw.roi_boxes, "AFLW")
+        run["scores"]["aflw21"] = evaluation.aflw21_scores(aflw, found)
+
+
+def predict(options, network, crops, roi_boxes, title) -> evaluation.Prediction:
+    how = options.border, options.batch_size, title
+    return evaluation.predict(network, crops, roi_boxes, *how)
 
 
 def compare(a: Path, b: Path, seed: int) -> None:

@@ -19,6 +19,8 @@ from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
 from loss_definition import LOOPS, SynergyLoss
 from utils.checkpoint import check_face_model, learnable_state, read_checkpoint
 from utils.morphable_model import CAMERA, MorphableModel
+from utils.onnx_engine import export_onnx
+from utils.preprocessing import CROP_SIZE
 
 RESIDUAL_SCALE = 0.05  # refined = landmarks + 0.05 * residual
 HEADS = ("published", "signed")
@@ -168,3 +170,32 @@ def load_learnable(model: SynergyNet, content: dict[str, Any], path: str | os.Pa
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:400]
         raise ValueError(f"{path}: not the weights of this SynergyNet ({reason})") from error
+
+
+def export_encoder(weights: str | os.PathLike, face_model: MorphableModel) -> bytes:
+    """``I2P`` as an ONNX graph: ``images`` (B, 3, 120, 120) to ``parameters`` and ``features``.
+
+    The metadata name the face model that the weights were checked against.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``load_synergynet``.
+        RuntimeError: see ``export_onnx``.
+    """
+    model = load_synergynet(weights, face_model)
+    generator = torch.Generator().manual_seed(0)
+    samples = [
+        torch.rand(batch, 3, CROP_SIZE, CROP_SIZE, generator=generator) * 2 - 1
+        for batch in (2, 1, 3)
+    ]
+    return export_onnx(
+        model.I2P,
+        samples,
+        ("parameters", "features"),
+        {name: {0: "batch"} for name in ("images", "parameters", "features")},
+        {
+            "network": "SynergyNet",
+            "backbone": model.backbone_name,
+            "heads": model.heads,
+            "face_model": face_model.fingerprint,
+        },
+    )

@@ -2,23 +2,49 @@
 
 python singleImage.py -f photo.jpg
 python singleImage.py -f folder_of_photos -o out --save npz,json
+python singleImage.py -f photo.jpg --save glb,html,uv,depth,pncc
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
+import numpy as np
 
 from utils import results
-from utils.files import read_image
+from utils.inference import Face
+from utils.photo_script import (
+    add_photo_options,
+    comma_list,
+    load_model,
+    parse_photo_options,
+    run_on_photos,
+)
 
+FORMATS = (*results.NUMBER_FORMATS, *results.TEXTURED_FORMATS, *results.MAP_FORMATS)
 EPILOG = """\
 written for each photo NAME that has a face:
   OUT/rendering_overlay/NAME.jpg   the mesh over the photo
   OUT/landmarks/NAME.jpg           the 68 landmarks
   OUT/poses/NAME.jpg               pose axes: x red, y green, z blue
-  OUT/numbers/NAME.npz, .json      with --save
+
+with --save, also:
+  OUT/numbers/NAME.npz, .json      boxes, parameters, landmarks, vertices (npz), pose; also of
+                                   photos without a face
+  OUT/obj/NAME.obj                 the face with the photo's texture (and NAME.mtl, NAME.png)
+  OUT/glb/NAME.glb                 the same in one file
+  OUT/ply/NAME.ply                 with colours at the vertices instead
+  OUT/html/NAME.html               a page that shows it turning, in any browser, offline
+  OUT/uv/NAME.png                  the texture, unwrapped
+  OUT/confidence/NAME.png          with uv: white where the photo saw the face well, grey where it
+                                   was mirrored, black where it was made up
+  OUT/depth/NAME.png               8-bit grey: of each face the nearest point 255, the farthest 1,
+                                   linear between; 0 where there is no face
+  OUT/pncc/NAME.png                projected normalised coordinate code: where on the mean face a
+                                   pixel lies, red x, green y, blue z, each from 0 to 255
+
+obj, glb, ply, html and uv have one file a face: NAME, NAME_1, NAME_2, ... in order of score.
+Meshes: x right, y up, z to the viewer, metres, turned as in the photo.
 
 exit code: 0 all done, 1 some photos failed, 2 wrong usage
 """
@@ -28,65 +54,35 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("-f", "--files", type=Path, required=True, metavar="PATH", help="a photo or a folder")
-    add("--png", action="store_true", help="of a folder, take the PNG files only")
-    add("-o", "--out", type=Path, default=Path("inference_output"), help="where to write")
-    add("--save", type=results.number_formats, default=(), metavar="LIST", help="npz, json or both")
-    add("-w", "--weights", type=Path, help="SynergyNet checkpoint (default: published, or starter)")
-    add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
-    add("--detector-weights", type=Path, help="FaceBoxes weights (default: published, or starter)")
-    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    add("--threshold", type=float, default=0.5, help="least score of a detection (default: 0.5)")
-    options = parser.parse_args(arguments)
-    try:
-        options.photos = results.find_photos(options.files, options.png)
-    except FileNotFoundError as error:
-        parser.error(str(error))
-    return options
+    add_photo_options(parser)
+    parser.add_argument("--save", type=comma_list(FORMATS), default=(), metavar="LIST",
+        help=f"any of {','.join(FORMATS)}")  # fmt: skip
+    return parse_photo_options(parser, arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    from synergy3DMM import SynergyNet  # after the arguments are known to be right
-
     try:
-        model = SynergyNet(
-            options.weights,
-            options.face_model,
-            options.detector_weights,
-            options.device,
-            options.threshold,
-        )
-        options.out.mkdir(parents=True, exist_ok=True)
+        model = load_model(options)
+        if set(options.save) & set(results.TEXTURED_FORMATS):
+            from utils.texture import require_texture_coordinates  # here: most runs need none
+
+            require_texture_coordinates(model.face_model)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"singleImage.py: {error}", file=sys.stderr)
         return 2
-    tqdm.write(model.description)
+    photo_names = {name.casefold() for name, _ in options.photos}
 
-    failures = without_face = 0
-    for name, path in tqdm(options.photos, unit="photo", disable=len(options.photos) == 1):
-        try:
-            image = read_image(path)
-            faces = model(image)
-            results.save_numbers(options.out, name, path, faces, options.save)
-            if faces:
-                results.save_pictures(options.out, name, image, faces)
-                tqdm.write(f"{path}: {results.summary(faces)}")
-            else:
-                without_face += 1
-                tqdm.write(f"{path}: no face found")
-        except (OSError, ValueError) as error:  # this photo's fault; the others go on
-            failures += 1
-            tqdm.write(f"failed: {error}", file=sys.stderr)
-    done = len(options.photos) - failures - without_face
-    summary = [f"{results.count(done, 'photo')} with faces written to {options.out}"]
-    if without_face:
-        summary.append(f"{results.count(without_face, 'photo')} without a face")
-    if failures:
-        summary.append(f"{results.count(failures, 'photo')} failed")
-    tqdm.write(", ".join(summary))
-    return 1 if failures else 0
+    def save(name: str, path: Path, image: np.ndarray, faces: list[Face]) -> None:
+        results.save_numbers(options.out, name, path, faces, options.save)
+        if faces:
+            own = results.face_names(name, len(faces), photo_names)
+            fitted = (image, faces, model.face_model, options.save)
+            results.save_pictures(options.out, name, image, faces)
+            results.save_maps(options.out, name, *fitted)
+            results.save_textured(options.out, own, *fitted)
+
+    return run_on_photos(options, model, save)
 
 
 if __name__ == "__main__":

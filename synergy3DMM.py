@@ -4,23 +4,25 @@ model = SynergyNet()
 faces = model(cv2.imread("photo.jpg"))              # list of Face, see utils/inference.py
 faces_of_each = model([image, another_image])       # list of lists
 landmarks, vertices, poses = model.get_all_outputs(image)      # the published call
+upright = frontal(with_expression(faces[0], model.face_model, factor=0), model.face_model)
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from FaceBoxes import FaceBoxes
-from model_building import load_synergynet
 from utils import assets
-from utils.inference import Face, FacePipeline
+from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.morphable_model import load_morphable_model
-from utils.runtime import TorchRegressor, choose_device
+from utils.onnx_engine import ExportError
+from utils.runtime import choose_engine, open_regressor
 
-__all__ = ["Face", "SynergyNet"]
+__all__ = ["Face", "SynergyNet", "expression_of", "frontal", "with_expression"]
 
 Path = str | os.PathLike
 
@@ -37,10 +39,18 @@ class SynergyNet:
         detector_weights: FaceBoxes checkpoint.
         device: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         score_threshold: detections must score above it.
+        engine: ``torch``, ``onnx`` (ONNX Runtime, on the CPU) or ``auto``: onnx where it is
+            installed, can be used with the weights, and the device is the CPU; else torch.
+
+        threads: how many the onnx engine uses for one call; None: ``OMP_NUM_THREADS``, or the
+            cores at hand. Those who call from many threads at once want 1.
+
+    Attributes:
+        description: one line that names weights, face model, engine and device in use.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: a file is missing or does not fit, or the
-            device does not work; the message names it.
+            device or engine does not work; the message names it.
     """
 
     def __init__(
@@ -50,19 +60,42 @@ class SynergyNet:
         detector_weights: Path | None = None,
         device: str = "auto",
         score_threshold: float = 0.5,
+        engine: str = "auto",
+        threads: int | None = None,
     ) -> None:
         weights = weights or assets.find_weights()
         face_model = face_model or assets.find_face_model()
         detector_weights = detector_weights or assets.find_detector_weights()
-        self.device = choose_device(device)
-        self.face_model = load_morphable_model(face_model)
-        network = load_synergynet(weights, self.face_model)
-        regressor = TorchRegressor(network, self.device)
-        detector = FaceBoxes(detector_weights, str(self.device), score_threshold=score_threshold)
+        self.engine, self.device = choose_engine(engine, device)
+
+        def open_detector() -> FaceBoxes:
+            return FaceBoxes(
+                detector_weights,
+                self.device,
+                score_threshold=score_threshold,
+                engine=self.engine,
+                threads=threads,
+            )
+
+        reason = ""
+        with ThreadPoolExecutor(1) as pool:  # reading and hashing leave a core for the detector
+            opening = pool.submit(open_detector) if self.engine == "onnx" else None
+            self.face_model = load_morphable_model(face_model)
+            try:
+                regressor = open_regressor(
+                    self.engine, weights, self.face_model, self.device, threads
+                )
+                detector = opening.result() if opening else open_detector()
+            except ExportError as error:
+                if engine == "onnx":
+                    raise
+                self.engine, reason = "torch", f" ({error})"
+                regressor = open_regressor("torch", weights, self.face_model, self.device)
+                detector = open_detector()
         self.pipeline = FacePipeline(detector, regressor, self.face_model)
         shown = [assets.shown(path) for path in (weights, face_model, detector_weights)]
-        self.description = "weights {}, face model {}, detector {}, device {}".format(
-            *shown, self.device
+        self.description = "weights {}, face model {}, detector {}, engine {}{}, device {}".format(
+            *shown, self.engine, reason, self.device
         )
 
     def __call__(

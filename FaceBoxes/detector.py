@@ -31,7 +31,7 @@ class FaceBoxes:
 
     Args:
         weights: checkpoint of the network (published file, or our starter weights).
-        device: torch device the network runs on.
+        device: torch device the network runs on, with the torch engine.
         score_threshold: boxes must score above this to be returned.
         candidate_threshold: boxes must score above this to take part in the suppression.
         nms_threshold: intersection over union from which the weaker of two boxes is dropped.
@@ -39,10 +39,13 @@ class FaceBoxes:
         keep_top_k: number of boxes that leave it.
         max_height, max_width: larger photos are shrunk to fit, in pixels.
         batch_size: number of equal-sized photos ``detect_batch`` sends through at once.
-        engine: runs the network in place of PyTorch; ``weights`` and ``device`` are then unused.
+        engine: what runs the network: ``torch``, ``onnx`` (on the CPU; see
+            ``utils/onnx_engine.py``), or a function, which needs neither weights nor device.
+        threads: of the onnx engine; the cores at hand if None.
 
     Raises:
         FileNotFoundError, ValueError: missing or unfit weights, an option out of range.
+        RuntimeError: the ONNX export fails.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class FaceBoxes:
         max_height: float = 720,
         max_width: float = 1080,
         batch_size: int = 8,
-        engine: Engine | None = None,
+        engine: Engine | str = "torch",
+        threads: int | None = None,
     ) -> None:
         for name, value, lowest, highest in (
             ("score_threshold", score_threshold, 0, 1),
@@ -78,12 +82,8 @@ class FaceBoxes:
         self.top_k, self.keep_top_k = int(top_k), int(keep_top_k)
         self.max_height, self.max_width = max_height, max_width
         self.batch_size = int(batch_size)
-        if engine is None:
-            if weights is None:
-                raise ValueError("FaceBoxes needs the path of its weights, or an engine")
-            from FaceBoxes.network import TorchEngine  # torch is imported only where it is used
-
-            engine = TorchEngine(weights, device)
+        if isinstance(engine, str):
+            engine = _open_engine(engine, weights, device, threads)
         self.engine = engine
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -148,3 +148,23 @@ class FaceBoxes:
         rows = np.column_stack([boxes, scores[candidates]]).astype(np.float32, copy=False)
         rows = rows[nms(rows, self.nms_threshold)[: self.keep_top_k]]
         return rows[rows[:, 4] > self.score_threshold]
+
+
+def _open_engine(name: str, weights: Path | str | None, device: str, threads: int | None) -> Engine:
+    """The engine of that name; torch is imported only where it is used."""
+    if weights is None:
+        raise ValueError("FaceBoxes needs the path of its weights, or a function as its engine")
+    if name == "torch":
+        from FaceBoxes.network import TorchEngine
+
+        return TorchEngine(weights, device)
+    if name != "onnx":
+        raise ValueError(f"unknown engine {name!r}; expected torch or onnx")
+    from utils.onnx_engine import open_network
+
+    def export() -> bytes:
+        from FaceBoxes.network import export_detector
+
+        return export_detector(weights)
+
+    return open_network(weights, export, {"network": "FaceBoxes"}, threads)

@@ -14,6 +14,7 @@ from scipy.spatial import Delaunay, cKDTree
 
 from starter_kit.face_sculpt import Sculpture, inside
 from utils.morphable_model import MIRRORED_LANDMARKS
+from utils.texture import boundary_loops
 
 # The mesh's edge in the chart, x >= 0: forehead, temple, ear, jaw, throat
 OUTLINE = np.array([
@@ -270,21 +271,6 @@ def build_mesh(landmarks: np.ndarray, *, scale: float, seed: int, grid: float = 
         )
     index = np.where(right, index, mirror[index[MIRRORED_LANDMARKS]])
     return roll_lips(position, triangles, index, mirror, chart)
-
-
-def boundary_loops(triangles: np.ndarray) -> list[np.ndarray]:
-    """Closed lines of vertices along the edges that only one triangle has."""
-    edges = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
-    present = {(int(i), int(j)) for i, j in edges}
-    following = {i: j for i, j in sorted(present) if (j, i) not in present}
-    loops = []
-    while following:
-        start = next(iter(following))
-        loop = [start]
-        while (step := following.pop(loop[-1])) != start:
-            loop.append(step)
-        loops.append(np.array(loop))
-    return loops
 
 
 def roll_lips(

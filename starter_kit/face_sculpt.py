@@ -15,6 +15,8 @@ import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator, RBFInterpolator
 from scipy.spatial import cKDTree
 
+from utils.texture import smooth_step
+
 AXIS_Z = -65.0  # the cylinder's axis
 RADIUS = 75.0  # millimetres of u per radian
 
@@ -109,11 +111,6 @@ def ellipsoid(p: np.ndarray, centre: np.ndarray, radii: np.ndarray) -> np.ndarra
     q = (p - centre) / radii
     norm = np.linalg.norm(q, axis=-1)
     return norm * (norm - 1) / np.maximum(np.linalg.norm(q / radii, axis=-1), 1e-9)
-
-
-def smooth_step(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
 
 
 def inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:

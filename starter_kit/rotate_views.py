@@ -31,13 +31,13 @@ from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
 import Sim3DR
-from starter_kit.face_mesh import boundary_loops
 from utils import assets
 from utils.cli import run_script
 from utils.datasets import write_packed
 from utils.files import read_npz
 from utils.geometry import decompose_camera
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
+from utils.texture import boundary_loops, fill_smoothly, smooth_step
 
 FACE_SIDE = 0.565  # longer side of the landmarks' box over the picture's, as in the photos
 SUPERSAMPLING = 2
@@ -110,8 +110,7 @@ def skirt_offsets(edge: np.ndarray) -> np.ndarray:
     x, y, z = edge.T
     angle = np.arctan2(y - 15, np.abs(x))  # chin -90 degrees, ear 0, forehead 90
     upward = np.sin(np.maximum(angle, 0))
-    below = np.clip((-5 - y) / 40, 0, 1)
-    below = below * below * (3 - 2 * below)  # 0 at the ears, 1 along the jaw
+    below = smooth_step(-5 - y, 0, 40)  # 0 at the ears, 1 along the jaw
     neck = NECK_AXIS + np.sqrt(np.maximum(NECK_RADIUS**2 - x**2, 0))
     to_neck = np.maximum(z - neck, 10)
     rings = [np.zeros_like(edge)]
@@ -235,26 +234,6 @@ def texture_coordinates(head: Head, points: np.ndarray, valid: np.ndarray) -> np
     return np.clip(xy, low, high)
 
 
-def fill_smoothly(picture: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 with what is not `known` (H, W) filled from around it, ever more blurred."""
-    colour = picture.astype(np.float32) * known[..., None]
-    weight = known.astype(np.float32)
-    levels = [(colour, weight)]
-    while min(weight.shape) > 2:
-        colour, weight = cv2.pyrDown(colour), cv2.pyrDown(weight)
-        levels.append((colour, weight))
-    filled = None
-    for colour, weight in reversed(levels):
-        if filled is None:
-            filled = np.broadcast_to(colour.sum((0, 1)) / max(weight.sum(), 1e-6), colour.shape)
-        else:
-            filled = cv2.pyrUp(np.ascontiguousarray(filled), dstsize=weight.shape[::-1])
-        sure = np.minimum(weight * 2, 1)[..., None]
-        filled = filled + sure * (colour / np.maximum(weight, 1e-6)[..., None] - filled)
-    filled = np.where(known[..., None], picture, filled)
-    return filled.clip(0, 255).astype(np.uint8)
-
-
 def without_head(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """A photo (S, S, 3) uint8 that fills its frame, with its head smoothed away."""
     low, high = landmarks[:2].min(1), landmarks[:2].max(1)
@@ -262,7 +241,7 @@ def without_head(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     head = np.zeros(picture.shape[:2], np.uint8)
     middle, axes = (int(x), int(y - 0.3 * b)), (int(1.35 * a) + 4, int(1.5 * b))
     cv2.ellipse(head, middle, axes, 0, 0, 360, 1, -1)
-    return fill_smoothly(picture, head == 0)
+    return np.round(fill_smoothly(picture, head == 0)).clip(0, 255).astype(np.uint8)
 
 
 def beside_head(picture: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:

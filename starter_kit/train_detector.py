@@ -3,15 +3,17 @@
     python -m tools.evaluate_detector FaceBoxes/weights/FaceBoxesProd.pth \\
         --data PHOTOS/detector/train --write-labels runs/detector/labels.json
     python -m starter_kit.train_detector --data PHOTOS \\
-        --labels runs/detector/labels.json --minutes 90
+        --labels runs/detector/labels.json --views runs/starter/packed_rotated --minutes 90
     python -m starter_kit.train_detector --export FaceBoxes/weights/starter_faceboxes.pth
 
 The data folder holds ``detector/train.zip`` and ``.json`` (pictures; boxes ``x1 y1 x2 y2 score``,
 where a score below 0.5 means "don't know"; where the json leaves those out, the first command
 above supplies them) and ``faces_train_*.zip`` with ``faces_train_labels.npz`` (face crops with 68
-landmarks). Two kinds of training picture are made: views of one picture, and mosaics of many small
-faces. SSD's multibox loss (Liu et al., ECCV 2016) with hard negative mining; AdamW, cosine decay,
-averaged weights. Runs on one CPU core; ``--resume`` goes on where a run was stopped.
+landmarks); ``--views`` is a packed set of faces turned in 3D (``rotate_views.py``). Three kinds of
+training picture are made: views of one picture, mosaics of many small faces, and portraits of one
+face, most of them turned away. SSD's multibox loss (Liu et al., ECCV 2016) with hard negative
+mining; AdamW, cosine decay, averaged weights. Runs on one CPU core; ``--resume`` goes on where a
+run was stopped.
 """
 
 import argparse
@@ -33,14 +35,17 @@ from tqdm import tqdm
 
 from FaceBoxes.anchors import anchors, encode
 from FaceBoxes.detector import MEAN_BGR
-from FaceBoxes.network import FaceBoxesNet
+from FaceBoxes.network import FaceBoxesNet, load_weights
 from utils.checkpoint import write_checkpoint
 from utils.cli import run_script
+from utils.files import read_npz
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Share of each kind of training picture; all but the mosaic are kinds of the picture set.
-SHARES = {"mosaic": 0.36, "frame": 0.14, "photo": 0.11, "crowd": 0.13, "scene": 0.26}
+# Share of each kind of training picture; all but the first two are kinds of the picture set.
+SHARES = {
+    "mosaic": 0.28, "portrait": 0.24, "frame": 0.09, "photo": 0.08, "crowd": 0.11, "scene": 0.2,
+}  # fmt: skip
 # Sides of the square training pictures and how often each is drawn. Validation pictures are small
 # (from 87x72), so the network must see many borders.
 SIDES = {128: 0.08, 192: 0.15, 256: 0.21, 320: 0.24, 416: 0.15, 576: 0.1, 768: 0.07}
@@ -83,7 +88,9 @@ class TrainingPictures(Dataset):
     and offsets (B, A, 4) float32.
     """
 
-    def __init__(self, data: Path, seed: int, labels: Path | None = None) -> None:
+    def __init__(
+        self, data: Path, seed: int, labels: Path | None = None, views: Path | None = None
+    ) -> None:
         self.seed = seed
         labels = json.loads((labels or data / "detector" / "train.json").read_text())
         self.pictures: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -100,14 +107,21 @@ class TrainingPictures(Dataset):
         names = zip(faces["name"], faces["shard"], strict=True)
         self.crops = [shards[shard].read(name) for name, shard in names]
         landmarks = faces["landmarks"][:, :2].astype(np.float32) / 32
+        self.crop_landmarks = landmarks
         self.crop_boxes = boxes_from_landmarks(landmarks)
         self.crop_valid = faces["valid"].astype(np.float32)
+        self.views = None
+        if views:
+            images = np.load(views / "images.npy", mmap_mode="r", allow_pickle=False)
+            self.views = images, read_npz(views / "labels.npz")["landmarks"][:, :2]
         # Turned faces are rare: draw them more often. The nose tip's offset stands for the yaw.
         turn = np.abs(landmarks[:, 0, 30] - landmarks[:, 0].mean(axis=1)) / np.ptp(
             landmarks[:, 0], axis=1
         )
         weight = 1 + 4 * np.clip(turn / 0.35, 0, 1)
         self.crop_share = np.cumsum(weight / weight.sum())
+        weight = 1 + 40 * np.clip(turn / 0.35, 0, 1) ** 3
+        self.portrait_share = np.cumsum(weight / weight.sum())
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, index))
@@ -116,7 +130,7 @@ class TrainingPictures(Dataset):
         kinds = rng.choice(list(SHARES), size=count, p=list(SHARES.values()))
         images, labels, offsets = [], [], []
         for kind in kinds:
-            make = self.mosaic if kind == "mosaic" else self.view
+            make = {"mosaic": self.mosaic, "portrait": self.portrait}.get(str(kind), self.view)
             image, boxes = make(rng, side, str(kind))
             label, offset = targets(boxes, side)
             images.append(photometric(rng, image))
@@ -178,6 +192,43 @@ class TrainingPictures(Dataset):
                     break
         return canvas, placed
 
+    def portrait(
+        self, rng: np.random.Generator, side: int, _: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One face of any size, turned in the plane; what surrounds it may be made up."""
+        if self.views and rng.random() < 0.3:
+            i = int(rng.integers(len(self.views[0])))
+            image, landmarks = np.array(self.views[0][i]), self.views[1][i]
+        else:
+            i = min(int(np.searchsorted(self.portrait_share, rng.random())), len(self.crops) - 1)
+            image, landmarks = read_image(self.crops[i]), self.crop_landmarks[i]
+            if rng.random() < 0.5:
+                image = filled_outside(image, self.crop_valid[i], rng.integers(0, 256, 3))
+        if rng.random() < 0.5:
+            image = np.ascontiguousarray(image[:, ::-1])
+            landmarks = landmarks * ((-1,), (1,)) + ((image.shape[1] - 1,), (0,))
+        low, high = landmarks.min(axis=1), landmarks.max(axis=1)
+        wanted = side * math.exp(rng.uniform(math.log(0.18), math.log(0.85)))
+        scale = min(wanted / (1.3 * (high[1] - low[1])), 3.5)
+        if scale < 0.6:  # the map below takes four pixels for one
+            small = cv2.resize(
+                image, None, fx=2 * scale, fy=2 * scale, interpolation=cv2.INTER_AREA
+            )
+            landmarks = landmarks * (small.shape[1] / image.shape[1])
+            image, low, high, scale = small, landmarks.min(axis=1), landmarks.max(axis=1), 0.5
+        move = cv2.getRotationMatrix2D((0, 0), float(np.clip(rng.normal(0, 14), -40, 40)), scale)
+        centre = move[:, :2] @ ((low + high) / 2)
+        half = min(0.45, 0.5 * wanted / side)  # most often the whole face is in sight
+        move[:, 2] = rng.uniform(0.8 * half, 1 - 0.8 * half, 2) * side - centre
+        surroundings = rng.random()
+        canvas = self.background(rng, side, plain=0.3)
+        cv2.warpAffine(
+            image, move, (side, side), dst=canvas, flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE if surroundings < 0.45 else cv2.BORDER_TRANSPARENT,
+        )  # fmt: skip
+        moved = (move[:, :2] @ landmarks + move[:, 2:]).astype(np.float32)
+        return canvas, np.column_stack([boxes_from_landmarks(moved[None]), [[1.0]]])
+
     def patch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A small picture with one face or more: part of a crop, or a whole frame or photo."""
         if rng.random() < 0.15:
@@ -224,6 +275,15 @@ class TrainingPictures(Dataset):
         part = min(height, width, int(side * rng.uniform(0.4, 1.2)))
         y, x = rng.integers(height - part + 1), rng.integers(width - part + 1)
         return cv2.resize(image[y : y + part, x : x + part], (side, side))
+
+
+def filled_outside(image: np.ndarray, valid: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """A picture (S, S, 3) with one colour outside the corner box ``valid``."""
+    x1, y1, x2, y2 = np.clip(valid, 0, image.shape[0]).astype(int)
+    filled = np.empty_like(image)
+    filled[:] = colour
+    filled[y1:y2, x1:x2] = image[y1:y2, x1:x2]
+    return filled
 
 
 def mirrored(
@@ -389,6 +449,8 @@ def train(args: argparse.Namespace) -> None:
         [{"params": decayed, "weight_decay": args.weight_decay}, {"params": plain}],
         lr=args.lr, weight_decay=0,
     )  # fmt: skip
+    if args.init:
+        network.load_state_dict(load_weights(args.init))
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     step, elapsed = 0, 0.0
     last = args.out / "last.pth"
@@ -399,7 +461,7 @@ def train(args: argparse.Namespace) -> None:
         average, step, elapsed = state["average"], state["step"], state["elapsed"]
     args.out.mkdir(parents=True, exist_ok=True)
 
-    pictures = TrainingPictures(args.data, args.seed, args.labels)
+    pictures = TrainingPictures(args.data, args.seed, args.labels, args.views)
     loader = DataLoader(
         pictures, batch_size=None, sampler=itertools.count(step), num_workers=args.workers
     )
@@ -491,6 +553,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the photos (PHOTOS above)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "detector")
     parser.add_argument("--labels", type=Path, help="in place of DATA/detector/train.json")
+    parser.add_argument("--views", type=Path, help="packed set of faces turned in 3D")
+    parser.add_argument("--init", type=Path, help="weights to begin with")
     parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--minutes", type=float, help="finish by then, the schedule included")
     parser.add_argument("--lr", type=float, default=1.5e-3)

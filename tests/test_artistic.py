@@ -10,8 +10,9 @@ import trimesh
 from test_inference import BrightSquares, MeanColours, photo
 
 import artistic
-from utils.inference import FacePipeline
+from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.texture import kept_part, sample_uv_map
+from utils.turntable import turntable_frames
 
 
 class Model:
@@ -162,6 +163,90 @@ def test_a_uv_map_is_the_texture_of_a_glb(run):
     np.testing.assert_array_equal(texture[..., ::-1], uv_map())
 
 
+# ------------------------------------------------------------------------ expression and pose
+
+
+@pytest.fixture
+def write(run, face_model):
+    """Runs the script on a photo of one face: its OBJ's vertices with colours, and the face."""
+    image = photo((20, 30, 40))
+    write_picture(Path("a.png"), image)
+    write_picture(Path("uv_art/a_fake_B.png"), uv_map())
+    write_picture(Path("other.png"), photo((150, 120, 31), (30, 10, 50)))
+
+    def write(*arguments) -> tuple[np.ndarray, Face]:
+        code, output = run("-f", "a.png", "--frame", "image", *arguments)
+        assert code == 0, output
+        lines = Path("inference_output/obj/a.obj").read_text().splitlines()
+        vertices = [line.split()[1:] for line in lines if line.startswith("v ")]
+        return np.array(vertices, float), Model(face_model)(image)[0]
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change"),
+    [
+        (["--expression", "1"], lambda face, model: face),
+        (["--neutral"], lambda face, model: with_expression(face, model, 0)),
+        (["--expression", "0"], lambda face, model: with_expression(face, model, 0)),
+        (["--expression", "1.5"], lambda face, model: with_expression(face, model, 1.5)),
+        (["--frontal"], frontal),
+        (
+            ["--frontal", "--neutral"],
+            lambda face, model: frontal(with_expression(face, model, 0), model),
+        ),
+    ],
+)
+@pytest.mark.parametrize("source", ["uv", "photo"])
+def test_changed_geometry_carries_the_photos_colours(write, face_model, arguments, change, source):
+    texture = ("--texture", source, "--texture-size", "64")
+    plain, face = write(*texture)
+    changed, _ = write(*texture, *arguments)
+    kept, _ = kept_part(face_model)
+    expected = change(face, face_model).vertices.T[kept]
+    np.testing.assert_allclose(changed[:, :3], expected, rtol=1e-5, atol=1e-3)
+    np.testing.assert_array_equal(changed[:, 3:], plain[:, 3:])
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_the_best_face_of_another_photo_gives_its_expression(write, face_model, factor):
+    changed, face = write("--expression-from", "other.png", "--expression", str(factor))
+    best = Model(face_model)(cv2.imread("other.png"))[0]
+    expected = with_expression(face, face_model, factor, expression_of(best))
+    kept, _ = kept_part(face_model)
+    np.testing.assert_allclose(changed[:, :3], expected.vertices.T[kept], rtol=1e-5, atol=1e-3)
+    assert np.abs(expected.vertices - face.vertices).max() > 0.1
+
+
+def test_a_photo_without_a_face_gives_no_expression(run):
+    write_picture(Path("a.png"), photo((20, 30, 40)))
+    write_picture(Path("nobody.png"), photo())
+    Path("text.png").write_text("no picture")
+    for name, reason in (("nobody.png", "no face found"), ("text.png", "not a picture")):
+        code, output = run("-f", "a.png", "--texture", "photo", "--expression-from", name)
+        assert code == 2
+        (line,) = output.strip().splitlines()
+        assert name in line and reason in line
+        assert not written()
+
+
+def test_turntables_are_upright_whatever_the_mesh(run, monkeypatch):
+    def small(mesh):
+        meshes.append(mesh)
+        return turntable_frames(mesh, 32, 4)
+
+    meshes = []
+    monkeypatch.setattr(artistic, "turntable_frames", small)
+    write_picture(Path("a.png"), photo((20, 30, 40), (150, 120, 31)))
+    write_picture(Path("uv_art/a_fake_B.png"), uv_map())
+    assert run("-f", "a.png", "--turntable", "gif")[0] == 0
+    assert written() == {"obj/a.obj", "obj/a_1.obj", "turntable/a.gif", "turntable/a_1.gif"}
+    assert run("-f", "a.png", "--turntable", "gif", "--frontal")[0] == 0
+    for turned, upright in zip(meshes[:2], meshes[2:], strict=True):
+        np.testing.assert_allclose(turned.vertices, upright.vertices, atol=1e-3)
+
+
 # ---------------------------------------------------------------------------------- what is wrong
 
 
@@ -205,6 +290,12 @@ def test_a_second_face_does_not_overwrite_another_photo(run):
         (["-f", ".", "--frame", "camera"], "camera"),
         (["-f", ".", "--texture", "photo", "--uv-dir", "x"], "--uv-dir is for --texture uv"),
         (["-f", ".", "--texture-size", "4"], "--texture-size is 16 to 8192, not 4"),
+        (["-f", ".", "--expression", "2.5"], "--expression is 0 to 2, not 2.5"),
+        (["-f", ".", "--expression", "nan"], "--expression is 0 to 2, not nan"),
+        (["-f", ".", "--neutral", "--expression", "2"], "not allowed with argument --neutral"),
+        (["-f", ".", "--expression-from", "b.jpg"], "--expression-from: b.jpg: no such file"),
+        (["-f", ".", "--expression-from", "a.png", "--neutral"], "no effect on a neutral face"),
+        (["-f", ".", "--turntable", "webm"], "webm"),
     ],
 )
 def test_wrong_options(run, arguments, named):

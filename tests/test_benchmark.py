@@ -1,8 +1,10 @@
 """The benchmark on a small rendered set: truth scores zero, wrong answers are scored wrong."""
 
 import json
+import os
 import re
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 import benchmark
 from model_building import SynergyNet
 from utils import aflw2000, benchmark_report, evaluation, metrics
-from utils.aflw2000 import open_benchmark
+from utils.aflw2000 import crop_published, open_aflw21, open_benchmark
 from utils.benchmark_report import Table, html_report, table_text
 from utils.checkpoint import write_checkpoint
 from utils.evaluation import CropOutput, Prediction
@@ -44,7 +46,8 @@ def copy(folder, tmp_path):
 
 
 def perfect(folder, face_model, seen=None):
-    """A network that knows the answers, in the set's order; ``seen`` collects its input."""
+    """A network that knows the answers, in the set's order, over and over; ``seen`` collects its
+    input."""
     parameters = face_model.dewhiten(np.load(folder / "parameters.npy"))
     start = 0
 
@@ -53,7 +56,7 @@ def perfect(folder, face_model, seen=None):
         if seen is not None:
             seen.append(crops)
         chunk = parameters[start : start + len(crops)]
-        start += len(crops)
+        start = (start + len(crops)) % len(parameters)
         landmarks = face_model.landmarks(chunk)
         return CropOutput(chunk, landmarks, landmarks + 1)
 
@@ -78,19 +81,30 @@ def test_truth_scores_zero(data, truth):
     noise = scores["nme"]["reannotated"]["raw"]["balanced"]  # 1 % a coordinate
     assert noise == pytest.approx(np.sqrt(np.pi / 2), rel=0.05)
     assert scores["nme"]["original"]["refined"]["balanced"] > 0.5  # moved by a pixel
-    assert scores["pose"]["published"]["mean"] < 1e-3
+    # the labels hold the angles of Rx Ry Rz, not what the published formulas make of them
+    assert scores["pose"]["exact"]["mean"] < 1e-3 and scores["pose"]["geodesic"]["mean"] < 1e-3
+    assert scores["pose"]["published"]["yaw"] > 0.5 > 1e-3 > scores["pose"]["published"]["pitch"]
     assert np.isnan(samples["pitch_published"]).sum() == np.isnan(data.angles).any(1).sum() == 1
 
 
-def test_labels_as_aflw2000_means_them(copy, truth):
-    # the published data hold the angles of Rx Ry Rz, not what the published formulas make of them
-    angles = metrics.exact_angles(truth.rotation)[:, [1, 0, 2]]
-    np.save(copy / aflw2000.POSE, angles)
-    np.save(copy / aflw2000.POSE_SKIPPED, np.zeros(0, np.int64))
+def test_past_the_profile_published_formulas_throw_the_face_over(copy, data, truth):
+    past = np.isnan(data.angles).any(1)
+    angles = metrics.exact_angles(truth.rotation)
+    np.save(copy / aflw2000.POSE, angles[past][:, [1, 0, 2]])
+    np.save(copy / aflw2000.POSE_SKIPPED, np.flatnonzero(~past))
     pose = evaluation.score(open_benchmark(copy), truth)[0]["pose"]
-    assert pose["exact"]["mean"] < 1e-3 and pose["geodesic"]["mean"] < 1e-3
-    assert pose["published"]["pitch"] > 1  # the face past the profile is thrown over
-    assert pose["published"]["yaw"] > 0.5
+    assert pose["exact"]["mean"] < 1e-3 and pose["published"]["pitch"] > 90
+
+
+def test_dense(data, truth, face_model):
+    errors = evaluation.dense_errors(face_model, data.dense, data, truth)
+    assert errors.shape == (COUNT,) and errors.max() < 1e-3
+    size = metrics.box_size(data.landmarks["original"])
+    moved = replace(truth, parameters=truth.parameters.copy())
+    moved.parameters[:, 3] += 3  # crop pixels to the right
+    scale = (data.roi_boxes[:, 2] - data.roi_boxes[:, 0]) / 120
+    errors = evaluation.dense_errors(face_model, data.dense, data, moved)
+    np.testing.assert_allclose(errors, 100 * 3 * scale / size, rtol=1e-3)
 
 
 def test_wrong_answers_are_scored_wrong(data, truth):
@@ -118,16 +132,23 @@ def test_wrong_answers_are_scored_wrong(data, truth):
     assert pose["published"]["pitch"] < 1e-3
 
 
-def test_scoring_changes_nothing(data, truth):
-    before = [a.copy() for a in (*data.landmarks.values(), data.roi_boxes, data.yaw, data.angles)]
-    predicted = {name: points.copy() for name, points in truth.landmarks.items()}
-    first, second = (evaluation.score(data, truth)[0] for _ in range(2))
-    assert first == second
-    after = (*data.landmarks.values(), data.roi_boxes, data.yaw, data.angles)
-    for old, new in zip(before, after, strict=True):
+def test_scoring_changes_nothing(data, truth, face_model):
+    def everything():
+        labels = (*data.landmarks.values(), data.roi_boxes, data.yaw, data.angles)
+        answers = (*truth.landmarks.values(), truth.crop_landmarks, truth.rotation)
+        return [*labels, data.dense.points, *answers, truth.parameters]
+
+    before = [array.copy() for array in everything()]
+    runs = []
+    for _ in range(2):
+        scores, samples = evaluation.score(data, truth)
+        dense = evaluation.dense_errors(face_model, data.dense, data, truth)
+        boxes = evaluation.score_boxes(data, truth, truth, np.arange(COUNT))
+        runs.append((json.dumps([scores, boxes]), np.stack([*samples.values(), dense])))
+    assert runs[0][0] == runs[1][0]
+    np.testing.assert_array_equal(runs[0][1], runs[1][1])
+    for old, new in zip(before, everything(), strict=True):
         np.testing.assert_array_equal(old, new)
-    for name, points in truth.landmarks.items():
-        np.testing.assert_array_equal(points, predicted[name])
 
 
 @pytest.mark.parametrize("border", [0, 5])
@@ -183,7 +204,40 @@ def test_detected_boxes_are_of_the_labelled_face(data):
     indices, found = evaluation.detected_boxes(data, detector)
     assert indices.tolist() == [i for i in range(COUNT) if i != 3]
     centres = (boxes[indices, :2] + boxes[indices, 2:]) / 2
-    np.testing.assert_allclose((found[:, :2] + found[:, 2:]) / 2, centres, atol=1e-3)
+    seen = (found[:, :2] + found[:, 2:] + 1) / 2  # label frame: x2 y2 are the last pixels
+    np.testing.assert_allclose(seen, centres + 1, atol=1e-3)
+
+
+def test_label_frame_on_a_drawn_picture(copy):
+    """Of x from 31 to 150, y from 51 to 170, the first pixel being 1; inside it is white."""
+    drawn = np.zeros((300, 300, 3), np.uint8)
+    drawn[50:170, 30:150] = 255
+    published = np.array([31.0, 51, 150, 170])
+    assert crop_published(drawn, published).min() == 255
+    for k, grown in enumerate(published + np.diag([-1, -1, 1, 1])):
+        edge = [np.s_[:, :2], np.s_[:2], np.s_[:, -2:], np.s_[-2:]][k]
+        crop = crop_published(drawn, grown)
+        assert crop[edge].min() < 255 and (crop == 255).mean() > 0.95
+
+    # a detector that sees the white square's middle gives the very same crop
+    name = open_benchmark(copy).names[0]
+    cv2.imwrite(str(copy / aflw2000.PHOTOS / name), drawn, [cv2.IMWRITE_JPEG_QUALITY, 100])
+    points = np.load(copy / aflw2000.ORIGINAL)
+    points[0, :2] = np.random.default_rng(0).uniform([[51], [71]], [[130], [150]], (2, 68))
+    np.save(copy / aflw2000.ORIGINAL, points)
+    data = open_benchmark(copy)
+    photo = data.photo(0)
+
+    def detector(image):  # half the roi's side is floor(1.2 * height / 2)
+        same = image.shape == photo.shape and (image == photo).all()
+        return np.array([[40, 60, 140, 160, 0.9]] if same else np.zeros((0, 5)))
+
+    indices, boxes = evaluation.detected_boxes(data, detector)
+    assert indices.tolist() == [0] and boxes.tolist() == [published.tolist()]
+    assert data.crops_at(indices, boxes)(np.array([0])).min() > 250
+    # and what the network sees at the middle of the crop lies in the middle of the labels' square
+    middle = crop_to_image(np.full((1, 2, 1), 59.5), boxes)[0, :, 0]
+    np.testing.assert_allclose(middle, [(31 + 150) / 2, (51 + 170) / 2], atol=0.51)
 
 
 def test_other_boxes_are_cut_from_the_photos(folder, data, truth, face_model):
@@ -191,6 +245,8 @@ def test_other_boxes_are_cut_from_the_photos(folder, data, truth, face_model):
     crops = data.crops_at(indices, data.roi_boxes[indices])(np.array([0, 1]))
     difference = np.abs(crops.astype(int) - data.crops(indices))
     assert difference.mean() < 4  # JPEG twice
+    again = data.crops_at(indices, data.roi_boxes[indices] + 1)(np.array([0, 1]))
+    assert np.abs(again.astype(int) - data.crops(indices)).mean() > difference.mean()
     parameters = face_model.dewhiten(np.load(folder / "parameters.npy"))[indices]
     moved = data.roi_boxes[indices] + 10
     landmarks = crop_to_image(face_model.landmarks(parameters), moved)
@@ -210,7 +266,7 @@ def test_other_boxes_are_cut_from_the_photos(folder, data, truth, face_model):
 )
 def test_missing_files_are_named_with_where_to_get_them(copy, name):
     (copy / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{re.escape(name)}.*README"):
+    with pytest.raises(FileNotFoundError, match=f"{re.escape(name)}.*README.*prepare_aflw2000"):
         open_benchmark(copy)
 
 
@@ -224,11 +280,12 @@ def test_missing_crops_are_counted(copy, data):
 def test_optional_parts_are_listed(copy, data):
     (copy / aflw2000.REANNOTATED).unlink()
     (copy / aflw2000.POSE).unlink()
+    (copy / aflw2000.DENSE).unlink()
     (copy / aflw2000.PHOTOS / data.names[0]).unlink()
     smaller = open_benchmark(copy)
-    assert len(smaller.missing) == 3 and not data.missing
+    assert len(smaller.missing) == 4 and not data.missing
     assert set(smaller.landmarks) == {"original"}
-    assert smaller.angles is None and smaller.photos is None
+    assert smaller.angles is smaller.photos is smaller.dense is None
 
 
 @pytest.mark.parametrize(
@@ -264,11 +321,66 @@ def test_broken_contents_are_named(copy, data):
     refused(aflw2000.ROI_BOXES, data.roi_boxes[:, [2, 1, 0, 3]], "x1 < x2")
     refused(aflw2000.POSE_SKIPPED, np.array([COUNT]), f"indices below {COUNT}")
     refused(aflw2000.POSE_SKIPPED, np.array([1, 1]), "distinct")
+    dense = dict(vars(data.dense))
+    for name, value, message in (
+        ("points", dense["points"][:-1], rf"\({COUNT - 1}, 3, 150\).*names {COUNT} faces"),
+        ("indices", dense["indices"] + 1, "vertices"),
+        ("num_vertices", "x", "vertices"),
+    ):
+        np.savez(copy / aflw2000.DENSE, **{**dense, name: value})
+        with pytest.raises(ValueError, match=f"dense.npz: .*{message}"):
+            open_benchmark(copy)
+    (copy / aflw2000.DENSE).unlink()
     names = (copy / aflw2000.LIST).read_text()
     for text, message in (("", "empty"), (names + "../x.jpg\n", "plain file name")):
         (copy / aflw2000.LIST).write_text(text)
         with pytest.raises(ValueError, match=message):
             open_benchmark(copy)
+
+
+# ------------------------------------------------------------------------------------- AFLW
+
+
+@pytest.fixture
+def aflw_folder(copy, data):
+    """The same faces with AFLW's points: some hidden as NaN, some as -1; no ears in the 68."""
+    (copy / aflw2000.CROPS).rename(copy / aflw2000.AFLW_CROPS)
+    for old, new in (
+        (aflw2000.LIST, aflw2000.AFLW_LIST),
+        (aflw2000.YAW, aflw2000.AFLW_YAW),
+        (aflw2000.ROI_BOXES, aflw2000.AFLW_ROI_BOXES),
+    ):
+        (copy / old).rename(copy / new)
+    points = metrics.to_aflw21(data.landmarks["original"])[:, :2]
+    points[:, :, metrics.AFLW_EARS[0]] = data.landmarks["original"][:, :2, 0]
+    points[np.abs(data.yaw) > 60, :, :6], points[3, :, 7:10] = -1, np.nan
+    np.save(copy / aflw2000.AFLW_POINTS, points)
+    return copy
+
+
+def test_aflw21(aflw_folder, truth, data):
+    aflw = open_aflw21(aflw_folder)
+    hidden = np.isnan(aflw.landmarks).all(1).sum(1)
+    assert hidden[3] == 4 and set(hidden[np.abs(data.yaw) > 60]) == {7}  # one ear, six of the brows
+    scores = evaluation.aflw21_scores(aflw, truth)
+    assert scores["counts"] == {"0_30": 10, "30_60": 10, "60_90": 10}
+    assert scores["nme"]["raw"]["balanced"] < 1e-3 < scores["nme"]["refined"]["balanced"]
+    shifted = truth.landmarks["raw"].copy()
+    shifted[:, 0] += 0.05 * metrics.box_size(aflw.landmarks)[:, None]
+    found = evaluation.aflw21_scores(aflw, replace(truth, landmarks={"raw": shifted}))
+    assert found["nme"]["raw"]["mean"] == pytest.approx(5, abs=0.01)
+
+    points = np.load(aflw_folder / aflw2000.AFLW_POINTS)
+    for bad, message in (
+        (points[:-1], "AFLW_crop.list names 30"),
+        (np.full_like(points, -1), "row 0 .*visible"),
+    ):
+        np.save(aflw_folder / aflw2000.AFLW_POINTS, bad)
+        with pytest.raises(ValueError, match=message):
+            open_aflw21(aflw_folder)
+    (aflw_folder / aflw2000.AFLW_YAW).unlink()
+    with pytest.raises(FileNotFoundError, match="AFLW.pose.npy: .*docs/benchmark.md"):
+        open_aflw21(aflw_folder)
 
 
 # ------------------------------------------------------------------------------------- the script
@@ -300,7 +412,9 @@ def done(command, folder, tmp_path_factory):
 
 def test_what_a_run_writes(done):
     data, out = done
-    run = json.loads((out / "results.json").read_text())
+    run = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN
+    assert run["scores"]["dense"]["vertices"] == 150 and len(run["missing"]) == 1
+    assert run["samples"]["yaw_exact"].count(None) == 1  # past the profile
     assert run["scores"]["counts"] == {"0_30": 10, "30_60": 10, "60_90": 10}
     assert run["scores"]["boxes"]["jitter"]["found"] == 100
     assert len((out / "samples.csv").read_text().splitlines()) == COUNT + 1
@@ -314,7 +428,8 @@ def test_what_a_run_writes(done):
     assert "&lt;weights&gt;&amp;" in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)  # needs no other file
     assert "cannot be compared" in page  # these are not the published faces
-    assert "SADRNet" in page and "RankPose" in page
+    assert "SADRNet" in page and "RankPose" in page and "Dense mesh" in page
+    assert "Left out: no AFLW_crop.list" in page
 
 
 @pytest.fixture
@@ -350,7 +465,7 @@ def test_compare(command, done, no_plots, tmp_path, capsys):
     capsys.readouterr()
     results = [str(path / "results.json") for path in (out, out)]
     assert benchmark.main(["--compare", *results]) == 0
-    assert capsys.readouterr().out.count("not certain") == 11  # the same run twice
+    assert capsys.readouterr().out.count("not certain") == 12  # the same run twice
     results[1] = str(other / "results.json")
     assert benchmark.main(["--compare", *results]) == 0
     assert "border 0" in capsys.readouterr().out
@@ -374,6 +489,10 @@ def test_compare_tells_gain_from_noise():
     assert found[0.0]["low"] < 0 < found[0.0]["high"]
     assert found[0.15]["high"] < 0
     assert found[0.15]["difference"] == pytest.approx(-0.15, abs=0.05)
+    for one in found.values():  # of 900 differences with a deviation of 0.5
+        assert one["high"] - one["low"] == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(900), rel=0.1)
+        assert one["low"] < one["difference"] < one["high"]
+        assert one["difference"] == pytest.approx(one["b"] - one["a"])
 
 
 def test_exit_codes(command, copy, tmp_path, capsys):
@@ -399,6 +518,72 @@ def test_exit_codes(command, copy, tmp_path, capsys):
     (copy / aflw2000.PHOTOS / crop.name).unlink()
     code, error = run("--boxes", "jitter")
     assert code == 2 and "--boxes" in error
+
+
+def test_detector_boxes_and_aflw(
+    command, folder, data, face_model, aflw_folder, no_plots, monkeypatch, capsys
+):
+    engine = {"torch": lambda *_: perfect(folder, face_model)}
+    monkeypatch.setattr(evaluation, "ENGINES", engine)
+    out = aflw_folder / "out"
+    points = data.landmarks["original"][:, :2]
+    boxes = np.concatenate([points.min(2) - 1, points.max(2) - 1, np.ones((COUNT, 1))], 1)
+    calls = iter(boxes)
+    monkeypatch.setattr(benchmark, "FaceBoxes", lambda *_, **__: lambda image: next(calls)[None])
+    arguments = [*command, str(folder), "-o", str(out), "--boxes", "detector"]
+    assert benchmark.main([*arguments, "--aflw", str(aflw_folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "detector, re-annotated labels, refined" in printed and "Left out" not in printed
+    run = json.loads((out / "results.json").read_text())
+    assert run["scores"]["boxes"]["detector"]["found"] == 100 and run["missing"] == []
+    assert run["scores"]["aflw21"]["nme"]["raw"]["balanced"] < 1e-3
+    page = (out / "report.html").read_text()
+    assert "AFLW, NME" in page and "no ear lobes" in page
+
+    monkeypatch.setattr(benchmark, "FaceBoxes", lambda *_, **__: lambda image: np.zeros((0, 5)))
+    assert benchmark.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "the detector found none of the faces" in printed and "AFLW's 21 points are" in printed
+    assert "boxes" not in json.loads((out / "results.json").read_text())["scores"]
+
+
+def test_a_small_set_with_empty_bins(command, copy, no_plots, capsys):
+    """Seven frontal faces, no optional part, and a name that is no text."""
+    names = (copy / aflw2000.LIST).read_bytes().split()
+    keep = np.flatnonzero(np.abs(np.load(copy / aflw2000.YAW)) < 30)[:7]
+    for name in (aflw2000.ORIGINAL, aflw2000.YAW, aflw2000.ROI_BOXES):
+        np.save(copy / name, np.load(copy / name)[keep])
+    for name in (aflw2000.REANNOTATED, aflw2000.POSE, aflw2000.POSE_SKIPPED, aflw2000.DENSE):
+        (copy / name).unlink()
+    shutil.rmtree(copy / aflw2000.PHOTOS)
+    kept = [names[i] for i in keep]
+    odd = b"\xff.jpg"
+    os.rename(*(os.path.join(os.fsencode(copy / aflw2000.CROPS), name) for name in (kept[0], odd)))
+    (copy / aflw2000.LIST).write_bytes(b"\n".join([odd, *kept[1:]]))
+    out = copy / "out"
+    assert benchmark.main([*command, str(copy), "-o", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "[ 0, 90]   Mean: nan" in printed and "Face orientation" not in printed
+    for said in (
+        "re-annotated",
+        "head pose",
+        "dense mesh",
+        "--boxes",
+        "30-60°",
+        "60-90°",
+        "AFLW's",
+    ):
+        assert said in printed[printed.index("Left out") :]
+    text = (out / "results.json").read_text()
+    run = json.loads(text, parse_constant=pytest.fail)
+    assert (
+        run["scores"]["nme"]["original"]["raw"]["balanced"] is None and run["names"][0] == "?.jpg"
+    )
+    assert run["scores"]["nme"]["original"]["raw"]["mean"] > 0
+    assert "\\ud" not in text  # half a surrogate pair, which strict readers refuse
+    results = str(out / "results.json")
+    assert benchmark.main(["--compare", results, results]) == 0
+    assert "nan" not in capsys.readouterr().out
 
 
 def test_tables_and_page_without_optional_parts(copy, truth, face_model):

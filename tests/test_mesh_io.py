@@ -1,8 +1,11 @@
-"""Mesh files: what trimesh reads back, frames, and the published OBJ."""
+"""Mesh files: what trimesh reads back, frames, the published OBJ, the page that shows a mesh."""
+
+import time
 
 import numpy as np
 import pytest
 import trimesh
+from browser import chromium_page
 
 from utils.mesh_io import TexturedMesh, save_mesh
 
@@ -126,7 +129,7 @@ def test_a_suffix_in_capitals_and_a_mesh_without_colours(tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes", "frame", "message"),
     [
-        ("face.stl", {}, "model", r"face\.stl: .*\.obj, \.glb, \.ply"),
+        ("face.stl", {}, "model", r"face\.stl: .*\.obj, \.glb, \.ply, \.html"),
         ("face", {}, "model", r"\.obj, \.glb, \.ply"),
         ("face.obj", {}, "camera", "model or image, not 'camera'"),
         ("face.ply", {"texture": None, "colors": None}, "model", "has none"),
@@ -136,3 +139,57 @@ def test_refused(tmp_path, name, changes, frame, message):
     with pytest.raises(ValueError, match=message):
         save_mesh(tmp_path / name, dome().replace(**changes), frame)
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------- the page
+
+
+def test_a_page_is_one_file_with_an_escaped_title(tmp_path):
+    name = "<b>O'Neil & \\1 “Zoë” caf\udce9"  # markup, a group of re.sub, a byte that is no text
+    (path,) = save_mesh(tmp_path / f"{name}.html", dome())
+    page = path.read_bytes().decode("utf-8")
+    title = "<title>&lt;b&gt;O&#x27;Neil &amp; \\1 “Zoë” caf?</title>"
+    assert page.count("<title>") == 1 and title in page
+    head = page[: page.index("<body>")]
+    assert "default-src 'none'" in head and "script" not in head.replace("script-src", "")
+    assert not any(word in page for word in ("<script src", "<link", "<img", "import("))
+
+
+def test_another_viewer_is_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(trimesh.viewer.notebook, "scene_to_html", lambda scene: "<html></html>")
+    with pytest.raises(ValueError, match=f"trimesh {trimesh.__version__} writes another"):
+        save_mesh(tmp_path / "a.html", dome())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_shows_the_mesh_turning_until_it_is_held(tmp_path):
+    red, green, blue = (0, 0, 255), (0, 255, 0), (255, 0, 0)
+    texture = np.array([[red, green], [blue, blue]], np.uint8).repeat(SIZE // 2, 0)
+    mesh = dome().replace(texture=texture.repeat(SIZE // 2, 1))
+    (path,) = save_mesh(tmp_path / "a face & “1”.html", mesh, "image")  # upright all the same
+    angle = "Math.atan2(camera.position.x - controls.target.x, camera.position.z)"
+    with chromium_page(tmp_path / "profile") as page:
+        page.open(path)
+        # held as soon as it has turned so far: slow machines may see no more of it
+        page.wait_for(f"!!window.controls && {angle} > 0.4 && dispatchEvent(new Event('wheel'))")
+        held = page.evaluate(angle)
+        assert page.evaluate("document.title") == "a face & “1”"
+        time.sleep(0.3)
+        assert page.evaluate(angle) == held
+        picture = page.screenshot().astype(int)
+        page.mouse("Pressed", 100, 75)
+        page.mouse("Moved", 60, 75)
+        page.wait_for(f"Math.abs({angle} - {held}) > 0.1")  # it follows the hand
+        assert page.errors == []
+        assert {url.split(":")[0] for url in page.requests} <= {"file", "data", "blob"}
+        assert sum(url.startswith("file:") for url in page.requests) == 1
+    drawn = (picture < 200).any(2)
+    assert 0.1 < drawn.mean() < 0.9  # on white
+    places = {}
+    for name, channel in (("red", 2), ("green", 1), ("blue", 0)):
+        others = np.delete(picture, channel, 2).max(2)
+        places[name] = np.argwhere((picture[..., channel] > 150) & (others < 60))  # (n, 2) rows
+    assert sum(map(len, places.values())) > 0.7 * drawn.sum()  # not the seams'
+    assert places["red"][:, 1].mean() < places["green"][:, 1].mean()
+    assert places["red"][:, 0].mean() < places["blue"][:, 0].mean()
+    assert len(places["red"]) < 0.9 * len(places["green"])  # turned: its side is farther away

@@ -6,6 +6,7 @@ from scipy.spatial.transform import Rotation
 
 from utils import metrics
 from utils.geometry import rotation_to_angles
+from utils.morphable_model import MIRRORED_LANDMARKS
 
 SQUARE = np.array([[[0, 40, 40, 0], [0, 0, 10, 10]]], dtype=float)  # sqrt(40 * 10) = 20
 
@@ -45,6 +46,21 @@ def test_failure_rate_and_curve():
 def test_parts_cover_all_landmarks_once():
     assert np.concatenate([np.arange(68)[p] for p in metrics.PARTS.values()]).tolist() == list(
         range(68)
+    )
+
+
+def test_aflw_points_of_the_68():
+    landmarks = np.arange(2 * 3 * 68.0).reshape(2, 3, 68)
+    found = metrics.to_aflw21(landmarks)
+    assert found.shape == (2, 3, 21)
+    assert metrics.AFLW_EARS == [12, 16] == np.flatnonzero(np.isnan(found[0, 0])).tolist()
+    order = [17, 19, 21, 22, 24, 26, 36, 39, 39, 42, 45, 45, 31, 30, 35, 48, 64, 54, 8]
+    np.testing.assert_array_equal(np.delete(found[0, 0], [12, 16]), order)  # centres: mean index
+    mirrored = np.array([5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6, 16, 15, 14, 13, 12, 19, 18, 17, 20])
+    points = np.random.default_rng(0).normal(size=(1, 2, 68))
+    np.testing.assert_allclose(
+        metrics.to_aflw21(points[:, :, MIRRORED_LANDMARKS]),
+        metrics.to_aflw21(points)[:, :, mirrored],
     )
 
 

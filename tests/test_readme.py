@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
         "README.md",
         "img/README.md",
         "starter_kit/CARD.md",
+        "docs/benchmark.md",
         "docs/training.md",
         "docs/synergy_ablation.md",
     ],

@@ -1,10 +1,16 @@
-"""The overlay: what is blended, what stays, and what it costs."""
+"""The overlay: what is blended, what stays, and what it costs; depth, PNCC, textures."""
 
 import numpy as np
 import pytest
 
 import Sim3DR
-from utils.render import render_mesh_overlay, render_textured
+from utils.render import (
+    normalized_coordinate_code,
+    render_depth,
+    render_mesh_overlay,
+    render_pncc,
+    render_textured,
+)
 
 SQUARE = np.float32([[0, 10, 10, 0], [0, 0, 10, 10], [0, 1, 2, 1]])  # (3, 4)
 TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]])
@@ -113,6 +119,64 @@ def test_bad_arguments(changes, message):
     arguments = {"image": photo(), "faces_vertices": [at(5, 5)], "triangles": TRIANGLES}
     with pytest.raises(ValueError, match=message):
         render_mesh_overlay(**(arguments | changes))
+
+
+# ------------------------------------------------------------------------------- depth and PNCC
+
+
+def test_depth_is_linear_and_bright_where_near():
+    """A plane, z from 0 to 2; a later face is painted over it on its own scale, though behind."""
+    y, x = np.mgrid[0:40, 0:60]
+    z = (x - 20 + y - 15) / 10
+    covered = Sim3DR.zbuffer(at(20, 15).T, TRIANGLES, 40, 60).covered
+    expected = np.where(covered, np.round(1 + 254 * z / 2), 0)
+    depth = render_depth([at(20, 15)], TRIANGLES, 40, 60)
+    assert depth.dtype == np.uint8 and depth.max() >= 230 and depth[covered].min() == 1
+    assert np.abs(depth - expected).max() <= 1
+    behind = at(25, 18) * np.float32([[1], [1], [7]]) - np.float32([[0], [0], [500]])
+    both = render_depth([at(20, 15), behind], TRIANGLES, 40, 60)
+    own = render_depth([at(25, 18)], TRIANGLES, 40, 60)
+    assert np.abs(both - np.where(own > 0, own, depth).astype(int)).max() <= 1
+
+
+def test_flat_absent_and_outside_faces_in_depth_and_pncc():
+    flat = at(20, 15) * np.float32([[1], [1], [0]])
+    assert set(np.unique(render_depth([flat], TRIANGLES, 40, 60))) == {0, 255}
+    codes = np.ones((4, 3))
+    for faces in ([], [at(-30, 5), at(70, 5)]):
+        assert not render_depth(faces, TRIANGLES, 40, 60).any()
+        assert not render_pncc(faces, TRIANGLES, codes, 40, 60).any()
+
+
+def test_normalized_coordinate_code():
+    code = normalized_coordinate_code(np.float32([[-2, 0, 2], [10, 30, 20], [5, 4, 3]]))
+    np.testing.assert_array_equal(code, [[0, 0, 1], [0.5, 1, 0.5], [1, 0.5, 0]])
+
+
+def test_pncc_says_where_on_the_mean_face_a_pixel_lies():
+    codes = np.array([[0, 1, 0.2], [1, 1, 0.2], [1, 0, 0.2], [0, 0, 0.2]])  # of SQUARE's corners
+    picture = render_pncc([at(20, 15)], TRIANGLES, codes, 40, 60).astype(int)
+    covered = Sim3DR.zbuffer(at(20, 15).T, TRIANGLES, 40, 60).covered
+    y, x = np.mgrid[0:40, 0:60]
+    red, green = 255 * (x - 20) / 10, 255 * (25 - y) / 10
+    expected = np.stack([np.full(x.shape, 51.0), green, red], 2)  # BGR
+    assert np.abs(picture - expected)[covered].max() <= 1
+    assert not picture[~covered].any()
+    nearer = at(22, 15) + np.float32([[0], [0], [50]])
+    both = render_pncc([nearer, at(20, 15)], TRIANGLES, codes, 40, 60)
+    np.testing.assert_array_equal(both[covered], picture[covered])  # later over earlier
+
+
+def test_pncc_of_the_mean_face_decodes_to_each_pixels_own_place(face_model):
+    scale, origin = 40 / 70_000, np.array([[60.0], [70.0], [0.0]])
+    vertices = face_model.mean * scale * np.float32([[1], [-1], [1]]) + origin
+    codes = normalized_coordinate_code(face_model.mean)
+    picture = render_pncc([vertices], face_model.triangles, codes, 140, 120)[..., ::-1] / 255
+    y, x = np.nonzero(picture.any(2))
+    low, span = face_model.mean.min(1), np.ptp(face_model.mean, axis=1)
+    place = (picture[y, x] * span + low) * scale  # model frame, in pixels
+    assert len(y) > 3000
+    assert np.abs(place[:, 0] + 60 - x).max() < 0.5 and np.abs(70 - place[:, 1] - y).max() < 0.5
 
 
 # ------------------------------------------------------------------------------------- textures

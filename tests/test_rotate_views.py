@@ -14,11 +14,11 @@ from starter_kit.rotate_views import (
     build_head,
     choose_views,
     euler_to_rotation,
-    fill_smoothly,
     render_view,
     rotation_to_euler,
     texture_coordinates,
     turn_labels,
+    without_head,
 )
 from utils import assets
 from utils.datasets import write_packed
@@ -177,15 +177,18 @@ def test_colours_come_from_the_photo_only(model, head):
     np.testing.assert_allclose(uv[well_inside & face], points[:2].T[well_inside & face])
 
 
-def test_filling_keeps_what_is_known_and_stays_between_it():
-    rng = np.random.default_rng(0)
-    picture = rng.integers(90, 120, (40, 60, 3)).astype(np.uint8)
-    known = np.ones((40, 60), bool)
-    known[8:30, 10:45] = False
-    damaged = np.where(known[..., None], picture, 255).astype(np.uint8)
-    filled = fill_smoothly(damaged, known)
-    np.testing.assert_array_equal(filled[known], picture[known])
-    assert filled.min() >= 88 and filled.max() <= 121
+def test_a_picture_without_its_head_is_smooth_there_and_itself_elsewhere(model):
+    landmarks = model.landmarks(pose(10)[None])[0]
+    low, high = landmarks[:2].min(1), landmarks[:2].max(1)
+    picture = np.random.default_rng(0).integers(90, 120, (SIDE, SIDE, 3)).astype(np.uint8)
+    x, y = landmarks[:2].round().astype(int)
+    picture[y, x] = 255
+    changed = without_head(picture, landmarks)
+    assert changed.dtype == np.uint8
+    assert changed.min() >= 90 and changed.max() < 120  # no landmark is left
+    below = int(high[1] + 0.15 * (high[1] - low[1]))
+    assert below < SIDE - 5
+    np.testing.assert_array_equal(changed[below:], picture[below:])
 
 
 def test_views_are_spread_evenly_and_turn_no_head_back():

@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import asset
 
-from starter_kit.face_mesh import boundary_loops
 from starter_kit.landmark_statistics import load_model
 from utils.augmentation import Mirror
 from utils.fitting import fit_landmarks
 from utils.morphable_model import MIRRORED_LANDMARKS, load_morphable_model
+from utils.texture import boundary_loops
 
 FILE = Path(__file__).resolve().parents[1] / "starter_kit" / "face_model" / "face_model.npz"
 

@@ -12,7 +12,7 @@ from synergy3DMM import SynergyNet
 from utils.assets import FACE_MODELS
 from utils.files import read_image
 from utils.geometry import decompose_camera
-from utils.inference import Face
+from utils.inference import Face, frontal, with_expression
 from utils.morphable_model import load_morphable_model, split_camera
 from utils.render import render_textured
 from utils.texture import (
@@ -29,6 +29,7 @@ from utils.texture import (
     uv_map_path,
     uv_mapped_face,
     uv_to_texture,
+    with_geometry,
 )
 
 
@@ -182,6 +183,8 @@ def test_filling_keeps_what_is_known_and_stays_in_its_range():
         np.testing.assert_allclose(filled[known], values[known], atol=1e-5)
         assert values.min() - 1e-4 <= filled.min() and filled.max() <= values.max() + 1e-4
     assert np.isfinite(fill_smoothly(values, np.zeros((37, 50), np.float32))).all()
+    picture = rng.integers(0, 256, (37, 50, 3), np.uint8)
+    np.testing.assert_array_equal(fill_smoothly(picture, known)[known], picture[known])
 
 
 def test_extending_goes_on_with_what_lies_at_the_edge():
@@ -326,6 +329,22 @@ def test_published_and_starter_face_models(real_face_model):
     assert model.normals[:, 2].mean() > 0.3
 
 
+def test_changed_faces_of_published_and_starter_face_models(real_face_model):
+    """The fitted face's colours on its frontal, neutral face, which is the model's mean here."""
+    model, face = real_face_model, face_of(real_face_model)
+    kept, _ = kept_part(model)
+    expression = with_expression(face, model, 1.0, np.full(10, 0.3 * model.param_std[-10:].mean()))
+    uv_map = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    mesh = uv_mapped_face(expression, uv_map, model)
+    assert np.abs(mesh.vertices - face.vertices.T[kept]).max() > 0.1
+    changed = with_geometry(mesh, frontal(with_expression(expression, model, 0), model), model)
+    np.testing.assert_allclose(changed.vertices, face.vertices.T[kept], atol=1e-3)
+    metres = changed.to_frame("model").vertices
+    np.testing.assert_allclose(metres, model.mean.T[kept] / 1e6, atol=1e-6)
+    for name in ("triangles", "uv", "colors", "texture"):
+        assert getattr(changed, name) is getattr(mesh, name)
+
+
 def test_the_astronaut_reproduced():
     """Photo to texture to render in the same pose."""
     photo = read_image(ROOT / "img" / "astronaut.jpg")
@@ -338,6 +357,20 @@ def test_the_astronaut_reproduced():
     assert psnr(again[covered], photo[covered]) >= 28
     assert mesh.confidence.shape == (512, 512)
     np.testing.assert_array_equal(mesh.texture.shape, (512, 512, 3))
+
+
+def test_another_geometry_in_either_frame(face_model):
+    face = face_of(face_model)
+    larger = face_of(face_model, 2.0)
+    mesh = uv_mapped_face(face, np.zeros((16, 16, 3), np.uint8), face_model)
+    image = with_geometry(mesh, larger, face_model)
+    metres = with_geometry(mesh.to_frame("model"), larger, face_model)
+    assert image.frame == "image" and metres.frame == "model"
+    np.testing.assert_allclose(image.vertices, face_mesh(larger, face_model).vertices)
+    np.testing.assert_allclose(metres.vertices, image.to_frame("model").vertices, atol=1e-7)
+    np.testing.assert_array_equal(metres.triangles, mesh.to_frame("model").triangles)
+    with pytest.raises(ValueError, match="not of the same face model"):
+        with_geometry(mesh.replace(vertices=mesh.vertices[1:]), larger, face_model)
 
 
 def test_faces_that_cannot_be_textured(face_model):

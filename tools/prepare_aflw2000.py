@@ -3,15 +3,17 @@
 python -m tools.prepare_aflw2000 --raw AFLW2000 --out aflw2000_data
 
 The raw download holds image00002.jpg and image00002.mat and so on, 2,000 pairs; of each .mat only
-pt3d_68 and Pose_Para are read. Nothing of the result depends on other files, except the
-re-annotated landmarks: they were never part of the download and are taken over from the file that
---reannotated names, or left out.
+pt3d_68 and Pose_Para are read. Two parts of the result need other files and are left out without:
+the re-annotated landmarks, which were never part of the download (--reannotated), and the dense
+labels, since the .mat files hold coefficients of a whole face model (--bases, see
+docs/benchmark.md).
 """
 
 import argparse
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +30,14 @@ from utils.aflw2000 import (
     REANNOTATED,
     ROI_BOXES,
     YAW,
+    crop_published,
+    dense_indices,
+    write_dense,
 )
-from utils.files import read_image, read_npy, write_image
+from utils.files import new_folder, read_image, read_npy, read_npz, write_image
 from utils.matlab import read_mat
-from utils.metrics import bin_masks
-from utils.preprocessing import crop_faces
-from utils.synthetic_sets import ANGLE_LIMIT, _new_folder
+from utils.metrics import bin_masks, label_rotation
+from utils.synthetic_sets import ANGLE_LIMIT
 
 EPILOG = """\
 written to OUT (rows in the order of the file names):
@@ -43,6 +47,7 @@ written to OUT (rows in the order of the file names):
   eval/AFLW2000-3D_crop.roi_box.npy               (n, 4) x1 y1 x2 y2, 1-based pixels
   eval/ALFW2000-3D_pose_3ANG_excl.npy, _skip.npy  pitch, yaw, roll; rows beyond 99 degrees
   eval/AFLW2000-3D-Reannotated.pts68.npy          with --reannotated
+  eval/AFLW2000-3D.dense.npz                      with --bases
   AFLW2000-3D/                                    the pictures, with --photos
   left_out.txt                                    with --skip-bad, where samples were left out
 
@@ -50,6 +55,8 @@ exit code: 0 all done, 1 some samples are bad, 2 wrong usage or nothing could be
 """
 # name: shape of what is read from a .mat file
 LABELS = {"pt3d_68": (3, 68), "Pose_Para": (1, 7)}
+COEFFICIENTS = {"Shape_Para": (199, 1), "Exp_Para": (29, 1), "Pose_Para": (1, 7)}
+MAX_MISFIT = 1.0  # pixels, mean distance of pt3d_68 from the mesh's own landmarks
 PUBLISHED = "2,000 samples, 1,312 / 383 / 305 by yaw, 31 beyond 99 degrees"
 MAX_SHOWN = 10  # bad samples named on the screen
 
@@ -70,8 +77,14 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
         ValueError: not a MATLAB file (version 7.2 or older), or its arrays are not what they
             should be. Only arrays of numbers of the right shape are read at all.
     """
+    arrays = _read_arrays(path, LABELS)
+    angles = np.degrees(arrays["Pose_Para"][0, :3].astype(np.float64))
+    return arrays["pt3d_68"].astype(np.float32), angles.astype(np.float32)
+
+
+def _read_arrays(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     arrays = read_mat(path)
-    for name, shape in LABELS.items():
+    for name, shape in shapes.items():
         if name not in arrays:
             raise ValueError(f"{path}: {name} is missing, found {', '.join(arrays) or 'nothing'}")
         if arrays[name].shape != shape:
@@ -80,8 +93,83 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
             )
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{path}: {name} holds values that are not finite numbers")
-    angles = np.degrees(arrays["Pose_Para"][0, :3].astype(np.float64))
-    return arrays["pt3d_68"].astype(np.float32), angles.astype(np.float32)
+    return arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Bases:
+    """The whole face model that the coefficients of the ``.mat`` files belong to, at some vertices.
+
+    Attributes:
+        mean: (3, P + 68) the vertices to label, then the landmarks; y up.
+        basis: (228, 3, P + 68) 199 shape and 29 expression directions.
+        indices: (P,) which vertices are to be labelled.
+        num_vertices: how many there are.
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    indices: np.ndarray
+    num_vertices: int
+
+
+def read_bases(path: Path) -> Bases:
+    """Reads an ``.npz`` of ``mean`` (3N,), ``shape`` (3N, 199), ``expression`` (3N, 29), xyz
+    interleaved, and ``landmarks`` (68,), vertices from 0.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: its arrays are not these.
+    """
+    arrays = read_npz(path)
+    size = arrays["mean"].size if "mean" in arrays else 0
+    shapes = {"mean": (size,), "shape": (size, 199), "expression": (size, 29), "landmarks": (68,)}
+    for name, shape in shapes.items():
+        array = arrays.get(name)
+        if array is None or array.shape != shape or array.dtype.kind not in "fiu" or size % 3:
+            found = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
+            raise ValueError(f"{path}: expected {name} of shape {shape}, found {found}")
+    vertices, landmarks = size // 3, arrays["landmarks"].astype(np.int64)
+    if landmarks.min() < 0 or landmarks.max() >= vertices:
+        raise ValueError(f"{path}: landmarks must be vertices from 0 to {vertices - 1}")
+    chosen = dense_indices(vertices)
+    rows = np.concatenate([chosen, landmarks])
+
+    def columns(name: str) -> np.ndarray:  # (3N, k) -> (k, 3, P + 68)
+        return arrays[name].reshape(vertices, 3, -1)[rows].transpose(2, 1, 0).astype(np.float64)
+
+    basis = np.concatenate([columns("shape"), columns("expression")])
+    return Bases(columns("mean")[0], basis, chosen, vertices)
+
+
+def dense_points(path: Path, bases: Bases, landmarks: np.ndarray, height: int) -> np.ndarray:
+    """The labelled vertices of one ``.mat`` file: its coefficients, turned, scaled and moved.
+
+    Args:
+        bases: of the face model that the coefficients belong to.
+        landmarks: (3, 68) of ``read_labels``; what the result is checked with.
+        height: of the picture, pixels.
+
+    Returns:
+        (3, P) float32, 1-based pixels, y down.
+
+    Raises:
+        ValueError: an array is not as it should be, or the mesh does not lie on the landmarks.
+    """
+    arrays = _read_arrays(path, COEFFICIENTS)
+    weights = np.concatenate([arrays["Shape_Para"], arrays["Exp_Para"]]).ravel()  # (228,)
+    pitch, yaw, roll, *shift, scale = arrays["Pose_Para"][0].astype(np.float64)
+    rotation = label_rotation(np.degrees([[yaw, pitch, roll]]))[0]
+    face = bases.mean + np.tensordot(weights, bases.basis, 1)  # (3, P + 68)
+    points = scale * rotation @ face + np.array(shift)[:, None]
+    points[1] = height + 1 - points[1]
+    misfit = np.linalg.norm((points[:, -68:] - landmarks)[:2], axis=0).mean()
+    if misfit > MAX_MISFIT:
+        raise ValueError(
+            f"{path}: its coefficients put the landmarks {misfit:.1f} pixels from its pt3d_68: "
+            "--bases is not their face model"
+        )
+    return points[:, :-68].astype(np.float32)
 
 
 def landmarks_to_roi_box(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -114,11 +202,6 @@ def landmarks_to_roi_box(landmarks: np.ndarray, height: int, width: int) -> np.n
     return box.astype(np.float32)
 
 
-def crop_published(image: np.ndarray, roi_box: np.ndarray) -> np.ndarray:
-    """The (120, 120, 3) uint8 crop along a published roi box (1-based, last pixel inside)."""
-    return crop_faces(image, roi_box[None] - np.float32([1, 1, 0, 0]))[0]
-
-
 def sample_names(raw: Path) -> list[str]:
     """Names without extension, sorted, of all pictures and ``.mat`` files of the download.
 
@@ -140,6 +223,7 @@ def prepare(
     reannotated: Path | None = None,
     skip_bad: bool = False,
     photos: bool = False,
+    bases: Path | None = None,
 ) -> tuple[str, list[str]]:
     """Writes the published layout; the folder appears complete or not at all.
 
@@ -149,6 +233,7 @@ def prepare(
         reannotated: .npy (n, 2, 68) re-annotated landmarks, a row for each name in ``raw``.
         skip_bad: leave out samples that cannot be used (in all files; listed in left_out.txt).
         photos: copy the pictures too.
+        bases: .npz of ``read_bases``; labels the dense mesh.
 
     Returns:
         What was written, in words; the samples left out, each with its reason.
@@ -156,19 +241,22 @@ def prepare(
     Raises:
         BadSamples: some samples cannot be used and are not to be left out, or none is left.
         FileExistsError: something lies at ``out`` already.
-        ValueError: the re-annotated landmarks are not what they should be.
+        ValueError: the re-annotated landmarks or the bases are not what they should be.
         OSError: a folder cannot be read or written.
     """
     names = sample_names(raw)
     second_labels = None if reannotated is None else _read_reannotated(reannotated, len(names))
-    rows, landmarks, angles, boxes, bad = [], [], [], [], []
-    with _new_folder(out) as partial:
+    whole = None if bases is None else read_bases(bases)
+    rows, landmarks, angles, boxes, dense, bad = [], [], [], [], [], []
+    with new_folder(out) as partial:
         for row, name in enumerate(tqdm(names, desc="cropping", unit="img")):
             picture = f"{name}.jpg"
             try:
                 points, turn = read_labels(raw / f"{name}.mat")
                 image = read_image(raw / picture)
                 box = landmarks_to_roi_box(points, *image.shape[:2])
+                if whole is not None:
+                    dense.append(dense_points(raw / f"{name}.mat", whole, points, image.shape[0]))
             except FileNotFoundError as error:
                 bad.append(f"{error.filename}: missing; each .jpg needs its .mat and vice versa")
                 continue
@@ -201,6 +289,8 @@ def prepare(
         for name, array in arrays.items():
             (partial / name).parent.mkdir(exist_ok=True)
             np.save(partial / name, array)
+        if whole is not None:
+            write_dense(partial, np.stack(dense), whole.indices, whole.num_vertices)
         listing = "".join(f"{names[row]}.jpg\n" for row in rows)
         (partial / LIST).write_text(listing)
         if bad:
@@ -236,6 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--raw", type=Path, required=True, metavar="DIR", help="the unpacked download")
     add("--out", type=Path, default=DEFAULT_FOLDER, help=f"where to (default: {DEFAULT_FOLDER})")
     add("--reannotated", type=Path, metavar="NPY", help="(2000, 2, 68) re-annotated landmarks")
+    add("--bases", type=Path, metavar="NPZ", help="face model of the .mat files: dense labels")
     add("--photos", action="store_true", help="copy the pictures too")
     add("--skip-bad", action="store_true", help="leave out bad samples instead of stopping")
     options = parser.parse_args(arguments)
@@ -249,6 +340,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{options.out}: {words}")
     if words != PUBLISHED:
         print(f"    the published set: {PUBLISHED}")
+    if options.bases is None:
+        print("    no dense labels: they need the face model of the .mat files; give --bases FILE")
     if options.reannotated is None:
         print("    no re-annotated labels: they are not in the download; give --reannotated FILE")
     if bad:

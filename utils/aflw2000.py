@@ -1,17 +1,25 @@
-"""AFLW2000-3D, or any set of faces, in the published benchmark layout.
+"""AFLW2000-3D, or any set of faces, in the published benchmark layout; AFLW's 21 points beside it.
 
     DIR/AFLW2000-3D_crop/*.jpg                     crops, 120x120
     DIR/AFLW2000-3D_crop.list                      their file names, in the arrays' order
-    DIR/eval/AFLW2000-3D.pts68.npy                 (n, 3, 68) original labels, image frame
+    DIR/eval/AFLW2000-3D.pts68.npy                 (n, 3, 68) original labels, label frame
     DIR/eval/AFLW2000-3D.pose.npy                  (n,) yaw in degrees; decides the yaw bin
-    DIR/eval/AFLW2000-3D_crop.roi_box.npy          (n, 4) x1 y1 x2 y2 of each crop, image frame
+    DIR/eval/AFLW2000-3D_crop.roi_box.npy          (n, 4) x1 y1 x2 y2 of each crop, label frame
   optional:
     DIR/eval/AFLW2000-3D-Reannotated.pts68.npy     (n, 2, 68) other labels of the same faces
     DIR/eval/ALFW2000-3D_pose_3ANG_excl.npy        (m, 3) pitch, yaw, roll in degrees
     DIR/eval/ALFW2000-3D_pose_3ANG_skip.npy        (n - m,) indices without angles
     DIR/AFLW2000-3D/*.jpg                          the whole pictures, named as the crops
+    DIR/eval/AFLW2000-3D.dense.npz                 our own: labels of mesh vertices, ``DenseLabels``
+  AFLW with its 21 points, names after the same pattern (no such files were published):
+    DIR/AFLW_crop/*.jpg, DIR/AFLW_crop.list        crops and their names
+    DIR/eval/AFLW.pts21.npy                        (n, 2, 21) in AFLW's order; hidden: NaN or -1
+    DIR/eval/AFLW.pose.npy, AFLW_crop.roi_box.npy  (n,) yaw; (n, 4) boxes
 
 The misspelt ALFW is in the published names.
+
+Label frame: pixels of the whole picture as MATLAB counts them. The first pixel's centre is 1, so
+it is our image frame plus 1, and the pixels x1 and x2 of a box are its first and its last one.
 """
 
 import os
@@ -21,7 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.files import read_image, read_npy
+from utils import metrics
+from utils.files import read_image, read_npy, read_npz, write_npz
 from utils.preprocessing import CROP_SIZE, crop_faces
 
 DEFAULT_FOLDER = Path("aflw2000_data")
@@ -32,38 +41,39 @@ YAW = "eval/AFLW2000-3D.pose.npy"
 ROI_BOXES = "eval/AFLW2000-3D_crop.roi_box.npy"
 POSE = "eval/ALFW2000-3D_pose_3ANG_excl.npy"
 POSE_SKIPPED = "eval/ALFW2000-3D_pose_3ANG_skip.npy"
+DENSE = "eval/AFLW2000-3D.dense.npz"
+AFLW_CROPS, AFLW_LIST = "AFLW_crop", "AFLW_crop.list"
+AFLW_POINTS, AFLW_YAW = "eval/AFLW.pts21.npy", "eval/AFLW.pose.npy"
+AFLW_ROI_BOXES = "eval/AFLW_crop.roi_box.npy"
+
+DENSE_POINTS = 1000  # so many vertices say as much as all, and 2,000 faces are 24 MB
+
+# image frame, x2 y2 outside the box -> label frame, x2 y2 inside
+BOX_TO_LABEL_FRAME = np.array([1.0, 1.0, 0.0, 0.0])
 
 WHERE = (
     "get the published benchmark data (README, 'Published files'; `make published NAMES=data`), "
+    "build them from the original download (`python -m tools.prepare_aflw2000 --raw DIR`), "
     "or render a small set (`python -m tools.render_faces OUT --layout aflw2000`)"
 )
+AFLW_WHERE = "docs/benchmark.md says what belongs there"
 
 
 @dataclass(frozen=True, eq=False)
-class BenchmarkSet:
-    """A benchmark's labels, and its pictures on demand. Arrays are read-only.
+class CropSet:
+    """Crops with their boxes and yaws. Arrays are read-only.
 
     Attributes:
-        folder: where it lies.
+        crop_folder: where the crops lie.
         names: n file names.
-        roi_boxes: (n, 4) float64 x1 y1 x2 y2, image frame.
+        roi_boxes: (n, 4) float64 x1 y1 x2 y2, label frame.
         yaw: (n,) float64 degrees; decides the yaw bin.
-        landmarks: ``original`` (n, 3, 68) and, where present, ``reannotated`` (n, 2, 68); float64,
-            image frame.
-        angles: (n, 3) float64 labelled yaw, pitch, roll in degrees, NaN where left out; None where
-            the pose lists are not there.
-        photos: the folder of the whole pictures; None where one is missing.
-        missing: what is not there, and which rows that leaves out; a sentence each.
     """
 
-    folder: Path
+    crop_folder: Path
     names: list[str]
     roi_boxes: np.ndarray
     yaw: np.ndarray
-    landmarks: dict[str, np.ndarray]
-    angles: np.ndarray | None
-    photos: Path | None
-    missing: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -76,7 +86,7 @@ class BenchmarkSet:
         """
         crops = np.empty((len(indices), CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
         for crop, index in zip(crops, indices, strict=True):
-            path = self.folder / CROPS / self.names[index]
+            path = self.crop_folder / self.names[index]
             image = read_image(path)
             if image.shape != crop.shape:
                 height, width = image.shape[:2]
@@ -86,6 +96,42 @@ class BenchmarkSet:
             crop[:] = image
         return crops
 
+
+@dataclass(frozen=True, eq=False)
+class DenseLabels:
+    """Labels of some vertices of a face model; ``dense.npz`` holds these arrays by these names.
+
+    Attributes:
+        points: (n, 3, P) float32, label frame.
+        indices: (P,) int64, which vertices they are.
+        num_vertices: how many the face model has that they belong to.
+    """
+
+    points: np.ndarray
+    indices: np.ndarray
+    num_vertices: int
+
+
+@dataclass(frozen=True, eq=False)
+class BenchmarkSet(CropSet):
+    """A benchmark's labels, and its pictures on demand. Arrays are read-only.
+
+    Attributes (beside those of ``CropSet``):
+        landmarks: ``original`` (n, 3, 68) and, where present, ``reannotated`` (n, 2, 68); float64,
+            label frame.
+        angles: (n, 3) float64 labelled yaw, pitch, roll in degrees, NaN where left out; None where
+            the pose lists are not there.
+        dense: labels of mesh vertices; None where there are none.
+        photos: the folder of the whole pictures; None where one is missing.
+        missing: what is not there, and which rows that leaves out; a sentence each.
+    """
+
+    landmarks: dict[str, np.ndarray]
+    angles: np.ndarray | None
+    dense: DenseLabels | None
+    photos: Path | None
+    missing: tuple[str, ...]
+
     def photo(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 BGR, the whole picture of a face; only where ``photos`` is set."""
         return read_image(self.photos / self.names[index])
@@ -94,14 +140,30 @@ class BenchmarkSet:
         self, indices: np.ndarray, roi_boxes: np.ndarray
     ) -> Callable[[np.ndarray], np.ndarray]:
         """As ``crops``, cut from the whole pictures of the k faces at ``indices`` along other roi
-        boxes (k, 4); what it takes counts from 0 to k - 1."""
+        boxes (k, 4), label frame; what it takes counts from 0 to k - 1."""
 
         def crops(rows: np.ndarray) -> np.ndarray:
-            return np.concatenate(
-                [crop_faces(self.photo(indices[row]), roi_boxes[row][None]) for row in rows]
+            return np.stack(
+                [crop_published(self.photo(indices[row]), roi_boxes[row]) for row in rows]
             )
 
         return crops
+
+
+@dataclass(frozen=True, eq=False)
+class Aflw21(CropSet):
+    """AFLW's labelled points.
+
+    Attributes (beside those of ``CropSet``):
+        landmarks: (n, 2, 21) float64, label frame, AFLW's order; NaN where hidden.
+    """
+
+    landmarks: np.ndarray
+
+
+def crop_published(image: np.ndarray, roi_box: np.ndarray) -> np.ndarray:
+    """The (120, 120, 3) uint8 crop of a picture along a published roi box (4,), label frame."""
+    return crop_faces(image, roi_box[None] - BOX_TO_LABEL_FRAME)[0]
 
 
 def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:
@@ -112,20 +174,12 @@ def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:
         ValueError: a file is damaged, or not of the shape that the list asks for.
     """
     folder = Path(folder)
-    path = _required(folder / LIST, "the list of the crops' file names")
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    names = [line.strip() for line in lines if line.strip()]
-    _check_names(path, names)
-    n = len(names)
-    roi_boxes = _read(folder, ROI_BOXES, (n, 4), "x1 y1 x2 y2 of each crop")
-    _check_rows(
-        folder / ROI_BOXES, roi_boxes[:, 2:] > roi_boxes[:, :2], "a box with x1 < x2, y1 < y2"
-    )
-    yaw = _read(folder, YAW, (n,), "yaw in degrees")
-    landmarks = {"original": _read(folder, ORIGINAL, (n, 3, 68), "original landmarks")}
+    crops = _open_crops(folder, CROPS, LIST, YAW, ROI_BOXES, WHERE)
+    names, n = crops.names, len(crops)
+    landmarks = {"original": _read(folder, ORIGINAL, (n, 3, 68), "original landmarks", LIST)}
     missing = []
     if (folder / REANNOTATED).exists():
-        landmarks["reannotated"] = _read(folder, REANNOTATED, (n, 2, 68), "landmarks")
+        landmarks["reannotated"] = _read(folder, REANNOTATED, (n, 2, 68), "landmarks", LIST)
     else:
         missing.append(f"no {REANNOTATED}: nothing is scored against the re-annotated labels")
     for name, points in landmarks.items():
@@ -137,7 +191,14 @@ def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:
         missing.append(f"no {' and no '.join(absent)}: head pose is not scored")
     else:
         angles = _read_angles(folder, n)
-    _check_all_there(folder / CROPS, names)
+    dense = None
+    if (folder / DENSE).exists():
+        dense = _read_dense(folder / DENSE, n)
+    else:
+        missing.append(
+            f"no {DENSE}: the dense mesh is not scored (AFLW2000-3D's .mat files label it only "
+            "together with the whole Basel bases; docs/benchmark.md, 'Dense labels')"
+        )
     photos = folder / PHOTOS
     absent = [name for name in names if not (photos / name).is_file()]
     if absent:
@@ -145,30 +206,94 @@ def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:
         where = f"not in {PHOTOS}/" if len(absent) < n else f"{PHOTOS}/ with whole pictures"
         missing.append(f"{which} {where}: other boxes (--boxes) cannot be tried")
         photos = None
-    for array in (roi_boxes, yaw, *landmarks.values()):
+    for array in landmarks.values():
         array.flags.writeable = False
     return BenchmarkSet(
-        folder, names, roi_boxes, yaw, landmarks, angles, photos, missing=tuple(missing)
+        **vars(crops),
+        landmarks=landmarks,
+        angles=angles,
+        dense=dense,
+        photos=photos,
+        missing=tuple(missing),
     )
 
 
-def _required(path: Path, what: str) -> Path:
+def dense_indices(num_vertices: int) -> np.ndarray:
+    """(P,) int64 the vertices that our tools label: evenly spaced, ``DENSE_POINTS`` at most."""
+    count = min(num_vertices, DENSE_POINTS)
+    return np.linspace(0, num_vertices - 1, count).round().astype(np.int64)
+
+
+def write_dense(folder: Path, points: np.ndarray, indices: np.ndarray, num_vertices: int) -> None:
+    """Writes dense labels into a set (arrays as in ``DenseLabels``)."""
+    arrays = {"points": points.astype(np.float32), "indices": indices, "num_vertices": num_vertices}
+    write_npz(folder / DENSE, arrays)
+
+
+def open_aflw21(folder: str | os.PathLike) -> Aflw21:
+    """Reads AFLW's 21 points (see the module) and checks everything; raises as
+    ``open_benchmark``."""
+    folder = Path(folder)
+    crops = _open_crops(folder, AFLW_CROPS, AFLW_LIST, AFLW_YAW, AFLW_ROI_BOXES, AFLW_WHERE)
+    what, shape = "AFLW's landmarks", (len(crops), 2, 21)
+    points = _read(folder, AFLW_POINTS, shape, what, AFLW_LIST, AFLW_WHERE, finite=False)
+    hidden = (points == -1).all(1) | ~np.isfinite(points).all(1)  # (n, 21)
+    points = np.where(hidden[:, None], np.nan, points)
+    scored = np.delete(points, metrics.AFLW_EARS, axis=2)
+    spans = np.fmax.reduce(scored, axis=2) > np.fmin.reduce(scored, axis=2)  # false for NaN
+    _check_rows(folder / AFLW_POINTS, spans, "visible landmarks that span a box without the ears")
+    points.flags.writeable = False
+    return Aflw21(**vars(crops), landmarks=points)
+
+
+def _open_crops(
+    folder: Path, crops: str, listing: str, yaws: str, boxes: str, where: str
+) -> CropSet:
+    path = _required(folder / listing, "the list of the crops' file names", where)
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
+    _check_names(path, names)
+    n = len(names)
+    roi_boxes = _read(folder, boxes, (n, 4), "x1 y1 x2 y2 of each crop", listing, where)
+    _check_rows(folder / boxes, roi_boxes[:, 2:] > roi_boxes[:, :2], "a box with x1 < x2, y1 < y2")
+    yaw = _read(folder, yaws, (n,), "yaw in degrees", listing, where)
+    absent = [name for name in names if not (folder / crops / name).is_file()]
+    if absent:
+        raise FileNotFoundError(
+            f"{folder / crops / absent[0]}: not there, nor {len(absent) - 1} more of {n} crops; "
+            f"{where}"
+        )
+    for array in (roi_boxes, yaw):
+        array.flags.writeable = False
+    return CropSet(folder / crops, names, roi_boxes, yaw)
+
+
+def _required(path: Path, what: str, where: str) -> Path:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not there, expected {what}; {WHERE}")
+        raise FileNotFoundError(f"{path}: not there, expected {what}; {where}")
     return path
 
 
-def _read(folder: Path, name: str, shape: tuple[int, ...], what: str) -> np.ndarray:
+def _read(
+    folder: Path,
+    name: str,
+    shape: tuple[int, ...],
+    what: str,
+    listing: str,
+    where: str = WHERE,
+    finite: bool = True,
+) -> np.ndarray:
     """An array of finite numbers as float64; its first axis must be as long as the list."""
-    path = _required(folder / name, f"{what}, an array of shape {shape}")
+    path = _required(folder / name, f"{what}, an array of shape {shape}", where)
     array = read_npy(path)
     if array.shape != shape or array.dtype.kind not in "fiu":
         raise ValueError(
             f"{path}: {array.dtype} of shape {array.shape}, expected {what}, numbers of shape "
-            f"{shape}: {LIST} names {shape[0]} faces"
+            f"{shape}: {listing} names {shape[0]} faces"
         )
     array = array.astype(np.float64)
-    _check_rows(path, np.isfinite(array), "finite numbers")
+    if finite:
+        _check_rows(path, np.isfinite(array), "finite numbers")
     return array
 
 
@@ -191,15 +316,6 @@ def _check_names(path: Path, names: list[str]) -> None:
             raise ValueError(f"{path}: {name!r} is no plain file name")
 
 
-def _check_all_there(folder: Path, names: list[str]) -> None:
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise FileNotFoundError(
-            f"{folder / absent[0]}: not there, nor {len(absent) - 1} more of {len(names)} crops; "
-            f"{WHERE}"
-        )
-
-
 def _read_angles(folder: Path, n: int) -> np.ndarray:
     """(n, 3) yaw, pitch, roll from the published lists; NaN for the samples they leave out."""
     path = folder / POSE_SKIPPED
@@ -215,8 +331,28 @@ def _read_angles(folder: Path, n: int) -> np.ndarray:
             f"{folder / POSE}: shape {listed.shape}, expected {(n - len(skipped), 3)}: {LIST} names"
             f" {n} faces, {POSE_SKIPPED} leaves out {len(skipped)}"
         )
-    listed = _read(folder, POSE, listed.shape, "pitch, yaw, roll in degrees")
+    listed = _read(folder, POSE, listed.shape, "pitch, yaw, roll in degrees", LIST)
     angles = np.full((n, 3), np.nan)
     angles[np.setdiff1d(np.arange(n), skipped)] = listed[:, [1, 0, 2]]
     angles.flags.writeable = False
     return angles
+
+
+def _read_dense(path: Path, n: int) -> DenseLabels:
+    arrays = read_npz(path)
+    wanted = {"points", "indices", "num_vertices"}
+    if not wanted <= arrays.keys():
+        raise ValueError(f"{path}: {', '.join(sorted(wanted - arrays.keys()))} missing")
+    points, indices, count = (arrays[name] for name in ("points", "indices", "num_vertices"))
+    fine = indices.ndim == 1 and len(indices) and indices.dtype.kind in "iu"
+    fine = fine and count.shape == () and count.dtype.kind in "iu"
+    if not fine or indices.min() < 0 or indices.max() >= count:
+        raise ValueError(f"{path}: expected indices of vertices, (P,) from 0 to num_vertices - 1")
+    if points.shape != (n, 3, len(indices)) or points.dtype.kind != "f":
+        raise ValueError(
+            f"{path}: points: {points.dtype} of shape {points.shape}, expected floating point of "
+            f"shape {(n, 3, len(indices))}: {LIST} names {n} faces"
+        )
+    _check_rows(path, np.isfinite(points), "finite numbers")
+    points.flags.writeable = False
+    return DenseLabels(points, indices.astype(np.int64), int(count))

@@ -397,8 +397,8 @@ def _black_outside(crops: Tensor, x1: int, x2: int, y1: int, y2: int) -> None:
 class Augmentation(Augment):
     """Random crops of a batch (``strong``): geometry, then light and damage.
 
-    What lies outside the photo shows the photo's last row or column, a plain colour, another picture
-    of the batch, or black. Some crops get a black border, as the benchmark's protocol has.
+    What lies outside the photo shows the photo's last row or column, a plain colour, black, or
+    another picture of the batch. Some crops get a black border, as the benchmark's protocol has.
 
     Args:
         face_model: for mirroring.

@@ -117,13 +117,12 @@ def own_tables(scores: dict) -> list[Table]:
     }
     columns = (*BINS, "balanced", "mean", "median", "failure_rate", "auc")
     header = (*DEGREES, "bins' mean", "faces' mean", "median", "> 8 %", "AUC 8 %")
-    counts = ", ".join(str(count) for count in scores["counts"].values())
     tables = [
         Table(
             "68 landmarks, NME in % of √(w·h)",
             ("", *header),
             [(name, *(numbers[c] for c in columns)) for name, numbers in nme.items()],
-            note=f"Faces in the yaw bins: {counts}. Raw: of the face model; refined: after the "
+            note=f"{_counted(scores['counts'])} Raw: of the face model; refined: after the "
             "landmark refiner. > 8 %: share of the faces with a larger error. AUC 8 %: area under "
             "the cumulative error curve up to 8 %, of the largest possible.",
         ),
@@ -133,6 +132,27 @@ def own_tables(scores: dict) -> list[Table]:
             [(name, *numbers["parts"].values()) for name, numbers in nme.items()],
         ),
     ]
+    if "dense" in scores:
+        found = scores["dense"]["nme"]
+        tables.append(
+            Table(
+                "Dense mesh, NME in % of √(w·h) of the 68 landmarks",
+                ("", *header),
+                [(f"{scores['dense']['vertices']} vertices", *(found[c] for c in columns))],
+                note="2D, without alignment. Published dense errors have other norms and points.",
+            )
+        )
+    if "aflw21" in scores:
+        found = scores["aflw21"]
+        tables.append(
+            Table(
+                "AFLW, NME in % of √(w·h) of the visible points",
+                ("", *header),
+                [(name, *(nme[c] for c in columns)) for name, nme in found["nme"].items()],
+                note=f"{_counted(found['counts'])} 19 of AFLW's 21 points: the 68 landmarks have "
+                "no ear lobes. Published AFLW errors are divided by AFLW's own face boxes.",
+            )
+        )
     if "pose" in scores:
         columns = (*ANGLES, "mean", *BINS)
         tables.append(
@@ -155,16 +175,22 @@ def own_tables(scores: dict) -> list[Table]:
                 supplied = boxes["nme_supplied"][labels][name]["balanced"]
                 values = (*(numbers[c] for c in (*BINS, "balanced")), supplied)
                 row = (f"{kind}, {LABEL_NAMES[labels]}, {name}", *values)
-                rows.append((*row, boxes["moved"], boxes["found"]))
+                good = boxes["found"] * (1 - numbers["failure_rate"] / 100)
+                rows.append((*row, boxes["moved"], boxes["found"], good))
     if rows:
-        header = (*DEGREES, "bins' mean", "supplied boxes", "moved by", "found")
+        header = (*DEGREES, "bins' mean", "supplied", "moved", "found", "≤ 8 %")
         note = (
-            "Crops cut again from the whole pictures. Supplied boxes: bins' mean of the same faces "
-            "with those. Moved by: mean shift of the raw landmarks, % of √(w·h) of their box. "
-            "Found: % of the faces that have such a box; the others are not scored here."
+            "Crops cut again from the whole pictures. Supplied: bins' mean of the same faces with "
+            "the supplied boxes. Moved: mean shift of the raw landmarks, % of √(w·h) of their box. "
+            "Found: % of the faces that have such a box; the errors are theirs alone. ≤ 8 %: share "
+            "of all faces that are found and have an error up to that."
         )
         tables.append(Table("Other boxes, NME in %", ("", *header), rows, note=note))
     return tables
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return f"Faces in the yaw bins: {', '.join(map(str, counts.values()))}."
 
 
 def published_tables(run: dict) -> list[Table]:
@@ -252,45 +278,53 @@ def draw_plots(run: dict) -> bytes:
     from matplotlib.figure import Figure  # no pyplot: no global state, no window system
 
     scores, samples = run["scores"], run["samples"]
+    published = run["settings"]["labels"] == PUBLISHED_LABELS  # else nothing to compare with
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     axes = figure.subplots(2, 3).ravel()
-    lines = {k.removeprefix("nme_"): v for k, v in samples.items() if k.startswith("nme_")}
-
-    limits = np.linspace(0, 10, 400)
-    for name, errors in lines.items():
-        axes[0].plot(limits, metrics.cumulative_errors(errors, limits), label=name)
-    axes[0].axvline(metrics.FAILURE, color="grey", lw=0.8)
-    axes[0].set(title="cumulative error curve", xlabel="NME, %", ylabel="faces, %", ylim=(0, 101))
-
-    groups = {
-        f"{labels} {name}": [numbers[key] for key in (*BINS, "balanced")]
+    nme = [
+        (labels, name, numbers)
         for labels, found in scores["nme"].items()
         for name, numbers in found.items()
-    }
-    groups["SynergyNet, published"] = list(PUBLISHED_NME[-2][1:5])
+    ]
+
+    limits = np.linspace(0, 10, 400)
+    curves = [(*key, samples[f"nme_{key[0]}_{key[1]}"]) for *key, _ in nme]
+    if "nme_dense" in samples:
+        curves.append(("dense", "raw", samples["nme_dense"]))
+    for labels, name, errors in curves:
+        curve = metrics.cumulative_errors(errors, limits)
+        axes[0].plot(limits, curve, label=f"{labels} {name}", **_look(labels, name, "line"))
+    axes[0].axvline(metrics.FAILURE, color="grey", lw=0.8)
+    axes[0].set(title="cumulative error curve", xlabel="NME, %", ylabel="faces, %", ylim=(0, 101))
+    axes[0].set_xlim(0, 10)
+
+    groups = {(k, n): [numbers[key] for key in (*BINS, "balanced")] for k, n, numbers in nme}
+    if published:
+        groups["SynergyNet", "published"] = list(PUBLISHED_NME[-2][1:5])
     _bars(axes[1], groups, [*DEGREES, "mean"])
     axes[1].set(title="NME by yaw", ylabel="%")
 
-    axes[2].plot(samples["yaw"], samples["nme_original_raw"], ".", ms=3, alpha=0.5)
+    for low, high in metrics.YAW_BINS[::2]:
+        for sign in (-1, 1):
+            axes[2].axvspan(sign * low, sign * high, color="grey", alpha=0.08, lw=0)
+    axes[2].plot(samples["yaw"], samples["nme_original_raw"], ".", ms=4, alpha=0.5)
     axes[2].set(title="every face (original labels, raw)", xlabel="yaw, degrees", ylabel="NME, %")
     axes[2].set_ylim(bottom=0)
 
-    groups = {
-        f"{labels} {name}": list(numbers["parts"].values())
-        for labels, found in scores["nme"].items()
-        for name, numbers in found.items()
-    }
+    groups = {(k, n): list(numbers["parts"].values()) for k, n, numbers in nme}
     _bars(axes[3], groups, list(metrics.PARTS))
     axes[3].set(title="NME by part of the face", ylabel="%")
 
     if "pose" in scores:
         pose = scores["pose"]
-        kinds = ("published", "exact")
-        groups = {kind: [pose[kind][key] for key in (*ANGLES, "mean")] for kind in kinds}
-        groups["SynergyNet, published"] = list(PUBLISHED_POSE[-2][1:5])
+        groups = {
+            ("pose", k): [pose[k][key] for key in (*ANGLES, "mean")] for k in ("published", "exact")
+        }
+        if published:
+            groups["SynergyNet", "published"] = list(PUBLISHED_POSE[-2][1:5])
         _bars(axes[4], groups, [*ANGLES, "mean"])
         axes[4].set(title="head pose error by angle", ylabel="degrees")
-        _bars(axes[5], {k: [pose[k][key] for key in BINS] for k in pose}, list(DEGREES))
+        _bars(axes[5], {("pose", k): [pose[k][key] for key in BINS] for k in pose}, list(DEGREES))
         axes[5].set(title="head pose error by yaw", ylabel="degrees")
     else:
         for empty in axes[4:]:
@@ -298,19 +332,34 @@ def draw_plots(run: dict) -> bytes:
             empty.set_axis_off()
     for panel in axes:
         panel.grid(alpha=0.3)
+        panel.set_axisbelow(True)
         if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=8)
+            panel.legend(fontsize=8, loc="best" if panel is not axes[0] else "lower right")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return file.getvalue()
 
 
-def _bars(axes, groups: dict[str, list[float]], names: list[str]) -> None:
+# label set or way to read angles -> colour; what is refined is lighter or dashed
+COLOURS = {"original": "C0", "reannotated": "C1", "dense": "C2", "SynergyNet": "0.6"}
+COLOURS |= {"published": "C0", "exact": "C1", "geodesic": "C2"}
+
+
+def _look(group: str, name: str, kind: str) -> dict[str, object]:
+    look: dict[str, object] = {"color": COLOURS[name if group == "pose" else group]}
+    if name == "refined":
+        look |= {"linestyle": "--"} if kind == "line" else {"alpha": 0.55}
+    return look
+
+
+def _bars(axes, groups: dict[tuple[str, str], list[float]], names: list[str]) -> None:
     width = 0.8 / len(groups)
-    for i, (label, values) in enumerate(groups.items()):
+    for i, (key, values) in enumerate(groups.items()):
         places = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
-        axes.bar(places, values, width, label=label)
+        label = key[1] if key[0] == "pose" else " ".join(key)
+        axes.bar(places, values, width, label=label, **_look(*key, "bar"))
     axes.set_xticks(range(len(names)), names)
+    axes.margins(y=0.3)  # room for the legend
 
 
 # ------------------------------------------------------------------------------------- the page
@@ -321,7 +370,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 h1 { font-size: 1.6em } h2 { font-size: 1.15em; margin: 2em 0 .4em }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child, .text { text-align: left }
 tr.own { background: #fff3c4; font-weight: 600 }
 p.note, dl { color: #555; font-size: .9em; max-width: 60em }
 dt { float: left; clear: left; width: 9em } dd { margin-left: 9em }
@@ -348,7 +397,7 @@ def html_report(run: dict, data: BenchmarkSet, prediction: Prediction, plots: by
             for name, value in settings.items()
         ),
         "</dl>",
-        *(f'<p class="note">{html.escape(sentence)}.</p>' for sentence in run["missing"]),
+        *(f'<p class="note">Left out: {html.escape(s)}.</p>' for s in run["missing"]),
         *(_table_html(table) for table in tables),
         "<h2>Plots</h2>",
         f'<img alt="plots" src="{_data_url("png", plots)}">'
@@ -375,9 +424,15 @@ def html_report(run: dict, data: BenchmarkSet, prediction: Prediction, plots: by
 
 
 def _table_html(table: Table) -> str:
+    words = [
+        any(isinstance(cell, str) for cell in cells) for cells in zip(*table.rows, strict=True)
+    ]
+
     def row(cells: Sequence[str], tag: str) -> str:
         own = ' class="own"' if cells[0].startswith("→") else ""
-        return f"<tr{own}>{''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells)}</tr>"
+        kinds = [' class="text"' if word else "" for word in words]
+        inner = zip(kinds, map(html.escape, cells), strict=True)
+        return f"<tr{own}>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for kind, cell in inner)}</tr>"
 
     rows = [row(list(table.header), "th"), *(row(cells, "td") for cells in table.cells())]
     note = f'\n<p class="note">{html.escape(table.note)}</p>' if table.note else ""
@@ -398,7 +453,7 @@ def write_results(out: Path, run: dict, data: BenchmarkSet, prediction: Predicti
         drawn = draw_landmarks(crop, prediction.crop_landmarks[index, :2])
         write_image(out / f"{Path(data.names[index]).stem}.jpg", drawn)
     with atomic_write(out / "results.json", "w") as file:
-        json.dump(_plain(run), file, indent=1)
+        json.dump(_plain(run), file, indent=1, allow_nan=False)
     with atomic_write(out / "samples.csv", "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["name", *run["samples"]])
@@ -438,9 +493,12 @@ def _shown(name: str) -> str:
 
 
 def _plain(value: object) -> object:
-    """Dicts, lists, arrays and numbers as JSON can hold them; NaN and infinity become None."""
+    """Dicts, lists, arrays, numbers and text as any JSON reader takes them: NaN and infinity
+    become None, bytes of file names that are no text a question mark."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return _shown(value)
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):

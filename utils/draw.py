@@ -136,7 +136,7 @@ def draw_pose_axes(
         height = _text_height(canvas, size)
         names = ("yaw", "pitch", "roll")
         angles = rotation_to_angles(rotation[None])[0]
-        lines = [f"{name} {angle:+.0f}" for name, angle in zip(names, angles, strict=True)]
+        lines = [f"{name} {round(angle):+d}" for name, angle in zip(names, angles, strict=True)]
         left, bottom = points[0].min(), points[1].max()
         _put_lines(canvas, lines, left, bottom + 0.8 * height, height)
     return canvas

@@ -2,7 +2,7 @@
 
 BenchmarkSet (utils/aflw2000.py)
   -> crops (n, 120, 120, 3), border set to zero     ``predict``
-  -> landmarks (n, 3, 68) image frame, rotations (n, 3, 3)
+  -> landmarks (n, 3, 68) label frame, rotations (n, 3, 3)
   -> a dict of numbers, and columns with a value per sample    ``score``
 """
 
@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from model_building import SynergyNet, load_synergynet
 from utils import metrics
-from utils.aflw2000 import BenchmarkSet, open_benchmark
+from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels, open_benchmark
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.inference import Detector, detect
 from utils.morphable_model import MorphableModel, split_camera
 from utils.preprocessing import boxes_to_roi_boxes, crop_to_image, normalize_crops
+from utils.runtime import OnnxRegressor
 
 BORDER = 5  # pixels; the published protocol blackens the edge of the test crops
 BATCH = 128
@@ -80,11 +81,31 @@ def _full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
+class OnnxEncoder(torch.nn.Module):
+    """Stands for ``SynergyNet.I2P`` and runs it in ONNX Runtime."""
+
+    def __init__(self, regressor: OnnxRegressor) -> None:
+        super().__init__()
+        self.regressor = regressor
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parameters, features = self.regressor.encode(images.contiguous().numpy())
+        return torch.from_numpy(parameters), torch.from_numpy(features)
+
+
+def onnx_network(weights: Path, face_model: MorphableModel) -> Network:
+    """The image encoder in ONNX Runtime, on the CPU; the small refiner stays in PyTorch."""
+    model = load_synergynet(weights, face_model)
+    model.I2P = OnnxEncoder(OnnxRegressor(weights, face_model))
+    return torch_network(model, torch.device("cpu"))
+
+
 # What --engine offers: weights, face model, device -> Network.
 ENGINES: dict[str, Callable[[Path, MorphableModel, torch.device], Network]] = {
     "torch": lambda weights, face_model, device: torch_network(
         load_synergynet(weights, face_model), device
     ),
+    "onnx": lambda weights, face_model, device: onnx_network(weights, face_model),
 }
 
 # ------------------------------------------------------------------------------------- prediction
@@ -96,15 +117,18 @@ class Prediction:
 
     Attributes:
         crop_landmarks: (n, 3, 68) float32, crop frame.
-        landmarks: the same in the image frame; ``raw`` and, where there is a refiner, ``refined``.
+        landmarks: the same in the frame of the roi boxes (of a benchmark: its labels');
+            ``raw`` and, where there is a refiner, ``refined``.
         rotation: (n, 3, 3) float64, model frame to image axes with y up.
         seconds: that reading, cropping and the network took.
+        parameters: (n, 62) float32, not whitened; only the dense mesh needs them.
     """
 
     crop_landmarks: np.ndarray
     landmarks: dict[str, np.ndarray]
     rotation: np.ndarray
     seconds: float
+    parameters: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rotation)
@@ -123,7 +147,7 @@ def predict(
     Args:
         network: in evaluation mode.
         crops: indices (k,) -> (k, 120, 120, 3) uint8 BGR; as ``BenchmarkSet.crops``.
-        roi_boxes: (n, 4) x1 y1 x2 y2 of the crops, image frame.
+        roi_boxes: (n, 4) x1 y1 x2 y2 of the crops, in the frame that the landmarks shall have.
         border: so many pixels at each edge of a crop are set to zero.
         batch_size: crops that go through the network at once.
         title: of the progress bar; None for none.
@@ -142,9 +166,10 @@ def predict(
     crop_landmarks = {"raw": np.concatenate(raw)}
     if refined[0] is not None:
         crop_landmarks["refined"] = np.concatenate(refined)
-    _, rotation, _ = decompose_camera(split_camera(np.concatenate(parameters)))
+    parameters = np.concatenate(parameters)
+    _, rotation, _ = decompose_camera(split_camera(parameters))
     landmarks = {name: crop_to_image(p, roi_boxes) for name, p in crop_landmarks.items()}
-    return Prediction(crop_landmarks["raw"], landmarks, rotation, seconds)
+    return Prediction(crop_landmarks["raw"], landmarks, rotation, seconds, parameters)
 
 
 def blacken_border(crops: np.ndarray, border: int) -> np.ndarray:
@@ -170,7 +195,7 @@ def detected_boxes(data: BenchmarkSet, detector: Detector) -> tuple[np.ndarray, 
     Of several detections the one that overlaps the labelled landmarks' box most is taken.
 
     Returns:
-        indices (k,) of the faces that were found, and their roi boxes (k, 4), image frame.
+        indices (k,) of the faces that were found, and their roi boxes (k, 4), label frame.
     """
     found, boxes = [], []
     for i in tqdm(range(len(data)), desc="detecting", unit="img"):
@@ -181,7 +206,7 @@ def detected_boxes(data: BenchmarkSet, detector: Detector) -> tuple[np.ndarray, 
             found.append(i)
             boxes.append(detections[overlap.argmax()])
     indices = np.array(found, dtype=np.int64)
-    return indices, boxes_to_roi_boxes(np.array(boxes).reshape(-1, 5))
+    return indices, boxes_to_roi_boxes(np.array(boxes).reshape(-1, 5)) + BOX_TO_LABEL_FRAME
 
 
 def _overlaps(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -232,12 +257,25 @@ def nme_scores(errors: np.ndarray, yaw: np.ndarray) -> dict[str, float | dict[st
         yaw: (n,) degrees.
 
     Returns:
+        those of ``face_scores``, and ``parts``: mean of each facial part's points, percent.
+    """
+    parts = {name: float(errors[:, part].mean()) for name, part in metrics.PARTS.items()}
+    return {**face_scores(errors.mean(1), yaw), "parts": parts}
+
+
+def face_scores(faces: np.ndarray, yaw: np.ndarray) -> dict[str, float]:
+    """Numbers of one error per face.
+
+    Args:
+        faces: (n,) percent.
+        yaw: (n,) degrees.
+
+    Returns:
         ``0_30`` ... mean of each bin, ``std_0_30`` ... deviation within it; ``balanced`` their
         mean (the protocol's headline) and ``std_balanced`` their deviation; ``mean`` and
-        ``median`` over samples; ``failure_rate`` above 8 %, ``auc`` up to 8 %; ``parts``: mean of
-        each facial part's points. All percent; deviations are the population's.
+        ``median`` over samples; ``failure_rate`` above 8 %, ``auc`` up to 8 %. All percent;
+        deviations are the population's.
     """
-    faces = errors.mean(1)
     means, deviations = metrics.bin_means(faces, yaw), metrics.bin_deviations(faces, yaw)
     return {
         **dict(zip(BINS, means.tolist(), strict=True)),
@@ -248,8 +286,49 @@ def nme_scores(errors: np.ndarray, yaw: np.ndarray) -> dict[str, float | dict[st
         "median": float(np.median(faces)),
         "failure_rate": metrics.failure_rate(faces),
         "auc": metrics.area_under_curve(faces),
-        "parts": {name: float(errors[:, part].mean()) for name, part in metrics.PARTS.items()},
     }
+
+
+def dense_errors(
+    face_model: MorphableModel, dense: DenseLabels, data: BenchmarkSet, prediction: Prediction
+) -> np.ndarray:
+    """(n,) mean 2D distance of the labelled mesh vertices, percent of sqrt(w * h) of the original
+    landmarks' box, the norm of the landmarks' own errors.
+
+    Raises:
+        ValueError: the labels belong to a face model with another number of vertices.
+    """
+    if face_model.num_vertices != dense.num_vertices:
+        raise ValueError(
+            f"the labels are of a face model with {dense.num_vertices} vertices, "
+            f"{face_model.source} has {face_model.num_vertices}"
+        )
+    chosen = replace(
+        face_model,
+        mean=face_model.mean[:, dense.indices],
+        basis=face_model.basis[:, :, dense.indices],
+    )
+    distances = []
+    for start in range(0, len(data), BATCH):  # all faces' meshes at once may be gigabytes
+        rows = slice(start, start + BATCH)
+        points = crop_to_image(chosen.vertices(prediction.parameters[rows]), data.roi_boxes[rows])
+        away = (points - dense.points[rows])[:, :2]  # (B, 2, P)
+        distances.append(np.linalg.norm(away, axis=1).mean(1))
+    return 100 * np.concatenate(distances) / metrics.box_size(data.landmarks["original"])
+
+
+def aflw21_scores(data: Aflw21, prediction: Prediction) -> dict[str, dict]:
+    """AFLW's 21 points, those that are labelled as visible and not the ears.
+
+    Returns:
+        ``counts`` of faces in each yaw bin; ``nme``: ``raw``, ``refined`` -> see ``face_scores``.
+    """
+    counts = metrics.bin_masks(data.yaw).sum(1).tolist()
+    nme = {
+        name: face_scores(metrics.nme(metrics.to_aflw21(points), data.landmarks), data.yaw)
+        for name, points in prediction.landmarks.items()
+    }
+    return {"counts": dict(zip(BINS, counts, strict=True)), "nme": nme}
 
 
 def pose_scores(

@@ -4,6 +4,7 @@ import codecs
 import io
 import os
 import pickle
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -173,6 +174,28 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     except BaseException:
         if os.path.exists(partial):
             os.unlink(partial)
+        raise
+
+
+@contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """A partial sibling that becomes the folder when the block ends without an exception.
+
+    Raises:
+        FileExistsError: something lies at ``folder`` already.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: exists; remove it, or give another place to write to")
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name[:40]}.", suffix=".partial"))
+    try:
+        yield partial
+        partial.chmod(parent.stat().st_mode & 0o777)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

@@ -19,8 +19,14 @@ import numpy as np
 
 from utils.files import to_bgr8
 from utils.geometry import decompose_camera, rotation_to_angles
-from utils.morphable_model import MorphableModel, split_camera
-from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
+from utils.morphable_model import CAMERA, EXPRESSION, MorphableModel, split_camera
+from utils.preprocessing import (
+    CROP_SIZE,
+    boxes_to_roi_boxes,
+    crop_faces,
+    crop_to_image,
+    normalize_crops,
+)
 
 # (n, 3, 120, 120) float32 crops -> (n, 62) float32 whitened parameters
 Regressor = Callable[[np.ndarray], np.ndarray]
@@ -28,6 +34,7 @@ Regressor = Callable[[np.ndarray], np.ndarray]
 Detector = Callable[[np.ndarray], np.ndarray]
 
 MAX_BATCH = 128  # crops that go through the network at once
+MESH_BATCH = 16  # meshes made by one matrix product; all of a crowd's would need gigabytes at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,34 +131,115 @@ class FacePipeline:
             for start in range(0, len(crops), MAX_BATCH)
         ]
         parameters = self.face_model.dewhiten(np.concatenate(chunks))  # (n, 62)
-        landmarks = crop_to_image(self.face_model.landmarks(parameters), roi_boxes)
-        scale, rotation, translation = decompose_camera(split_camera(parameters))
-        translation = translation[:, :, None] * self.face_model.flip + self.face_model.flip_offset
-        translation = crop_to_image(translation, roi_boxes)[:, :, 0]  # (n, 3)
-        scale = scale * (roi_boxes[:, 2] - roi_boxes[:, 0]) / crops.shape[2]
-        angles = rotation_to_angles(rotation)
-        return [
-            Face(
-                box=detections[i, :4].astype(np.float32),
-                score=float(detections[i, 4]),
-                roi_box=roi_boxes[i],
-                parameters=parameters[i],
-                landmarks=landmarks[i],
-                # one mesh at a time: a photo of a crowd would need gigabytes at once
-                vertices=self._mesh(parameters[i : i + 1], roi_boxes[i : i + 1]) if dense else None,
-                triangles=self.face_model.triangles,
-                yaw=float(angles[i, 0]),
-                pitch=float(angles[i, 1]),
-                roll=float(angles[i, 2]),
-                rotation=rotation[i],
-                scale=float(scale[i]),
-                translation=translation[i],
-            )
-            for i in range(len(crops))
-        ]
+        return faces_from_parameters(self.face_model, parameters, roi_boxes, detections, dense)
 
-    def _mesh(self, parameters: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
-        return crop_to_image(self.face_model.vertices(parameters), roi_boxes)[0]  # (3, N)
+
+def faces_from_parameters(
+    face_model: MorphableModel,
+    parameters: np.ndarray,
+    roi_boxes: np.ndarray,
+    detections: np.ndarray,
+    dense: bool,
+) -> list[Face]:
+    """(n, 62) parameters (not whitened), (n, 4) roi boxes, (n, 5) detections -> n faces."""
+    landmarks = crop_to_image(face_model.landmarks(parameters), roi_boxes)
+    scale, rotation, translation = decompose_camera(split_camera(parameters))
+    translation = translation[:, :, None] * face_model.flip + face_model.flip_offset
+    translation = crop_to_image(translation, roi_boxes)[:, :, 0]  # (n, 3)
+    scale = scale * (roi_boxes[:, 2] - roi_boxes[:, 0]) / CROP_SIZE
+    angles = rotation_to_angles(rotation)
+    meshes: list[np.ndarray | None] = [None] * len(parameters)  # (3, N) each
+    if dense:
+        for start in range(0, len(parameters), MESH_BATCH):
+            part = slice(start, start + MESH_BATCH)
+            meshes[part] = crop_to_image(face_model.vertices(parameters[part]), roi_boxes[part])
+
+    return [
+        Face(
+            box=detections[i, :4].astype(np.float32),
+            score=float(detections[i, 4]),
+            roi_box=roi_boxes[i],
+            parameters=parameters[i],
+            landmarks=landmarks[i],
+            vertices=meshes[i],
+            triangles=face_model.triangles,
+            yaw=float(angles[i, 0]),
+            pitch=float(angles[i, 1]),
+            roll=float(angles[i, 2]),
+            rotation=rotation[i],
+            scale=float(scale[i]),
+            translation=translation[i],
+        )
+        for i in range(len(parameters))
+    ]
+
+
+# ------------------------------------------------------------------------------- changed faces
+
+
+def with_expression(
+    face: Face,
+    face_model: MorphableModel,
+    factor: float = 1.0,
+    coefficients: np.ndarray | None = None,
+) -> Face:
+    """The same person in the same pose with another expression.
+
+    Args:
+        face: fitted.
+        face_model: the one of the fit.
+        factor: scales the expression's deformation: 0 removes it (coefficients 0, not whitened:
+            the model's mean expression), 1 leaves it, 2 doubles it.
+        coefficients: (10,) expression coefficients, not whitened, in place of the face's own, as
+            ``expression_of`` another face gives them.
+
+    Returns:
+        A new face, image frame; without dense mesh where ``face`` has none.
+
+    Raises:
+        ValueError: not ten finite coefficients, or a factor that is not finite.
+    """
+    own = expression_of(face) if coefficients is None else np.asarray(coefficients)
+    if own.shape != (EXPRESSION,) or not np.isfinite(own).all() or not np.isfinite(factor):
+        raise ValueError(
+            f"expected {EXPRESSION} finite expression coefficients and a finite factor, got shape "
+            f"{own.shape} and factor {factor}"
+        )
+    return _rebuilt(face, face_model, np.append(face.parameters[:-EXPRESSION], factor * own))
+
+
+def expression_of(face: Face) -> np.ndarray:
+    """(10,) float32 expression coefficients of a face, not whitened."""
+    return face.parameters[-EXPRESSION:]
+
+
+def frontal(face: Face, face_model: MorphableModel) -> Face:
+    """The same face looking straight at the viewer, upright.
+
+    Size (``scale``) and place (``translation``, where the model's origin lies) stay. What the
+    fitted camera has beside a rotation, unequal scales and shear, goes with the pose.
+
+    Returns:
+        A new face, image frame, its rotation the identity; without dense mesh where ``face`` has
+        none.
+    """
+    camera = split_camera(face.parameters[None]).copy()  # (1, 3, 4)
+    camera[0, :, :3] = decompose_camera(camera)[0] * np.eye(3)
+    return _rebuilt(face, face_model, np.append(camera, face.parameters[CAMERA:]))
+
+
+def _rebuilt(face: Face, face_model: MorphableModel, parameters: np.ndarray) -> Face:
+    """A face of (62,) other parameters from the same crop."""
+    detection = np.append(face.box, face.score)
+    parameters = parameters.astype(face.parameters.dtype)
+    (changed,) = faces_from_parameters(
+        face_model,
+        parameters[None],
+        face.roi_box[None],
+        detection[None],
+        dense=face.vertices is not None,
+    )
+    return changed
 
 
 def detect(detector: Detector, image: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Textured meshes and their files: OBJ (with MTL and PNG), GLB, PLY.
+"""Textured meshes and their files: OBJ (with MTL and PNG), GLB, PLY, HTML.
 
 Frames
     image   pixels of the photo, x right, y down, z towards the viewer.
@@ -24,7 +24,7 @@ import Sim3DR
 from utils.files import atomic_write, write_image
 
 FRAMES = ("model", "image")
-MESH_SUFFIXES = (".obj", ".glb", ".ply")
+MESH_SUFFIXES = (".obj", ".glb", ".ply", ".html")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,8 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
 
     ``.obj``: as published, ``v x y z r g b`` (RGB in [0, 1]) and ``f``; with a texture also
     ``vt``, ``vn``, and NAME.mtl and NAME.png beside it. ``.glb``: glTF 2.0 with the texture in it,
-    or vertex colours. ``.ply``: binary, vertex colours.
+    or vertex colours. ``.ply``: binary, vertex colours. ``.html``: a page that shows the mesh
+    turning and needs nothing else (``utils.html_viewer``); upright, whatever ``frame`` is.
 
     Returns:
         The files written.
@@ -103,6 +104,10 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
         raise ValueError(f"{path}: meshes are written as {', '.join(MESH_SUFFIXES)}")
     if suffix == ".glb":
         content = to_trimesh(mesh).export(file_type="glb", include_normals=True)
+    elif suffix == ".html":
+        from utils.html_viewer import to_html  # here: scripts import this file as they start
+
+        content = to_html(to_trimesh(mesh.to_frame("model")), path.stem)
     else:
         if mesh.colors is None:
             raise ValueError(f"{path}: a PLY has vertex colours, this mesh has none")

@@ -11,6 +11,13 @@ PARTS = {  # of the 68 landmarks
     "eyes": slice(36, 48),
     "mouth": slice(48, 68),
 }
+AFLW_POINTS = (  # AFLW's 21 points in its order, each the mean of some of the 68; the ears are not
+    *((17,), (19,), (21,), (22,), (24,), (26,)),  # brows: outer end, middle, inner end; inner ...
+    *((36,), (37, 38, 40, 41), (39,), (42,), (43, 44, 46, 47), (45,)),  # eyes: corner, centre, ...
+    *((), (31,), (30,), (35,), ()),  # ear, nose: left, tip, right; ear
+    *((48,), (62, 66), (54,), (8,)),  # mouth: left, centre, right; chin
+)
+AFLW_EARS = [i for i, points in enumerate(AFLW_POINTS) if not points]
 POLE = 1e-6  # |cos(yaw)| up to which pitch and roll turn about the same axis
 
 # ------------------------------------------------------------------------------------- landmarks
@@ -23,12 +30,17 @@ def point_errors(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
         prediction, target: (n, 2+, K), same frame; only x and y count.
 
     Returns:
-        (n, K) float64 percent; NaN where the target is.
+        (n, K) float64 percent; NaN where either is.
     """
     target = np.asarray(target, dtype=np.float64)[:, :2]
     distance = np.linalg.norm(np.asarray(prediction, dtype=np.float64)[:, :2] - target, axis=1)
-    sides = np.nanmax(target, axis=2) - np.nanmin(target, axis=2)  # (n, 2)
-    return 100 * distance / np.sqrt(sides.prod(1))[:, None]
+    return 100 * distance / box_size(target)[:, None]
+
+
+def box_size(points: np.ndarray) -> np.ndarray:
+    """(n, 2+, K) -> (n,) sqrt(w * h) of each face's box (max - min), NaN points left out."""
+    xy = np.asarray(points, dtype=np.float64)[:, :2]
+    return np.sqrt((np.nanmax(xy, axis=2) - np.nanmin(xy, axis=2)).prod(1))
 
 
 def nme(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -36,12 +48,19 @@ def nme(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Args:
         prediction, target: (n, 2+, K), same frame; only x and y count. Points that are NaN in
-            the target are left out.
+            either are left out.
 
     Returns:
         (n,) percent.
     """
     return np.nanmean(point_errors(prediction, target), axis=1)
+
+
+def to_aflw21(landmarks: np.ndarray) -> np.ndarray:
+    """(n, C, 68) landmarks -> (n, C, 21) AFLW's points; NaN at the ears, which the 68 lack."""
+    nothing = np.full(landmarks.shape[:2], np.nan)
+    points = [landmarks[:, :, list(p)].mean(2) if p else nothing for p in AFLW_POINTS]
+    return np.stack(points, axis=2)
 
 
 def bin_masks(yaw: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Pictures of fitted meshes over the photo they were fitted to."""
+"""Pictures of fitted meshes: over the photo they were fitted to, their depth, their PNCC."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -44,21 +44,91 @@ def render_mesh_overlay(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be within 0 and 1, not {alpha}")
     overlay = image.copy()
+    for vertices, window, visible in _rasterized(faces_vertices, triangles, *image.shape[:2]):
+        normals = Sim3DR.vertex_normals(vertices, triangles)
+        colors = Sim3DR.shade(vertices, normals, lighting, texture)
+        photo = image[window]
+        render = Sim3DR.paint(visible, triangles, colors, photo)
+        blend = cv2.addWeighted(render, alpha, photo, 1 - alpha, 0)
+        np.copyto(overlay[window], blend, where=visible.covered[..., None])
+    return overlay
+
+
+def render_depth(
+    faces_vertices: Sequence[np.ndarray], triangles: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """Depth of meshes as a grey picture: the nearer, the brighter.
+
+    Each face has its own scale, linear in z from its nearest vertex (255) to its farthest (1):
+    depths of different faces have no common origin. 0 where there is no face; later faces are
+    painted over earlier ones.
+
+    Args:
+        faces_vertices, triangles: as for ``render_mesh_overlay``.
+        height, width: size of the picture, in pixels.
+
+    Returns:
+        (height, width) uint8.
+
+    Raises:
+        TypeError, ValueError: an argument has another type, shape or range than stated.
+    """
+    picture = np.zeros((height, width), np.uint8)
+    for vertices, window, visible in _rasterized(faces_vertices, triangles, height, width):
+        nearest, span = vertices[:, 2].max(), max(np.ptp(vertices[:, 2]), 1e-6)
+        grey = np.round(255 - 254 * (nearest - visible.depth) / span).clip(0, 255)
+        np.copyto(picture[window], grey.astype(np.uint8), where=visible.covered)
+    return picture
+
+
+def render_pncc(
+    faces_vertices: Sequence[np.ndarray],
+    triangles: np.ndarray,
+    codes: np.ndarray,
+    height: int,
+    width: int,
+) -> np.ndarray:
+    """Projected normalised coordinate code (3DDFA, CVPR 2016, section 3.2): where on the mean
+    face each pixel lies, as a colour.
+
+    Args:
+        faces_vertices, triangles: as for ``render_mesh_overlay``.
+        codes: (N, 3) of every face's vertices (``normalized_coordinate_code``).
+        height, width: size of the picture, in pixels.
+
+    Returns:
+        (height, width, 3) uint8, BGR: red is the code's x, green y, blue z, times 255, truncated;
+        black where there is no face. Later faces are painted over earlier ones.
+
+    Raises:
+        TypeError, ValueError: an argument has another type, shape or range than stated.
+    """
+    picture = np.zeros((height, width, 3), np.uint8)
+    colors = np.asarray(codes)[:, ::-1]
+    for _, window, visible in _rasterized(faces_vertices, triangles, height, width):
+        picture[window] = Sim3DR.paint(visible, triangles, colors, picture[window])
+    return picture
+
+
+def normalized_coordinate_code(mean: np.ndarray) -> np.ndarray:
+    """Coordinates of the mean face (3, N), each axis scaled to [0, 1]: (N, 3) float32."""
+    low = mean.min(1, keepdims=True)
+    return ((mean - low) / np.ptp(mean, axis=1, keepdims=True)).T.astype(np.float32)
+
+
+def _rasterized(
+    faces_vertices: Sequence[np.ndarray], triangles: np.ndarray, height: int, width: int
+) -> Iterator[tuple[np.ndarray, tuple[slice, slice], Sim3DR.ZBuffer]]:
+    """Of each (3, N) face that may touch the picture: vertices (N, 3), the rows and columns of
+    the region around it, and what is visible there."""
     for vertices in faces_vertices:
         if np.ndim(vertices) != 2 or len(vertices) != 3:
             raise ValueError(f"a face's vertices must be (3, N), not {np.shape(vertices)}")
         vertices = np.ascontiguousarray(np.transpose(vertices))  # (N, 3)
-        x0, y0, x1, y1 = Sim3DR.bounds(vertices, *image.shape[:2])
-        if x0 >= x1 or y0 >= y1:
-            continue
-        normals = Sim3DR.vertex_normals(vertices, triangles)
-        colors = Sim3DR.shade(vertices, normals, lighting, texture)
-        visible = Sim3DR.zbuffer(vertices, triangles, y1 - y0, x1 - x0, (x0, y0))
-        photo = image[y0:y1, x0:x1]
-        render = Sim3DR.paint(visible, triangles, colors, photo)
-        blend = cv2.addWeighted(render, alpha, photo, 1 - alpha, 0)
-        np.copyto(overlay[y0:y1, x0:x1], blend, where=visible.covered[..., None])
-    return overlay
+        x0, y0, x1, y1 = Sim3DR.bounds(vertices, height, width)
+        if x0 < x1 and y0 < y1:
+            visible = Sim3DR.zbuffer(vertices, triangles, y1 - y0, x1 - x0, (x0, y0))
+            yield vertices, np.s_[y0:y1, x0:x1], visible
 
 
 def render_textured(
@@ -85,17 +155,23 @@ def render_textured(
     Raises:
         TypeError, ValueError: an argument has another type, shape or range than stated.
     """
-    height, width = background.shape[:2]
     fine = np.array(vertices, np.float32)
-    fine[:, :2] = (fine[:, :2] + 0.5) * supersampling - 0.5
-    buffer = Sim3DR.zbuffer(fine, triangles, height * supersampling, width * supersampling)
+    x0, y0, x1, y1 = Sim3DR.bounds(fine, *background.shape[:2])
+    image = background.copy()
+    if x0 >= x1 or y0 >= y1:
+        return image
+    fine[:, :2] = (fine[:, :2] - (x0, y0) + 0.5) * supersampling - 0.5
+    height, width = (y1 - y0) * supersampling, (x1 - x0) * supersampling
+    buffer = Sim3DR.zbuffer(fine, triangles, height, width)
     places = np.asarray(uv) * (1, -1) + (0, 1)  # share of the texture's width and height
     x, y = np.moveaxis(Sim3DR.interpolate(buffer, triangles, places), 2, 0)
     rows, columns = texture.shape[:2]
     x, y = x * columns - 0.5, y * rows - 0.5
-    colors = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    alpha = buffer.covered[..., None].astype(np.float32)
-    layers = np.concatenate([colors * alpha, alpha], 2)
-    layers = cv2.resize(layers, (width, height), interpolation=cv2.INTER_AREA)
-    result = layers[..., :3] + background * (1 - layers[..., 3:])
-    return np.round(result).clip(0, 255).astype(np.uint8)
+    layers = np.zeros((height, width, 4), np.float32)
+    layers[..., :3] = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    layers[..., 3] = 1
+    layers[~buffer.covered] = 0
+    layers = cv2.resize(layers, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
+    window = image[y0:y1, x0:x1]
+    window[:] = np.round(layers[..., :3] + window * (1 - layers[..., 3:])).clip(0, 255)
+    return image

@@ -1,7 +1,6 @@
 """What the scripts write for the faces of a photo, and which photos they take."""
 
 import json
-from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +10,23 @@ import numpy as np
 from utils.draw import draw_landmarks, draw_pose_axes
 from utils.files import atomic_write, write_image, write_npz
 from utils.inference import Face
-from utils.render import render_mesh_overlay
+from utils.mesh_io import MESH_SUFFIXES, save_mesh
+from utils.morphable_model import MorphableModel
+from utils.render import (
+    normalized_coordinate_code,
+    render_depth,
+    render_mesh_overlay,
+    render_pncc,
+)
 
 PHOTO_SUFFIXES = frozenset(
     ".avif .bmp .dib .exr .gif .hdr .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .pic .png .pnm .ppm .pxm "
     ".ras .sr .tif .tiff .webp".split()
 )
 NUMBER_FORMATS = ("npz", "json")
+MAP_FORMATS = ("depth", "pncc")
+# what has the photo's own texture, one file a face
+TEXTURED_FORMATS = (*(suffix[1:] for suffix in MESH_SUFFIXES), "uv")
 
 
 def find_photos(path: Path, png_only: bool = False) -> list[tuple[str, Path]]:
@@ -46,14 +55,20 @@ def find_photos(path: Path, png_only: bool = False) -> list[tuple[str, Path]]:
     return list(zip(names, files, strict=True))
 
 
-def number_formats(text: str) -> tuple[str, ...]:
-    """``npz,json`` -> ("npz", "json"); an argparse type."""
-    formats = tuple(part.strip().lower() for part in text.split(",") if part.strip())
-    unknown = [part for part in formats if part not in NUMBER_FORMATS]
-    if unknown or not formats:
-        expected = ", ".join(NUMBER_FORMATS)
-        raise ArgumentTypeError(f"{text!r}: expected a comma-separated list of {expected}")
-    return formats
+def face_names(name: str, count: int, others: set[str]) -> list[str]:
+    """A file name for each face of a photo: ``name``, ``name_1``, ...
+
+    Args:
+        others: case-folded names of all photos; a face whose name another photo has gets an
+            underscore more.
+    """
+    names = [name]
+    for i in range(1, count):
+        own = f"{name}_{i}"
+        while own.casefold() in others:
+            own += "_"
+        names.append(own)
+    return names
 
 
 def draw_pictures(image: np.ndarray, faces: Sequence[Face]) -> dict[str, np.ndarray]:
@@ -70,6 +85,51 @@ def save_pictures(out: Path, name: str, image: np.ndarray, faces: Sequence[Face]
     """Writes ``draw_pictures`` under ``out``."""
     for folder, picture in draw_pictures(image, faces).items():
         write_image(out / folder / f"{name}.jpg", picture)
+
+
+def save_maps(
+    out: Path,
+    name: str,
+    image: np.ndarray,
+    faces: Sequence[Face],
+    face_model: MorphableModel,
+    formats: Sequence[str],
+) -> None:
+    """Depth and PNCC (``utils.render``) of all faces, ``out/depth`` and ``out/pncc``."""
+    vertices = [face.vertices for face in faces]
+    if "depth" in formats:
+        picture = render_depth(vertices, face_model.triangles, *image.shape[:2])
+        write_image(out / "depth" / f"{name}.png", picture)
+    if "pncc" in formats:
+        codes = normalized_coordinate_code(face_model.mean)
+        picture = render_pncc(vertices, face_model.triangles, codes, *image.shape[:2])
+        write_image(out / "pncc" / f"{name}.png", picture)
+
+
+def save_textured(
+    out: Path,
+    names: Sequence[str],
+    image: np.ndarray,
+    faces: Sequence[Face],
+    face_model: MorphableModel,
+    formats: Sequence[str],
+) -> None:
+    """Each face's mesh with the photo's texture, ``out/FORMAT/NAME.FORMAT``; for ``uv`` the
+    texture and how far to trust it, ``out/uv`` and ``out/confidence``."""
+    formats = [form for form in TEXTURED_FORMATS if form in formats]
+    if not formats:
+        return
+    from utils.texture import textured_face  # here: most runs unwrap no texture
+
+    for face, name in zip(faces, names, strict=True):
+        mesh = textured_face(face, image, face_model)
+        for form in formats:
+            if form == "uv":
+                write_image(out / "uv" / f"{name}.png", mesh.texture)
+                confidence = np.round(mesh.confidence * 255).astype(np.uint8)
+                write_image(out / "confidence" / f"{name}.png", confidence)
+            else:
+                save_mesh(out / form / f"{name}.{form}", mesh)
 
 
 def save_numbers(

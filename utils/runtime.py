@@ -1,17 +1,66 @@
-"""Where the networks run."""
+"""Where the networks run, and by what: PyTorch, or ONNX Runtime where the CPU does the work.
+
+Importing this module imports neither; a choice that falls on ONNX Runtime never imports torch.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from utils.onnx_engine import missing_packages, open_network
 
 if TYPE_CHECKING:
     import torch
 
     from model_building import SynergyNet
+    from utils.morphable_model import MorphableModel
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+ENGINES = ("auto", "torch", "onnx")
+# What a driver that torch can use leaves on the machine: NVIDIA's, AMD's, WSL's, Jetson's.
+DRIVERS = {
+    "linux": ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvmap"),
+    "win32": (os.path.join(os.environ.get("SYSTEMROOT", ""), "System32", "nvcuda.dll"),),
+}
+
+
+def choose_engine(engine: str = "auto", device: str = "auto") -> tuple[str, str]:
+    """What runs the networks, ``torch`` or ``onnx``, and the name of the device.
+
+    ``auto`` is ONNX Runtime where it is installed and the device is the CPU, else PyTorch.
+
+    Raises:
+        ValueError: an unknown name, or an engine that does not run on the device.
+        RuntimeError: the device or the engine is not there; nothing else is taken instead.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}; expected one of: {', '.join(ENGINES)}")
+    missing = missing_packages()
+    if engine == "onnx":
+        if device not in ("auto", "cpu"):
+            raise ValueError(f"the onnx engine runs on the CPU, not on {device!r}; torch does")
+        if "onnxruntime" in missing:
+            raise RuntimeError("the onnx engine needs a package: pip install onnxruntime onnx")
+        return "onnx", "cpu"
+    if device == "auto" and not _may_have_accelerator():
+        device = "cpu"  # known without torch, whose import takes longer than the rest of a run
+    if device != "cpu":
+        device = str(choose_device(device))
+    if engine == "auto":
+        engine = "onnx" if device == "cpu" and not missing else "torch"
+    return engine, device
+
+
+def _may_have_accelerator() -> bool:
+    """Whether torch is worth asking for a GPU."""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    return any(os.path.exists(path) for path in DRIVERS.get(sys.platform, ()))
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -41,6 +90,28 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def open_regressor(
+    engine: str,
+    weights: str | os.PathLike,
+    face_model: MorphableModel,
+    device: str,
+    threads: int | None = None,
+) -> TorchRegressor | OnnxRegressor:
+    """The image-to-parameters network of a checkpoint, run by ``engine`` (``torch`` or ``onnx``).
+
+    ``device`` counts for torch, ``threads`` for onnx.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``model_building.load_synergynet``.
+        RuntimeError: see ``utils.onnx_engine.export_onnx``.
+    """
+    if engine == "onnx":
+        return OnnxRegressor(weights, face_model, threads)
+    from model_building import load_synergynet  # imports torch
+
+    return TorchRegressor(load_synergynet(weights, face_model), device)
+
+
 class TorchRegressor:
     """The image-to-parameters network in PyTorch (``utils.inference.Regressor``).
 
@@ -49,11 +120,11 @@ class TorchRegressor:
         device: where it runs.
     """
 
-    def __init__(self, model: SynergyNet, device: torch.device) -> None:
+    def __init__(self, model: SynergyNet, device: torch.device | str) -> None:
         import torch
 
-        self.network = model.I2P.to(device).to(memory_format=torch.channels_last).eval()
-        self.device = device
+        self.device = torch.device(device)
+        self.network = model.I2P.to(self.device).to(memory_format=torch.channels_last).eval()
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         """(n, 3, 120, 120) float32 -> (n, 62) float32 whitened parameters."""
@@ -62,3 +133,48 @@ class TorchRegressor:
         with torch.inference_mode():
             images = torch.from_numpy(crops).to(self.device, memory_format=torch.channels_last)
             return self.network(images)[0].float().cpu().numpy()
+
+
+class OnnxRegressor:
+    """The image-to-parameters network in ONNX Runtime, on the CPU; threads may share it.
+
+    More than ``BATCH`` crops go through in parts: on a CPU more at once take no less time a crop,
+    but memory (128: 350 MB).
+
+    Args:
+        weights: SynergyNet checkpoint. The first use exports its network (``utils.onnx_engine``).
+        face_model: the one the weights were trained with.
+        threads: how many work on one call; ``utils.onnx_engine.cpu_threads()`` if None.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: see ``model_building.export_encoder``.
+    """
+
+    BATCH = 16
+
+    def __init__(
+        self, weights: str | os.PathLike, face_model: MorphableModel, threads: int | None = None
+    ) -> None:
+        def export() -> bytes:
+            from model_building import export_encoder  # imports torch
+
+            return export_encoder(weights, face_model)
+
+        # The export checks that weights and face model belong together. A cache file made with
+        # another face model does not fit, so that the weights are checked against this one.
+        expected = {"network": "SynergyNet", "face_model": face_model.fingerprint}
+        self.network = open_network(weights, export, expected, threads)
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """(n, 3, 120, 120) float32 -> (n, 62) float32 whitened parameters."""
+        return self.encode(crops)[0]
+
+    def encode(self, crops: np.ndarray) -> list[np.ndarray]:
+        """(n, 3, 120, 120) float32 -> parameters (n, 62) and pooled features (n, D), float32."""
+        if len(crops) <= self.BATCH:
+            return self.network(crops)
+        parts = [
+            self.network(crops[start : start + self.BATCH])
+            for start in range(0, len(crops), self.BATCH)
+        ]
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]

@@ -7,27 +7,22 @@ A folder appears complete or not at all.
 import json
 import os
 import pickle
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from utils import aflw2000
 from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
-from utils.morphable_model import MorphableModel
-from utils.preprocessing import CROP_SIZE, crop_faces, crop_to_image
-from utils.synthetic import (
-    FaceRenderer,
-    camera_angles,
-    damage,
-    random_background,
-    random_parameters,
-)
+from utils.files import new_folder
+from utils.geometry import decompose_camera
+from utils.metrics import exact_angles
+from utils.morphable_model import MorphableModel, split_camera
+from utils.preprocessing import CROP_SIZE, crop_to_image
+from utils.synthetic import FaceRenderer, damage, random_background, random_parameters
 
 NUM_STORED = 102  # the published rows end in 40 texture values that are not used
 PHOTO_SIDE = 450  # pixels, as AFLW2000-3D's pictures
@@ -35,7 +30,7 @@ ROI_SIDES = (191, 340)  # pixels, the range of AFLW2000-3D's roi boxes
 REANNOTATION_NOISE = 0.01  # standard deviation per coordinate, of the landmark box's sqrt(w * h)
 ANGLE_LIMIT = 99.0  # degrees; pose errors leave out faces with any angle beyond it
 DESCRIPTION = "rendered.json"
-VERSION = 1  # of what a seed gives
+VERSION = {"training": 1, "aflw2000": 2}  # of what a seed gives
 
 
 def write_training_set(
@@ -64,7 +59,7 @@ def write_training_set(
     whitened = random_parameters(face_model, yaw, rng)
     parameters, renderer = face_model.dewhiten(whitened), FaceRenderer(face_model)
     names = _names(count)
-    with _new_folder(folder) as partial:
+    with new_folder(folder) as partial:
         crops = partial / PUBLISHED_CROPS
         crops.mkdir()
 
@@ -87,35 +82,44 @@ def write_benchmark_set(
 ) -> None:
     """Renders a set in the layout of the published AFLW2000-3D benchmark, full pictures included.
 
-    A third of the faces goes into each yaw bin; of the last, one in eight is turned past the
-    profile, so that the published angle formulas give some angle beyond +-99 degrees and the pose
-    lists leave it out. All labels are those of the rendered parameters: landmarks by
-    ``crop_to_image``, angles by ``rotation_to_angles``. The re-annotated labels are the same
-    points plus normal noise (``REANNOTATION_NOISE``). ``parameters.npy`` (n, 62) float32, whitened,
-    is what a perfect network would answer; the published set has no such file.
+    A third of the faces goes into each yaw bin; of the last, one in eight is turned more than 99
+    degrees, so that the pose lists leave it out. All labels are those of the rendered parameters:
+    landmarks and dense labels by ``crop_to_image`` along the published boxes, angles
+    by ``exact_angles``, as AFLW2000-3D's are. The re-annotated labels are the same landmarks plus
+    normal noise (``REANNOTATION_NOISE``). ``parameters.npy`` (n, 62) float32, whitened, is what a
+    perfect network would answer; the published set has no such file.
 
     Args, raises: as ``write_training_set``; ``count`` must be at least 3.
     """
     rng = _generator(count, seed, least=3)
     third = np.arange(count) % 3
     beyond = (third == 2) & (np.arange(count) % 24 == 23)
-    low = np.choose(third, (0, 30, 60)) + np.where(beyond, 31, 0.5)
-    yaw = rng.uniform(low, np.where(beyond, 100, np.choose(third, (30, 60, 90))))
+    low = np.where(beyond, ANGLE_LIMIT, np.choose(third, (0, 30, 60))) + 0.5
+    yaw = rng.uniform(low, np.where(beyond, 105, np.choose(third, (30, 60, 90))))
     yaw *= rng.choice([-1, 1], count)
     whitened = random_parameters(face_model, yaw, rng)
     parameters, renderer = face_model.dewhiten(whitened), FaceRenderer(face_model)
     sides = rng.integers(*ROI_SIDES, count)
     corner = np.floor(rng.random((count, 2)) * (PHOTO_SIDE - sides[:, None]))
-    roi_boxes = np.concatenate([corner, corner + sides[:, None]], 1).astype(np.float32)
+    seen = np.concatenate([corner, corner + sides[:, None]], 1)  # image frame
+    roi_boxes = (seen + aflw2000.BOX_TO_LABEL_FRAME).astype(np.float32)
     landmarks = crop_to_image(face_model.landmarks(parameters), roi_boxes)  # (n, 3, 68)
     size = np.sqrt(np.ptp(landmarks[:, :2], axis=2).prod(1))[:, None, None]
     noise = rng.normal(0, REANNOTATION_NOISE, landmarks[:, :2].shape) * size
-    angles = camera_angles(parameters)[:, [1, 0, 2]]  # pitch, yaw, roll
+    rotation = decompose_camera(split_camera(parameters))[1]
+    angles = exact_angles(rotation)[:, [1, 0, 2]]  # pitch, yaw, roll
     skipped = (np.abs(angles) > ANGLE_LIMIT).any(1)
+    marked = aflw2000.dense_indices(face_model.num_vertices)
+    dense = np.concatenate(
+        [
+            crop_to_image(face_model.vertices(parameters[[i]])[:, :, marked], roi_boxes[[i]])
+            for i in range(count)
+        ]
+    )  # (n, 3, P)
     names = _names(count)
-    with _new_folder(folder) as partial:
+    with new_folder(folder) as partial:
         photos, crops, labels = (
-            partial / name for name in ("AFLW2000-3D", "AFLW2000-3D_crop", "eval")
+            partial / name for name in (aflw2000.PHOTOS, aflw2000.CROPS, "eval")
         )
         for path in (photos, crops, labels):
             path.mkdir()
@@ -123,23 +127,25 @@ def write_benchmark_set(
         def write(index: int) -> None:
             picture = np.random.default_rng((seed, index))
             photo = random_background(PHOTO_SIDE, PHOTO_SIDE, picture)
-            box = roi_boxes[index]
-            photo = renderer.render(parameters[index], photo, tuple(map(int, box)), picture)
+            box = tuple(map(int, seen[index]))
+            photo = renderer.render(parameters[index], photo, box, picture)
             photo = damage(photo, picture, sides[index] / CROP_SIZE)
             _write_jpeg(photos / names[index], photo, 92)
-            _write_jpeg(crops / names[index], crop_faces(photo, box[None])[0], 95)
+            crop = aflw2000.crop_published(photo, roi_boxes[index])
+            _write_jpeg(crops / names[index], crop, 95)
 
         _for_each(write, count, jobs)
-        (partial / "AFLW2000-3D_crop.list").write_text("".join(f"{name}\n" for name in names))
+        (partial / aflw2000.LIST).write_text("".join(f"{name}\n" for name in names))
         for name, array in {
-            "AFLW2000-3D.pts68": landmarks.astype(np.float32),
-            "AFLW2000-3D-Reannotated.pts68": (landmarks[:, :2] + noise).astype(np.float32),
-            "AFLW2000-3D.pose": yaw.astype(np.float32),
-            "AFLW2000-3D_crop.roi_box": roi_boxes,
-            "ALFW2000-3D_pose_3ANG_excl": angles[~skipped].astype(np.float32),
-            "ALFW2000-3D_pose_3ANG_skip": np.flatnonzero(skipped),
+            aflw2000.ORIGINAL: landmarks.astype(np.float32),
+            aflw2000.REANNOTATED: (landmarks[:, :2] + noise).astype(np.float32),
+            aflw2000.YAW: yaw.astype(np.float32),
+            aflw2000.ROI_BOXES: roi_boxes,
+            aflw2000.POSE: angles[~skipped].astype(np.float32),
+            aflw2000.POSE_SKIPPED: np.flatnonzero(skipped),
         }.items():
-            np.save(labels / f"{name}.npy", array)
+            np.save(partial / name, array)
+        aflw2000.write_dense(partial, dense, marked, face_model.num_vertices)
         np.save(partial / "parameters.npy", whitened)
         (partial / DESCRIPTION).write_text(_describe("aflw2000", face_model, count, seed))
 
@@ -165,26 +171,8 @@ def is_rendered(
 
 
 def _describe(layout: str, face_model: MorphableModel, count: int, seed: int) -> str:
-    content = {"layout": layout, "count": count, "seed": seed, "version": VERSION}
+    content = {"layout": layout, "count": count, "seed": seed, "version": VERSION[layout]}
     return json.dumps({**content, "face_model": face_model.fingerprint}, indent=1) + "\n"
-
-
-@contextmanager
-def _new_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """A partial sibling that becomes the folder when the block ends without an exception."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: exists; remove it, or give another place to write to")
-    parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name[:40]}.", suffix=".partial"))
-    try:
-        yield partial
-        partial.chmod(parent.stat().st_mode & 0o777)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _for_each(write: Callable[[int], None], count: int, jobs: int) -> None:

@@ -167,14 +167,17 @@ def mouth_lid(triangles: np.ndarray, uv: np.ndarray, landmarks: np.ndarray) -> n
 
 
 def boundary_loops(triangles: np.ndarray) -> list[np.ndarray]:
-    """Closed lines of vertices along the edges that only one triangle has."""
+    """Closed lines of vertices along the edges that only one triangle has.
+
+    (T, 3) triangles -> (k,) vertices of each line, from its lowest, in the triangles' direction.
+    """
     edges = triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2).astype(np.int64)
     numbers, reverse = (edges @ (1 << 32, 1) for edges in (edges, edges[:, ::-1]))
-    following = dict(edges[~np.isin(numbers, reverse)].tolist())
+    following = {n >> 32: n & 0xFFFFFFFF for n in np.setdiff1d(numbers, reverse).tolist()}
     loops = []
     while following:
-        start, step = following.popitem()
-        loop = [start]
+        start = next(iter(following))
+        step, loop = following.pop(start), [start]
         while step != start and step in following:
             loop.append(step)
             step = following.pop(step)
@@ -211,6 +214,24 @@ def face_mesh(face: Face, face_model: MorphableModel, lid: bool = False) -> Text
         origin=face.translation,
         pixels_per_metre=face.scale * 1e6,  # the model's unit is the micrometre
     )
+
+
+def with_geometry(mesh: TexturedMesh, face: Face, face_model: MorphableModel) -> TexturedMesh:
+    """A face's mesh with the geometry of a changed face (``utils.inference.with_expression``,
+    ``frontal``); colours and texture stay, they were sampled where the photo shows the face.
+
+    Raises:
+        ValueError: the changed face has no dense mesh, or is of another face model.
+    """
+    changed = face_mesh(face, face_model)
+    if changed.vertices.shape != mesh.vertices.shape:
+        raise ValueError(
+            f"the mesh has {len(mesh.vertices)} vertices, the face's {len(changed.vertices)}: they "
+            "are not of the same face model"
+        )
+    place = {"origin": changed.origin, "pixels_per_metre": changed.pixels_per_metre}
+    frame = mesh.frame
+    return mesh.to_frame("image").replace(vertices=changed.vertices, **place).to_frame(frame)
 
 
 def uv_mapped_face(face: Face, uv_map: np.ndarray, face_model: MorphableModel) -> TexturedMesh:
@@ -304,7 +325,7 @@ def unwrap_photo(
     visible, contour = _visible(points, cosine, occluders or (vertices, triangles))
     visible &= _in_picture(points, image.shape)
     soft = _soften(visible | ~inside, FEATHER * size) * inside
-    seen = soft * _smoothstep(cosine, *GRAZING) * _smoothstep(contour, *CONTOUR)
+    seen = soft * smooth_step(cosine, *GRAZING) * smooth_step(contour, *CONTOUR)
     photo = _sample(image, points, np.ptp(vertices[:, :2], axis=0).max() / size)
     seen = seen * _trust(photo, seen, np.where(inside, contour, 0))
 
@@ -356,10 +377,11 @@ def _soften(mask: np.ndarray, width: float) -> np.ndarray:
     if mask.all():
         return np.ones(mask.shape, np.float32)
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
-    return _smoothstep(distance, 0.2 * width, width)
+    return smooth_step(distance, 0.2 * width, width)
 
 
-def _smoothstep(x: np.ndarray | float, low: float, high: float) -> np.ndarray:
+def smooth_step(x: np.ndarray | float, low: float, high: float) -> np.ndarray:
+    """0 up to ``low``, 1 from ``high`` on, smooth between."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -402,14 +424,14 @@ def _trust(photo: np.ndarray, seen: np.ndarray, contour: np.ndarray) -> np.ndarr
     the other side lets expect if it lies well inside the contour. A profile has the middle of the
     face at its contour: there by the nearest texels that lie inside.
     """
-    inner = _smoothstep(contour, *SURE_CONTOUR)
+    inner = smooth_step(contour, *SURE_CONTOUR)
     mirrored = _mirror(photo, seen * inner)
     face = contour > 0
     arrays = (photo, mirrored, inner, seen * inner, face)
     photo, mirrored, inner, sure, face = (_coarse(array) for array in arrays)
     across = np.abs(np.linspace(-1, 1, sure.shape[1], dtype=np.float32))
-    middle = 1 - _smoothstep(across, 0.2, 0.4)
-    middle = middle * (1 - _smoothstep(np.average(inner, weights=face * middle), 0.2, 0.5))
+    middle = 1 - smooth_step(across, 0.2, 0.4)
+    middle = middle * (1 - smooth_step(np.average(inner, weights=face * middle), 0.2, 0.5))
     testable = np.maximum(sure[:, ::-1], middle)
     other_side = sure[:, ::-1, None]
     expected = extend(photo, sure > 0.5)
@@ -417,7 +439,7 @@ def _trust(photo: np.ndarray, seen: np.ndarray, contour: np.ndarray) -> np.ndarr
     everywhere = np.ones_like(sure)
     difference = _log_mean(photo, everywhere, DETAIL)
     difference -= _log_mean(expected, everywhere, DETAIL)
-    doubt = _smoothstep(np.abs(difference).max(2), *DOUBT) * testable * (1 - inner)
+    doubt = smooth_step(np.abs(difference).max(2), *DOUBT) * testable * (1 - inner)
     doubt = _blur(cv2.dilate(doubt, np.ones((7, 7), np.uint8)), DETAIL) * (1 - inner)
     return 1 - cv2.resize(doubt, seen.shape[::-1])
 
@@ -443,11 +465,12 @@ def fill_smoothly(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Weighted values, continued ever more smoothly where the weight is small (push-pull).
 
     Args:
-        values: (H, W, C) float32.
-        weight: (H, W) float32 in [0, 1]; 0 where nothing is known.
+        values: (H, W, C) real.
+        weight: (H, W) in [0, 1] or bool; 0 where nothing is known.
 
     Returns:
-        (H, W, C) float32: the values where the weight is 1. Zero where no weight is anywhere.
+        (H, W, C) float32: the values, exactly, where the weight is 1. Zero where no weight is
+        anywhere.
     """
     level = np.dstack([values * weight[..., None], weight]).astype(np.float32)
     levels = [level]
@@ -462,7 +485,8 @@ def fill_smoothly(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
             filled = mean
         else:
             filled = cv2.pyrUp(filled, dstsize=level.shape[1::-1]).reshape(mean.shape)
-        filled = filled + np.minimum(known * (1 if level is levels[0] else 2), 1) * (mean - filled)
+        share = np.minimum(known * (1 if level is levels[0] else 2), 1)
+        filled = (1 - share) * filled + share * mean  # in this form exact where the share is 1
     return filled
 
 
@@ -485,7 +509,7 @@ def extend(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     for i, level in reversed(list(enumerate(levels))):
         result = _three_axes(cv2.pyrUp(result, dstsize=level.shape[1::-1]))
         there = cv2.resize(distance, level.shape[1::-1], interpolation=cv2.INTER_AREA)
-        share = _smoothstep(there, 4 * 2**i, 8 * 2**i)[..., None]
+        share = smooth_step(there, 4 * 2**i, 8 * 2**i)[..., None]
         result = level + share * (result - level)
     return result
 

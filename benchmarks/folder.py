@@ -1,0 +1,108 @@
+"""Photos a second of a folder, pictures written: a plain loop over PyTorch, and singleImage.py's.
+
+    python -m benchmarks.folder [--photos 200] [--jobs 2] [--rounds 3]
+
+The photos are crops of img/astronaut.jpg at many sizes (300 to 1,200 pixels), a fifth of them with
+two faces. Both ways use the same weights and write the same three pictures for each photo; they
+take turns, a round each.
+
+- plain: one photo after the other through PyTorch, each call with all cores.
+- ours: ``singleImage.py``'s loop: ONNX Runtime, ``--jobs`` photos at once.
+
+Prints photos per second (median of the rounds), the ratio, and our process's resident memory after
+the 50th and the last photo.
+"""
+
+import argparse
+import contextlib
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from singleImage import parse_options
+from synergy3DMM import SynergyNet
+from utils import assets, results
+from utils.files import read_image, write_image
+from utils.photo_script import load_model, run_on_photos
+
+
+def make_photos(folder: Path, count: int, seed: int = 0) -> None:
+    """JPEG files of different sizes; the face is in all of them."""
+    rng = np.random.default_rng(seed)
+    photo = read_image(assets.ROOT / "img" / "astronaut.jpg")
+    for i in tqdm(range(count), desc="photos", leave=False):
+        height, width = (rng.uniform(0.75, 1, 2) * photo.shape[:2]).astype(int)
+        x = rng.integers(photo.shape[1] - width + 1)
+        part = photo[:height, x : x + width]  # the face is near the upper edge
+        if i % 5 == 0:
+            part = np.concatenate([part, part[:, ::-1]], axis=1)
+        scale = rng.uniform(300, 1200) / max(part.shape[:2])
+        write_image(folder / f"{i:04d}.jpg", cv2.resize(part, None, fx=scale, fy=scale))
+
+
+def plain_loop(model: SynergyNet, photos: list[tuple[str, Path]], out: Path) -> None:
+    for name, path in photos:
+        image = read_image(path)
+        faces = model(image)
+        if faces:
+            results.save_pictures(out, name, image, faces)
+
+
+def resident_mb() -> float:
+    """Of this process; NaN where the system has no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, help="default: singleImage.py's")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        make_photos(folder / "photos", args.photos)
+        command = ["-f", str(folder / "photos"), "-o", str(folder / "ours"), "--device", "cpu"]
+        options = parse_options(command + (["--jobs", str(args.jobs)] if args.jobs else []))
+        ours, eager = load_model(options), SynergyNet(device="cpu", engine="torch")
+        memory = []
+
+        def save(name, path, image, faces):
+            if faces:
+                results.save_pictures(options.out, name, image, faces)
+            memory.append(resident_mb())
+
+        seconds = {"plain": [], "ours": []}
+        for _ in tqdm(range(args.rounds), desc="rounds", leave=False):
+            start = time.perf_counter()
+            plain_loop(eager, options.photos, folder / "plain")
+            seconds["plain"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+                run_on_photos(options, ours, save)
+            seconds["ours"].append(time.perf_counter() - start)
+        written = [
+            len(list((folder / way / "landmarks").glob("*.jpg"))) for way in ("plain", "ours")
+        ]
+    speed = {way: args.photos / np.median(times) for way, times in seconds.items()}
+    print(
+        f"{args.photos} photos, {options.jobs} at once, with faces: {written[0]} and {written[1]}"
+    )
+    print(f"plain loop, PyTorch   {speed['plain']:6.1f} photos/s")
+    print(f"singleImage.py        {speed['ours']:6.1f} photos/s")
+    print(f"ratio                 {speed['ours'] / speed['plain']:6.2f}")
+    if len(memory) > 50:
+        print(f"memory after photo 50 {memory[49]:.0f} MB, after the last {memory[-1]:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Time of one photo on the CPU, from pixels to faces: a plain eager PyTorch pipeline and ours.
+
+    python -m benchmarks.pipeline [--threads 1] [--repeats 15] [--photo img/astronaut.jpg]
+
+The photo is padded (and shrunk, if need be) to 1024 x 524. Both ways use the same weights
+and take turns, so that other jobs on the machine slow both alike; before that, their results are
+compared.
+
+- eager: PyTorch modules called as they are, anchors made and all of them decoded for every photo,
+  each face through the network and the face model by itself, shape and expression as two products.
+- ours: ``SynergyNet(engine="onnx")``.
+
+Prints the median of the repeats with their quartiles, in milliseconds, and how many times longer
+the eager way takes: CPU time with one thread (what other jobs take is left out), else wall time.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from FaceBoxes import FaceBoxes
+from FaceBoxes.anchors import anchors, decode
+from FaceBoxes.detector import MEAN_BGR
+from FaceBoxes.network import FaceBoxesNet, load_weights
+from FaceBoxes.nms import nms
+from model_building import load_synergynet
+from synergy3DMM import SynergyNet
+from utils import assets
+from utils.files import read_image
+from utils.morphable_model import SHAPE, MorphableModel, load_morphable_model, split_camera
+from utils.onnx_engine import cpu_threads
+from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
+from utils.results import count
+
+HEIGHT, WIDTH = 524, 1024
+
+
+class EagerPipeline:
+    """What one writes first: no batches, no caches, one product after the other."""
+
+    def __init__(self, face_model: MorphableModel) -> None:
+        self.detector = FaceBoxesNet().eval()
+        self.detector.load_state_dict(load_weights(assets.find_detector_weights()))
+        self.network = load_synergynet(assets.find_weights(), face_model).I2P
+        self.face_model = face_model
+        basis = face_model.basis.reshape(len(face_model.basis), -1)
+        self.w_shp = np.ascontiguousarray(basis[:SHAPE].T)  # (3N, 40)
+        self.w_exp = np.ascontiguousarray(basis[SHAPE:].T)  # (3N, 10)
+
+    def detect(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        batch = (image.astype(np.float32) - MEAN_BGR).transpose(2, 0, 1)[None]
+        with torch.no_grad():
+            offsets, probabilities = self.detector(torch.tensor(batch), probabilities=True)
+        anchors.cache_clear()
+        boxes = decode(offsets[0].numpy(), anchors(height, width))
+        boxes *= np.array([width, height, width, height], np.float32)
+        scores = probabilities[0, :, 1].numpy()
+        rows = np.column_stack([boxes, scores])[scores > 0.05]
+        rows = rows[nms(rows, 0.3)]
+        return rows[rows[:, 4] > 0.5]
+
+    def regress(self, crops: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return self.network(torch.from_numpy(crops))[0].numpy()
+
+    def vertices(self, parameters: np.ndarray) -> np.ndarray:
+        """(62,) -> (1, 3, N), crop frame."""
+        camera = split_camera(parameters[None]) * self.face_model.flip  # (1, 3, 4)
+        offsets = self.w_shp @ parameters[12:52] + self.w_exp @ parameters[52:]
+        shape = self.face_model.mean + offsets.reshape(3, -1)
+        return camera[:, :, :3] @ shape + camera[:, :, 3:] + self.face_model.flip_offset
+
+    def __call__(self, image: np.ndarray) -> list[np.ndarray]:
+        """The dense meshes (3, N) of the photo's faces."""
+        meshes = []
+        for roi_box in boxes_to_roi_boxes(self.detect(image)):
+            crop = normalize_crops(crop_faces(image, roi_box[None]))
+            parameters = self.face_model.dewhiten(self.regress(crop))[0]
+            meshes.append(crop_to_image(self.vertices(parameters), roi_box[None])[0])
+        return meshes
+
+
+def padded(photo: np.ndarray) -> np.ndarray:
+    """The photo, shrunk where it is too large, in the middle of a grey (524, 1024, 3)."""
+    scale = min(HEIGHT / photo.shape[0], WIDTH / photo.shape[1], 1)
+    inner = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    top, left = (HEIGHT - inner.shape[0]) // 2, (WIDTH - inner.shape[1]) // 2
+    canvas = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+    canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    return canvas
+
+
+def compare(
+    ways: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float]
+) -> np.ndarray:
+    """(repeats, ways) milliseconds; the ways take turns, of which each second call counts."""
+    times = np.empty((repeats, len(ways)))
+    for i in range(repeats):
+        for k, way in enumerate(ways):
+            way()  # what the other way left in the caches is not counted
+            start = clock()
+            way()
+            times[i, k] = 1e3 * (clock() - start)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--threads", type=int, default=cpu_threads(), help="default: the cores at hand")
+    add("--repeats", type=int, default=15)
+    add("--batches", type=int, nargs="+", default=[1, 8, 64], help="crops at once")
+    add("--photo", default=assets.ROOT / "img" / "astronaut.jpg")
+    args = parser.parse_args()
+    if os.environ.get("OMP_NUM_THREADS") != str(args.threads):  # numpy read it when imported
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.pipeline", *sys.argv[1:]])
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(args.threads)
+
+    face_model = load_morphable_model(assets.find_face_model())
+    eager, ours = EagerPipeline(face_model), SynergyNet(device="cpu", engine="onnx")
+    detector: FaceBoxes = ours.pipeline.detector
+    regressor = ours.pipeline.regressor
+    photo = padded(read_image(args.photo))
+    meshes, faces = eager(photo), ours(photo)
+    if not faces:
+        parser.error(f"{args.photo}: no face found")
+    for mesh, face in zip(meshes, faces, strict=True):
+        np.testing.assert_allclose(mesh, face.vertices, atol=0.02)  # pixels
+
+    what = count(len(faces), "face")
+    steps: dict[str, tuple[Callable, Callable, int]] = {  # eager, ours, crops
+        "detector": (lambda: eager.detect(photo), lambda: detector(photo), 1),
+        f"photo to {what} with mesh": (lambda: eager(photo), lambda: ours(photo), 1),
+        "photo to landmarks": (lambda: eager(photo), lambda: ours(photo, dense=False), 1),
+    }
+    for batch in args.batches:
+        crops = np.random.default_rng(0).uniform(-1, 1, (batch, 3, 120, 120)).astype(np.float32)
+        ways = (lambda c=crops: eager.regress(c), lambda c=crops: regressor(c))
+        steps[f"network, a crop of {batch}"] = (*ways, batch)
+
+    clock = time.process_time if args.threads == 1 else time.perf_counter
+    print(f"{args.threads} threads, {'CPU' if args.threads == 1 else 'wall'} time")
+    print("| step | eager ms | quartiles | ours ms | quartiles | ratio |")
+    print("|---|---|---|---|---|---|")
+    for name, (*ways, crops) in steps.items():
+        times = compare(ways, args.repeats, clock) / crops
+        cells = []
+        for median, low, high in np.percentile(times, [50, 25, 75], axis=0).T:
+            cells += [f"{median:.2f}", f"{low:.2f}–{high:.2f}"]
+        ratio = np.median(times[:, 0]) / np.median(times[:, 1])
+        print(f"| {name} | {' | '.join(cells)} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

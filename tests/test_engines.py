@@ -1,0 +1,330 @@
+"""The ONNX Runtime engine: the same numbers as PyTorch, a cache that is never wrong, no torch."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_face_arrays
+from reference import deterministic_state_dict
+
+import utils.onnx_engine as onnx_engine
+from FaceBoxes import FaceBoxes
+from FaceBoxes.anchors import anchors
+from FaceBoxes.network import FaceBoxesNet, TorchEngine
+from model_building import SynergyNet as Network
+from model_building import load_synergynet
+from synergy3DMM import SynergyNet
+from utils import evaluation, runtime
+from utils.checkpoint import write_checkpoint
+from utils.morphable_model import load_morphable_model
+from utils.onnx_engine import ExportError, cache_folders, cpu_threads, export_onnx
+from utils.runtime import OnnxRegressor, TorchRegressor, choose_engine
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+pytest.importorskip("onnx", reason="the onnx package is not installed")
+
+rng = np.random.default_rng(0)
+CROPS = rng.uniform(-1, 1, (5, 3, 120, 120)).astype(np.float32)
+
+
+def write_weights(path: Path, face_model, backbone: str = "mobilenet_025", seed: int = 0) -> Path:
+    network = Network(face_model, backbone)
+    network.load_state_dict(deterministic_state_dict(network.state_dict(), seed))
+    write_checkpoint(path, network.checkpoint())
+    return path
+
+
+@pytest.fixture
+def weights(face_model, tmp_path) -> Path:
+    """A small network's checkpoint in a folder of its own."""
+    return write_weights(tmp_path / "weights" / "w.pth.tar", face_model)
+
+
+@pytest.fixture(scope="module")
+def detector_weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("detector") / "d.pth"
+    state = deterministic_state_dict(FaceBoxesNet().state_dict(), 5)
+    for i in range(3):  # outputs as mild as a trained network's
+        state[f"loc.{i}.weight"] *= 0.02
+        state[f"conf.{i}.weight"] *= 0.02
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture
+def exports(monkeypatch) -> list:
+    """Gets an entry for every export."""
+    done, real = [], onnx_engine._simplified
+
+    def counted(graph: bytes) -> bytes:
+        done.append(len(graph))
+        return real(graph)
+
+    monkeypatch.setattr(onnx_engine, "_simplified", counted)
+    return done
+
+
+def files(weights: Path) -> list[Path]:
+    return sorted((weights.parent / ".onnx_cache").iterdir())
+
+
+def close(ours: np.ndarray, theirs: np.ndarray) -> None:
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max(), rtol=0)
+
+
+# ------------------------------------------------------------------------------------ same numbers
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "ghostnet"])
+def test_families_equal_torch(face_model, tmp_path, backbone):
+    path = write_weights(tmp_path / "w.pth", face_model, backbone)
+    ours = OnnxRegressor(path, face_model)
+    theirs = TorchRegressor(load_synergynet(path, face_model), "cpu")
+    for batch in (1, 5):
+        found = ours(CROPS[:batch])
+        assert found.shape == (batch, 62) and found.dtype == np.float32
+        close(found, theirs(CROPS[:batch]))
+
+
+def test_many_crops_go_through_in_parts(face_model, weights, monkeypatch):
+    regressor = OnnxRegressor(weights, face_model)
+    whole = regressor(CROPS)
+    monkeypatch.setattr(OnnxRegressor, "BATCH", 2)
+    np.testing.assert_allclose(regressor(CROPS), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (97, 64), (200, 333)])
+def test_detector_equals_torch(detector_weights, size):
+    detector = FaceBoxes(detector_weights, engine="onnx", top_k=100)
+    images = rng.uniform(-120, 150, (2, 3, *size)).astype(np.float32)
+    for ours, theirs in zip(
+        detector.engine(images), TorchEngine(detector_weights)(images), strict=True
+    ):
+        assert ours.shape[:2] == (2, len(anchors(*size)))
+        close(ours, theirs)
+
+
+def test_whole_pipeline_equals_torch():
+    image = cv2.imread(str(ROOT / "img" / "astronaut.jpg"))
+    faces = [SynergyNet(device="cpu", engine=engine)(image) for engine in ("onnx", "torch")]
+    assert len(faces[0]) == len(faces[1]) == 1
+    ours, theirs = faces[0][0], faces[1][0]
+    np.testing.assert_allclose(ours.box, theirs.box, atol=0.01)
+    np.testing.assert_allclose(ours.landmarks, theirs.landmarks, atol=0.01)
+    np.testing.assert_allclose(ours.vertices, theirs.vertices, atol=0.01)
+
+
+def test_threads_share_a_network(face_model, weights):
+    regressor = OnnxRegressor(weights, face_model)
+    expected = regressor(CROPS)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: regressor(CROPS), range(12)):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_the_benchmark_scores_both_engines_alike(face_model, weights):
+    cpu = torch.device("cpu")
+    ours, theirs = (
+        evaluation.ENGINES[engine](weights, face_model, cpu)(CROPS) for engine in ("onnx", "torch")
+    )
+    for name, expected in theirs._asdict().items():
+        close(getattr(ours, name), expected)
+    assert np.abs(theirs.refined - theirs.landmarks).max() > 0
+
+
+def test_another_result_than_torchs_is_an_error():
+    class Undecided(torch.nn.Module):
+        def forward(self, x):
+            return (x * 2 if torch.jit.is_tracing() else x,)
+
+    with pytest.raises(RuntimeError, match=r"disagrees with PyTorch in y .*\(1, 3\)"):
+        export_onnx(Undecided(), [torch.ones(1, 3)], ("y",), {}, {"network": "it"})
+
+
+# --------------------------------------------------------------------------------------- the cache
+
+
+def test_one_export_for_the_same_weights(face_model, weights, exports):
+    for _ in range(3):
+        OnnxRegressor(weights, face_model)
+    assert len(exports) == 1 and len(files(weights)) == 1
+
+
+def test_other_weights_are_exported_anew_and_the_old_file_goes(face_model, weights, exports):
+    first = OnnxRegressor(weights, face_model)(CROPS)
+    (old,) = files(weights)
+    write_weights(weights, face_model, seed=9)
+    second = OnnxRegressor(weights, face_model)(CROPS)
+    (new,) = files(weights)
+    assert len(exports) == 2 and new != old
+    assert np.abs(first - second).max() > 1e-3
+    close(second, TorchRegressor(load_synergynet(weights, face_model), "cpu")(CROPS))
+
+
+def test_another_version_of_the_export_is_made_anew(face_model, weights, exports, monkeypatch):
+    OnnxRegressor(weights, face_model)
+    monkeypatch.setattr(onnx_engine, "EXPORT_VERSION", "another")
+    OnnxRegressor(weights, face_model)
+    assert len(exports) == 2 and len(files(weights)) == 1
+
+
+def test_weights_of_similar_names_keep_their_files(face_model, weights, exports):
+    for name in ("w.pth.tar", "w.pth.tar.old", "W+.tar"):
+        other = weights.with_name(name)
+        other.write_bytes(weights.read_bytes())
+        OnnxRegressor(other, face_model)
+    for name in ("w.pth.tar", "w.pth.tar.old", "W+.tar"):
+        OnnxRegressor(weights.with_name(name), face_model)
+    assert len(exports) == 3 and len(files(weights)) == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_a_damaged_file_is_replaced(face_model, weights, exports, damage):
+    whole = OnnxRegressor(weights, face_model)(CROPS)
+    (path,) = files(weights)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    damaged = {"cut": content[:-9], "flipped": content, "empty": b"", "text": b"no graph"}
+    path.write_bytes(damaged[damage])
+    np.testing.assert_array_equal(OnnxRegressor(weights, face_model)(CROPS), whole)
+    assert len(exports) == 2 and len(files(weights)) == 1
+    OnnxRegressor(weights, face_model)
+    assert len(exports) == 2
+
+
+def test_a_folder_that_cannot_be_written(face_model, weights, exports, tmp_path, monkeypatch):
+    (weights.parent / ".onnx_cache").write_text("a file in the folder's place")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "mine"))
+    monkeypatch.setenv("HOME", str(tmp_path / "mine"))
+    for _ in range(2):
+        OnnxRegressor(weights, face_model)
+    assert len(exports) == 1
+    assert len(list(cache_folders(weights)[1].iterdir())) == 1
+    assert cache_folders(weights)[1].is_relative_to(tmp_path / "mine")
+
+
+def test_no_folder_at_all(face_model, weights, exports, tmp_path, monkeypatch, caplog):
+    closed = tmp_path / "file"
+    closed.write_text("")
+    monkeypatch.setattr(onnx_engine, "cache_folders", lambda weights: [closed, closed / "deeper"])
+    assert OnnxRegressor(weights, face_model)(CROPS).shape == (5, 62)
+    assert "every run exports" in caplog.text
+
+
+def test_weights_of_another_face_model_are_refused_with_a_warm_cache(face_model, weights, tmp_path):
+    np.savez(tmp_path / "other.npz", **tiny_face_arrays(seed=1))
+    other = load_morphable_model(tmp_path / "other.npz")
+    OnnxRegressor(weights, face_model)
+    with pytest.raises(ValueError, match=f"{face_model.fingerprint}.*{other.fingerprint}"):
+        OnnxRegressor(weights, other)
+    OnnxRegressor(weights, face_model)
+
+
+def test_the_cache_file_of_another_network_is_not_taken(face_model, detector_weights):
+    FaceBoxes(detector_weights, engine="onnx")
+    with pytest.raises(ValueError, match="not the weights of this SynergyNet"):
+        OnnxRegressor(detector_weights, face_model)
+
+
+def test_missing_weights(face_model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth: no weights there"):
+        OnnxRegressor(tmp_path / "nothing.pth", face_model)
+
+
+def test_two_processes_at_once(weights, face_npz):
+    code = (
+        "import sys; from utils.morphable_model import load_morphable_model as load\n"
+        "from utils.runtime import OnnxRegressor; import numpy as np\n"
+        "regressor = OnnxRegressor(sys.argv[1], load(sys.argv[2]))\n"
+        "print(regressor(np.zeros((1, 3, 120, 120), np.float32)).sum())"
+    )
+    command = [sys.executable, "-c", code, str(weights), str(face_npz)]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    answers = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert answers[0] == answers[1]
+    assert len(files(weights)) == 1
+
+
+# -------------------------------------------------------------------------------------- the choice
+
+
+def test_auto_is_onnx_on_the_cpu(monkeypatch):
+    assert choose_engine("auto", "cpu") == ("onnx", "cpu")
+    assert choose_engine("onnx", "auto") == ("onnx", "cpu")
+    assert choose_engine("torch", "cpu") == ("torch", "cpu")
+    monkeypatch.setattr(runtime, "choose_device", lambda name: torch.device("cuda", 1))
+    assert choose_engine("auto", "cuda:1") == ("torch", "cuda:1")
+    monkeypatch.setattr(runtime, "_may_have_accelerator", lambda: True)
+    assert choose_engine("auto", "auto") == ("torch", "cuda:1")
+    monkeypatch.setattr(runtime, "choose_device", lambda name: torch.device("cpu"))
+    assert choose_engine("auto", "auto") == ("onnx", "cpu")
+
+
+def test_without_the_packages_it_is_torch(monkeypatch, face_npz, weights, detector_weights):
+    monkeypatch.setattr(runtime, "missing_packages", lambda: ["onnxruntime"])
+    assert choose_engine("auto", "cpu") == ("torch", "cpu")
+    with pytest.raises(RuntimeError, match="pip install onnxruntime"):
+        choose_engine("onnx", "cpu")
+    assert "engine torch, device cpu" in SynergyNet(weights, face_npz, detector_weights).description
+
+
+def test_bad_choices(weights):
+    with pytest.raises(ValueError, match="unknown engine 'tflite'"):
+        choose_engine("tflite", "cpu")
+    with pytest.raises(ValueError, match="on the CPU, not on 'cuda'"):
+        choose_engine("onnx", "cuda")
+    with pytest.raises(ValueError, match="unknown engine 'tflite'"):
+        FaceBoxes(weights, engine="tflite")
+
+
+def test_what_cannot_be_exported_runs_in_torch_and_says_so(
+    monkeypatch, face_npz, weights, detector_weights
+):
+    def fail(*arguments, **options):
+        raise TypeError("no such exporter any more")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    own = detector_weights.read_bytes() + b"\0"  # other content: not in the cache
+    path = weights.with_name("d.pth")
+    path.write_bytes(own)
+    model = SynergyNet(weights, face_npz, path, "cpu")
+    assert "engine torch (the ONNX export failed (no such exporter any more)" in model.description
+    assert type(model.pipeline.regressor) is TorchRegressor
+    with pytest.raises(ExportError, match="no such exporter"):
+        SynergyNet(weights, face_npz, path, "cpu", engine="onnx")
+
+
+def test_the_number_of_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert cpu_threads() == 3
+    for unusable in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", unusable)
+        assert 1 <= cpu_threads() <= os.cpu_count()
+
+
+# ---------------------------------------------------------------------------------- the cold start
+
+
+def test_a_warm_run_imports_no_more_than_it_needs(tmp_path):
+    code = (
+        "import sys, singleImage\n"
+        "code = singleImage.main(sys.argv[1:])\n"
+        "loaded = {'torch', 'onnx', 'matplotlib', 'scipy', 'trimesh', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(code or ' '.join(loaded) or 0)"
+    )
+    photo = ["-f", "img/astronaut.jpg", "-o", str(tmp_path), "--device", "cpu"]
+    SynergyNet(device="cpu", engine="onnx")  # warm
+    done = subprocess.run(
+        [sys.executable, "-c", code, *photo], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "engine onnx" in done.stdout + done.stderr
+    assert len(list(tmp_path.rglob("*.jpg"))) == 3

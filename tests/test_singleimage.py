@@ -1,0 +1,110 @@
+"""singleImage.py --save: which files it writes for which faces, and what is in them."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import trimesh
+from test_artistic import Model, write_picture, written
+from test_inference import photo
+
+import singleImage
+from utils import results
+from utils.texture import kept_part, textured_face
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = ("rendering_overlay", "landmarks", "poses")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, face_model, tmp_path):
+    """Runs the script with a made-up model in ``tmp_path``: exit code and all that was printed."""
+
+    def run(*arguments, model=face_model) -> tuple[int, str]:
+        monkeypatch.setattr(singleImage, "load_model", lambda options: Model(model))
+        try:
+            code = singleImage.main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def test_everything_that_can_be_saved(run, face_model, monkeypatch):
+    monkeypatch.setattr(  # a smaller texture
+        "utils.texture.textured_face", lambda *arguments: textured_face(*arguments, size=64)
+    )
+    image = photo((20, 30, 40), (150, 120, 31))
+    write_picture(Path("in/a.png"), image)
+    write_picture(Path("in/a_1.png"), photo())
+    code, output = run("-f", "in", "--save", ",".join(singleImage.FORMATS))
+    assert code == 0, output
+    for_faces = {"obj": "obj mtl png", "uv": "png", "confidence": "png"}
+    for_faces |= {form: form for form in ("glb", "ply", "html")}
+    assert written() == (
+        {f"{folder}/a.jpg" for folder in PUBLISHED}
+        | {f"numbers/{name}.{form}" for name in ("a", "a_1") for form in ("npz", "json")}
+        | {"depth/a.png", "pncc/a.png"}
+        | {
+            f"{folder}/{name}.{suffix}"
+            for name in ("a", "a_1_")  # a_1 is the other photo
+            for folder, suffixes in for_faces.items()
+            for suffix in suffixes.split()
+        }
+    )
+    out = Path("inference_output")
+    faces = Model(face_model)(image)
+    for face, name in zip(faces, ("a", "a_1_"), strict=True):
+        expected = textured_face(face, image, face_model, 64)
+        texture = cv2.imread(str(out / "uv" / f"{name}.png"))
+        np.testing.assert_array_equal(texture, expected.texture)
+        (mesh,) = trimesh.load_scene(out / f"glb/{name}.glb", process=False).geometry.values()
+        assert len(mesh.vertices) == len(kept_part(face_model)[0])
+        in_mesh = np.asarray(mesh.visual.material.baseColorTexture.convert("RGB"))[..., ::-1]
+        np.testing.assert_array_equal(in_mesh, texture)
+    depth = cv2.imread(str(out / "depth/a.png"), cv2.IMREAD_UNCHANGED)
+    pncc = cv2.imread(str(out / "pncc/a.png"), cv2.IMREAD_UNCHANGED)
+    assert depth.dtype == np.uint8 and depth.shape == image.shape[:2]
+    assert pncc.shape == image.shape
+    assert 0 < (depth > 0).mean() < 1 and not pncc[depth == 0].any()
+
+
+def test_only_what_is_asked_for(run):
+    write_picture(Path("a.png"), photo((20, 30, 40)))
+    published = {f"{folder}/a.jpg" for folder in PUBLISHED}
+    assert run("-f", "a.png")[0] == 0
+    assert written() == published
+    assert run("-f", "a.png", "--save", "pncc")[0] == 0
+    assert written() == published | {"pncc/a.png"}
+
+
+@pytest.mark.parametrize("form", results.TEXTURED_FORMATS)
+def test_a_face_model_without_texture_coordinates(run, face_model, form):
+    write_picture(Path("a.png"), photo((20, 30, 40)))
+    bare = replace(face_model, uv=None)
+    code, output = run("-f", "a.png", "--save", form, model=bare)
+    assert code == 2
+    assert "no texture coordinates" in output and face_model.source in output
+    assert not Path("inference_output").exists()
+    if form == "obj":  # what needs none is written
+        assert run("-f", "a.png", "--save", "depth,pncc,json", model=bare)[0] == 0
+
+
+def test_what_starting_the_script_does_not_load():
+    """Wrong usage is said at once, and most runs write no mesh."""
+    code = (
+        "import sys, singleImage; singleImage.parse_options(sys.argv[1:]);"
+        "print({'torch', 'trimesh', 'PIL', 'scipy', 'html', 'utils.texture'} & set(sys.modules))"
+    )
+    arguments = ["-f", "img", "--save", "obj,html,uv"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "set()\n", done.stderr

@@ -1,0 +1,306 @@
+"""Networks in ONNX Runtime: exported once from weights at hand, from then on opened without torch.
+
+    weights file --PyTorch, the first time--> ONNX graph, compared with PyTorch --> cache file
+    cache file   --every other time---------> OnnxNetwork, a function from numpy to numpy
+
+Cache files lie in ``.onnx_cache/`` beside the weights or, where that cannot be written, in the
+user's cache folder. Their names are ``WEIGHTS.KEY.CHECKSUM.onnx``: the key names the content of the
+weights and the version of the export, the checksum is the file's own. So changed weights are
+exported anew, and a damaged file is not used. Deleting a cache file only costs the time to make it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.files import atomic_write
+
+if TYPE_CHECKING:
+    import torch
+
+OPSET = 17  # read by ONNX Runtime from 1.12 on
+EXPORT_VERSION = "2"  # raise it when exported graphs change: older cache files are then left
+TOLERANCE = 1e-4  # allowed difference to PyTorch, of the largest magnitude
+CACHE_FOLDER = ".onnx_cache"
+
+logger = logging.getLogger(__name__)
+_EXPORTING = threading.Lock()  # PyTorch's exporter keeps state of its own
+
+
+class ExportError(RuntimeError):
+    """PyTorch cannot export the network on this machine; the reason is the message."""
+
+
+class OnnxNetwork:
+    """An ONNX graph with one input as a function of numpy arrays; threads may share it.
+
+    Args:
+        graph: content of an ``.onnx`` file.
+        threads: how many work on one call; ``cpu_threads()`` if None.
+    """
+
+    def __init__(self, graph: bytes, threads: int | None = None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or cpu_threads()
+        options.log_severity_level = 3  # errors
+        # Idle threads sleep: spinning ones slow down whatever else runs, such as our other network.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
+        )
+        self._input = self._session.get_inputs()[0].name
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What ``export_onnx`` wrote into the graph."""
+        return self._session.get_modelmeta().custom_metadata_map
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """The outputs, in their order, of one batch."""
+        return self._session.run(None, {self._input: images})
+
+
+def missing_packages() -> list[str]:
+    """Which of the packages that this module needs are not installed."""
+    return [n for n in ("onnxruntime", "onnx") if importlib.util.find_spec(n) is None]
+
+
+def cpu_threads() -> int:
+    """``OMP_NUM_THREADS`` where set, else the cores that this process may use.
+
+    Two hardware threads of one core count once: they share its arithmetic units.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    try:
+        siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+        return len({Path(siblings.format(cpu)).read_text() for cpu in allowed})
+    except OSError:  # no /sys in this container
+        return len(allowed)
+
+
+# ------------------------------------------------------------------------------------- the cache
+
+
+def open_network(
+    weights: str | os.PathLike,
+    export: Callable[[], bytes],
+    expected: dict[str, str],
+    threads: int | None = None,
+) -> OnnxNetwork:
+    """The network of a weights file: from the cache, or exported now and kept for the next time.
+
+    Several processes may do this at once: each file appears under its name complete or not at all.
+
+    Args:
+        weights: the file that the network's weights are in.
+        export: makes the graph from them, checks included; called where no cache file fits.
+        expected: metadata that a cache file must have.
+        threads: as for ``OnnxNetwork``.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        Exception: whatever ``export`` raises.
+    """
+    import onnxruntime
+
+    weights = Path(weights)
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights}: no weights there; give a file with -w")
+    digest = hashlib.blake2b(weights.read_bytes(), digest_size=8)
+    for part in (EXPORT_VERSION, onnxruntime.__version__):  # an older one may not read the file
+        digest.update(f"|{part}".encode())
+    key = digest.hexdigest()
+
+    folders = cache_folders(weights)
+    for folder in folders:
+        for path in _cache_files(folder, weights.name, key):
+            network = _open_file(path, threads)
+            if network is not None and expected.items() <= network.metadata.items():
+                return network
+    with _EXPORTING:
+        graph = export()
+    _store(graph, folders, weights.name, key)
+    return OnnxNetwork(graph, threads)
+
+
+def cache_folders(weights: Path) -> list[Path]:
+    """Where the cache files of a weights file may lie, best place first."""
+    beside = weights.resolve().parent
+    if sys.platform == "win32":
+        users = os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        users = Path.home() / "Library" / "Caches"
+    else:
+        users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    # weights of the same name in different folders must not replace each other
+    place = hashlib.blake2b(os.fsencode(beside), digest_size=4).hexdigest()
+    return [beside / CACHE_FOLDER, Path(users) / "synergynet" / place]
+
+
+def _cache_files(folder: Path, name: str, key: str = "[0-9a-f]{16}") -> list[Path]:
+    """Cache files of the weights called ``name``: those of one key, or all."""
+    pattern = re.compile(rf"{re.escape(name)}\.{key}\.[0-9a-f]{{8}}\.onnx")
+    try:
+        return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
+    except OSError:  # no such folder, or closed to us
+        return []
+
+
+def _checksum(content: bytes) -> str:
+    return f"{zlib.crc32(content):08x}"
+
+
+def _open_file(path: Path, threads: int | None) -> OnnxNetwork | None:
+    """The network of a cache file; None where the file is damaged or has just been removed."""
+    try:
+        graph = path.read_bytes()
+    except OSError:
+        return None
+    whole = path.name.split(".")[-2] == _checksum(graph)
+    return OnnxNetwork(graph, threads) if whole else None
+
+
+def _store(graph: bytes, folders: Sequence[Path], name: str, key: str) -> None:
+    """Writes a cache file into the first folder that takes it; removes those it replaces."""
+    for folder in folders:
+        path = folder / f"{name}.{key}.{_checksum(graph)}.onnx"
+        try:
+            with atomic_write(path) as file:
+                file.write(graph)
+        except OSError:
+            continue
+        for old in _cache_files(folder, name):
+            if old != path:
+                try:
+                    old.unlink(missing_ok=True)
+                except OSError:  # in use, on some systems: it goes another time
+                    logger.info("%s: replaced, but could not be removed", old)
+        return
+    logger.warning("no folder takes the exported network (tried %s): every run exports", folders)
+
+
+# ------------------------------------------------------------------------------------- the export
+
+
+def export_onnx(
+    module: torch.nn.Module,
+    samples: Sequence[torch.Tensor],
+    outputs: Sequence[str],
+    dynamic: dict[str, dict[int, str]],
+    metadata: dict[str, str],
+    reference: torch.nn.Module | None = None,
+) -> bytes:
+    """A PyTorch network as an ONNX graph, batch norm folded, compared with PyTorch.
+
+    Args:
+        module: one tensor in, a tuple of tensors out; it is put into evaluation mode.
+        samples: inputs that the two are compared on; the first is traced. Give different sizes
+            along the dynamic axes.
+        outputs: their names; the input's is ``images``.
+        dynamic: for ``images`` and each output, the axes of varying size and what they are called.
+        metadata: to be stored in the graph; ``network`` is its name.
+        reference: what to compare with, where ``module`` is a rewritten form of it.
+
+    Raises:
+        ExportError: this machine's PyTorch cannot do it, or the ``onnx`` package is missing.
+        RuntimeError: the graph computes something else.
+    """
+    import torch
+
+    logger.warning("exporting %s for ONNX Runtime, once for these weights", metadata["network"])
+    reference = (reference or module).eval()
+    module.eval()
+    file = io.BytesIO()
+    try:
+        import onnx
+
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # TorchScript's exporter announces its successor, which
+            torch.onnx.export(  # takes ten times as long (20 s) and further packages
+                module,
+                (samples[0],),
+                file,
+                input_names=["images"],
+                output_names=list(outputs),
+                dynamic_axes=dynamic,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    except Exception as error:  # another version of PyTorch may fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"the ONNX export failed ({reason}); use the torch engine") from error
+    model = onnx.load_from_string(file.getvalue())
+    onnx.helper.set_model_props(model, metadata)
+    graph = _simplified(model.SerializeToString())
+
+    _compare(OnnxNetwork(graph), reference, samples, outputs)
+    return graph
+
+
+def _compare(
+    network: OnnxNetwork,
+    reference: torch.nn.Module,
+    samples: Sequence[torch.Tensor],
+    outputs: Sequence[str],
+) -> None:
+    """Raises RuntimeError where the graph is further from the truth than PyTorch in float32.
+
+    The truth is PyTorch in float64: some networks amplify rounding beyond any fixed tolerance.
+    """
+    import torch
+
+    exact = copy.deepcopy(reference).double()
+    for sample in samples:
+        with torch.inference_mode():
+            theirs = [tensor.numpy() for tensor in reference(sample)]
+            truth = [tensor.numpy() for tensor in exact(sample.double())]
+        results = zip(outputs, network(sample.numpy()), theirs, truth, strict=True)
+        for name, our, their, true in results:
+            rounding = float(np.abs(their - true).max(initial=0))
+            allowed = max(TOLERANCE * float(np.abs(true).max(initial=0)), 2 * rounding)
+            if our.shape != true.shape or not (np.abs(our - true) <= allowed).all():
+                raise RuntimeError(
+                    f"the exported network disagrees with PyTorch in {name} on an input of shape "
+                    f"{tuple(sample.shape)} by more than {allowed:g}: use the torch engine, and "
+                    "please report it"
+                )
+
+
+def _simplified(graph: bytes) -> bytes:
+    """Constants folded, by ONNX Runtime's own optimiser; still plain ONNX that runs anywhere.
+
+    Opening it takes a quarter less time. Optimisations for one processor are left to the opening.
+    """
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return path.read_bytes()
