@@ -133,12 +133,12 @@ def draw_pose_axes(
             )
     _dot(canvas, _fixed_point(origin[:, None])[0], unit, LINE)
     if text:
-        height = _text_height(canvas, size)
+        height = text_height(canvas, size)
         names = ("yaw", "pitch", "roll")
         angles = rotation_to_angles(rotation[None])[0]
         lines = [f"{name} {round(angle):+d}" for name, angle in zip(names, angles, strict=True)]
         left, bottom = points[0].min(), points[1].max()
-        _put_lines(canvas, lines, left, bottom + 0.8 * height, height)
+        put_lines(canvas, lines, left, bottom + 0.8 * height, height)
     return canvas
 
 
@@ -176,8 +176,8 @@ def draw_boxes(
         for colour, thickness in _strokes(max(_stroke_unit(canvas, size), 1), BOX):
             cv2.polylines(canvas, [corners], True, colour, thickness, cv2.LINE_AA, SHIFT)
         if scores is not None:
-            height = _text_height(canvas, 0.7 * size)
-            _put_lines(canvas, [f"{scores[i]:.2f}"], x1, y1 - 2 * height, height)
+            height = text_height(canvas, 0.7 * size)
+            put_lines(canvas, [f"{scores[i]:.2f}"], x1, y1 - 2 * height, height)
     return canvas
 
 
@@ -231,7 +231,7 @@ def contact_sheet(
         sheet[top : top + h, left : left + w] = cv2.resize(image, (w, h), interpolation=method)
         if captions is not None:
             caption = _shorten(captions[i], cell_w - text, text)
-            _put_lines(sheet, [caption], x, y + cell_h, text)
+            put_lines(sheet, [caption], x, y + cell_h, text)
     return sheet
 
 
@@ -283,7 +283,7 @@ def _strokes(unit: float, colour: Colour) -> list[tuple[Colour, int]]:
     return strokes
 
 
-def _text_height(image: np.ndarray, face_size: float) -> float:
+def text_height(image: np.ndarray, face_size: float) -> float:
     """Height of capitals in pixels: 1/16 of the face, between readable and 1/20 of the image."""
     smallest = max(9.0, max(image.shape[:2]) / 160)
     return max(min(face_size / 16, min(image.shape[:2]) / 20), smallest)
@@ -320,7 +320,7 @@ def _shorten(text: str, width: float, height: float) -> str:
     return text + "..."
 
 
-def _put_lines(canvas: np.ndarray, lines: list[str], x: float, y: float, height: float) -> None:
+def put_lines(canvas: np.ndarray, lines: list[str], x: float, y: float, height: float) -> None:
     """White text on a darkened panel, its upper left corner at x, y, moved to fit into the picture.
 
     A panel rather than outlined letters: it reads on any background and at any size.

@@ -17,8 +17,8 @@ import numpy as np
 from utils import results
 from utils.files import read_image
 from utils.inference import Face
+from utils.model_options import add_model_options, open_model
 from utils.onnx_engine import cpu_threads
-from utils.runtime import ENGINES
 
 if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
@@ -32,13 +32,7 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
     add("-f", "--files", type=Path, required=True, metavar="PATH", help="a photo or a folder")
     add("--png", action="store_true", help="of a folder, take the PNG files only")
     add("-o", "--out", type=Path, default=Path("inference_output"), help="where to write")
-    add("-w", "--weights", type=Path, help="SynergyNet checkpoint (default: published, or starter)")
-    add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
-    add("--detector-weights", type=Path, help="FaceBoxes weights (default: published, or starter)")
-    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    add("--engine", choices=ENGINES, default="auto",
-        help="auto, torch or onnx: ONNX Runtime, on the CPU (default: auto)")  # fmt: skip
-    add("--threshold", type=float, default=0.5, help="least score of a detection (default: 0.5)")
+    add_model_options(parser)
     add("-j", "--jobs", type=int, help="photos at once (default: the cores, at most 8)")
 
 
@@ -88,17 +82,7 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
         OSError, ValueError, RuntimeError: a file is missing or does not fit, the device does not
             work, or the folder cannot be made.
     """
-    from synergy3DMM import SynergyNet  # after the arguments are known to be right
-
-    model = SynergyNet(
-        options.weights,
-        options.face_model,
-        options.detector_weights,
-        options.device,
-        options.threshold,
-        options.engine,
-        threads=max(1, cpu_threads() // options.jobs),
-    )
+    model = open_model(options, threads=max(1, cpu_threads() // options.jobs))
     options.out.mkdir(parents=True, exist_ok=True)  # tried before any photo is read
     say(model.description)
     return model

@@ -1,0 +1,180 @@
+"""The One-Euro filter and what it does to faces: how much jitter is left, how far it lags."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from utils.geometry import decompose_camera
+from utils.inference import Face, faces_from_parameters
+from utils.morphable_model import split_camera
+from utils.preprocessing import crop_to_image
+from utils.smoothing import STRENGTHS, FaceSmoother, OneEuro, put_together, take_apart
+
+SMOOTHING = ["light", "strong"]
+LEFT = {"light": 1 / 2, "strong": 1 / 4}  # of the jitter
+LAG = {"light": 1, "strong": 3}  # frames, at most
+FRAMES, STARTED = 120, 15
+
+
+def one_euro(strength: str) -> OneEuro:
+    return OneEuro(STRENGTHS[strength].rest, STRENGTHS[strength].motion)
+
+
+def make_face(model, parameters, roi_box) -> Face:
+    nothing = np.zeros((1, 5), np.float32)
+    return faces_from_parameters(model, parameters[None], roi_box[None], nothing, True)[0]
+
+
+def moved(face: Face, x: float, y: float = 0.0) -> Face:
+    """The face in another place, cropped there."""
+    shift = np.array([x, y, 0], np.float32)
+    roi_box = face.roi_box + np.array([x, y, x, y])
+    return replace(face, landmarks=face.landmarks + shift[:, None], roi_box=roi_box)
+
+
+@pytest.fixture
+def face(face_model, parameters) -> Face:
+    return make_face(face_model, parameters[0], np.array([40.0, 60.0, 340.0, 360.0]))
+
+
+def noisy_faces(face: Face, model, seed: int = 0) -> list[Face]:
+    """The face again and again, all its parameters shaking, landmarks by about two pixels."""
+    noise = np.random.default_rng(seed).normal(scale=0.05, size=(FRAMES, 62)) * model.param_std
+    noise[:, :12] *= [0.3, 0.3, 0.3, 1] * 3
+    shaken = (face.parameters + noise).astype(np.float32)
+    return [make_face(model, row, face.roi_box) for row in shaken]
+
+
+def landmarks_of(parameters: np.ndarray, face: Face, model) -> np.ndarray:
+    return crop_to_image(model.landmarks(parameters[None]), face.roi_box[None])[0]
+
+
+def jitter(points: np.ndarray) -> float:
+    return float(np.sqrt(points[STARTED:].var(axis=0).mean()))
+
+
+def lag_behind(found: np.ndarray, truth: np.ndarray) -> float:
+    """Frames by which ``found`` (T,) runs behind ``truth`` (T,)."""
+    time = np.arange(len(truth))
+    part = slice(30, -10)
+    shifts = np.arange(-1, 8, 0.05)
+    errors = [((found - np.interp(time - s, time, truth))[part] ** 2).mean() for s in shifts]
+    return float(shifts[np.argmin(errors)])
+
+
+# ---------------------------------------------------------------------------------- one vector
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e5])
+def test_still_values_stand_still(strength, scale):
+    values = scale * np.random.default_rng(0).normal(size=(FRAMES, 3))
+    filtered = one_euro(strength)
+    smoothed = np.array([filtered(value) for value in values])
+    assert jitter(smoothed) <= LEFT[strength] * jitter(values)
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
+@pytest.mark.parametrize("speed", [1.0, 4.0, 20.0], ids="{}/noise".format)
+def test_steady_motion_lags_little(strength, speed):
+    truth = speed * np.arange(FRAMES)
+    noise = np.random.default_rng(1).normal(size=(FRAMES, 2))
+    filtered = one_euro(strength)
+    smoothed = np.array([filtered(value) for value in truth[:, None] + noise])[:, 0]
+    assert (truth - smoothed)[40:].mean() / speed <= LAG[strength]
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
+def test_a_jump_is_followed(strength):
+    values = (
+        np.random.default_rng(2).normal(size=(FRAMES, 2))
+        + 200.0 * (np.arange(FRAMES) > 60)[:, None]
+    )
+    filtered = one_euro(strength)
+    smoothed = np.array([filtered(value) for value in values])
+    assert abs(smoothed[66] - 200).max() < 10
+
+
+def test_without_noise_nothing_is_smoothed_away():
+    filtered = one_euro("strong")
+    for t in range(50):
+        smoothed = filtered(np.array([3.0 * t]))
+    assert smoothed[0] == pytest.approx(3 * 49, abs=1e-6)
+    filtered = one_euro("strong")
+    assert all(filtered(np.array([7.0])) == 7 for _ in range(5))
+
+
+def test_missing_frames_count_as_time():
+    """After a gap the new value weighs more: that much of the time is its own."""
+    gap, none = one_euro("strong"), one_euro("strong")
+    for value in np.random.default_rng(3).normal(size=(60, 1)):
+        before = gap(value)
+        none(value)
+    step = none(before + 1) - before
+    assert 5 * step < gap(before + 1, frames=10) - before < 10 * step
+
+
+# --------------------------------------------------------------------------------------- faces
+
+
+def test_apart_and_together_again(face, face_model):
+    parts = take_apart(face)
+    together = put_together(parts, face.roi_box, face_model)
+    error = np.abs(together - face.parameters) / face_model.param_std
+    assert error.max() < 1e-4
+    elsewhere = np.array([10.0, 20.0, 250.0, 260.0])  # another crop of the same face
+    other = make_face(face_model, put_together(parts, elsewhere, face_model), elsewhere)
+    np.testing.assert_allclose(other.landmarks, face.landmarks, atol=1e-2)
+    np.testing.assert_allclose(other.vertices, face.vertices, atol=1e-2)
+
+
+def test_the_parts_are_what_they_are_called(face):
+    parts = take_apart(face)
+    turn, stretch = parts["turn"].reshape(3, 3), parts["stretch"].reshape(3, 3)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(turn) == pytest.approx(1)
+    np.testing.assert_allclose(stretch, stretch.T, atol=1e-12)
+    assert np.trace(stretch) == pytest.approx(3)
+    np.testing.assert_allclose(parts["place"], face.landmarks[:2].mean(1), rtol=1e-5)
+    assert np.exp(parts["size"][0]) == pytest.approx(face.scale, rel=0.1)
+    assert np.trace(turn.T @ face.rotation) > 2.9
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
+def test_still_faces_stand_still(strength, face, face_model):
+    faces = noisy_faces(face, face_model)
+    smoother = FaceSmoother(face_model, STRENGTHS[strength])
+    smoothed = np.array([landmarks_of(smoother(f), f, face_model) for f in faces])
+    raw = np.array([f.landmarks for f in faces])
+    assert jitter(raw) > 0.5
+    assert jitter(smoothed) <= LEFT[strength] * jitter(raw)
+    assert np.abs(smoothed[-1] - raw.mean(0)).max() < 1.5 * jitter(raw)  # and where it is
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
+def test_moving_faces_lag_little(strength, face, face_model):
+    path = 60 * np.sin(2 * np.pi * np.arange(FRAMES) / 50)
+    faces = [moved(f, x) for f, x in zip(noisy_faces(face, face_model), path, strict=True)]
+    smoother = FaceSmoother(face_model, STRENGTHS[strength])
+    found = [landmarks_of(smoother(f), f, face_model)[0].mean() for f in faces]
+    assert lag_behind(np.array(found) - np.mean(found), path) <= LAG[strength]
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
+def test_turning_faces_lag_little_and_keep_their_shape(strength, face, face_model):
+    angles = np.radians(30) * np.sin(2 * np.pi * np.arange(FRAMES) / 60)
+    faces, truth = [], []
+    for base, angle in zip(noisy_faces(face, face_model), angles, strict=True):
+        cos, sin = np.cos(angle), np.sin(angle)
+        row = base.parameters.copy()
+        camera = row[:12].reshape(3, 4)
+        camera[:, :3] = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]]) @ camera[:, :3]
+        faces.append(make_face(face_model, row, base.roi_box))
+        truth.append(angle)
+    smoother = FaceSmoother(face_model, STRENGTHS[strength])
+    smoothed = np.stack([smoother(f) for f in faces])
+    scale, rotation, _ = decompose_camera(split_camera(smoothed))
+    sideways = np.arcsin(rotation[:, 0, 2])
+    assert lag_behind(sideways - sideways.mean(), np.array(truth)) <= LAG[strength]
+    assert np.ptp(scale[STARTED:]) < 0.05 * scale.mean()  # averaged rotations would shrink it

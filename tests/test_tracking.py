@@ -1,0 +1,232 @@
+"""With real weights: ids that stay, faces that come, go, cross and hide; jitter and lag."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from moving_pictures import GREY, SIZE, film, scene
+from test_smoothing import LAG, LEFT, SMOOTHING, jitter, lag_behind, landmarks_of
+
+from synergy3DMM import SynergyNet
+from utils.inference import FacePipeline
+from utils.preprocessing import boxes_to_roi_boxes
+from utils.smoothing import STRENGTHS, FaceSmoother
+from utils.tracking import FaceTracker, box_of, centre_of, overlaps, pairs, roi_box_of, same_face
+
+EMPTY = np.full((*SIZE, 3), GREY, np.uint8)
+MIDDLE = (120, 30)
+FACE = np.array([57, 53])  # the landmarks' centre in the portrait
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> FacePipeline:
+    return SynergyNet(device="cpu").pipeline
+
+
+class CountedDetector:
+    def __init__(self, detector) -> None:
+        self.detector, self.frames, self.frame = detector, [], 0
+
+    def __call__(self, image):
+        self.frames.append(self.frame)
+        return self.detector(image)
+
+
+@pytest.fixture
+def counted(pipeline) -> FacePipeline:
+    """The pipeline, its detector noting the frames it was called for (set ``detector.frame``)."""
+    return FacePipeline(CountedDetector(pipeline.detector), pipeline.regressor, pipeline.face_model)
+
+
+def follow(pipeline, frames, **options) -> list[dict[int, np.ndarray]]:
+    """Of each frame: the centre of each id."""
+    tracker = FaceTracker(pipeline, **options)
+    seen = []
+    for t, frame in enumerate(frames):
+        pipeline.detector.frame = t
+        seen.append({i: centre_of(face) for i, face in tracker(frame, dense=False)})
+    return seen
+
+
+# ------------------------------------------------------------------------------------ identities
+
+
+def test_neighbours_keep_their_ids(pipeline):
+    seen = follow(pipeline, film(lambda t: [(20 + t, 30), (180 - t, 40)], 24))
+    assert all(set(faces) == {1, 2} for faces in seen)
+    left = 1 if seen[0][1][0] < seen[0][2][0] else 2
+    for t, faces in enumerate(seen):
+        np.testing.assert_allclose(faces[left], FACE + (20 + t, 30), atol=4)
+        np.testing.assert_allclose(faces[3 - left], FACE + (180 - t, 40), atol=4)
+
+
+def test_a_face_hidden_by_another_gets_its_id_back(pipeline):
+    seen = follow(pipeline, film(lambda t: [(10 + 8 * t, 40), (234 - 8 * t, 30)], 29))
+    back = 1 if seen[0][1][0] < seen[0][2][0] else 2
+    assert set(seen[14]) == {3 - back}  # in the middle there is only one
+    assert set().union(*seen) == {1, 2}
+    assert seen[-1][back][0] > 250 > 100 > seen[-1][3 - back][0]
+
+
+def test_come_and_gone(pipeline):
+    """Gone too long: forgotten; then it is somebody new."""
+    there, nobody = [scene(MIDDLE)], [EMPTY]
+    frames = 3 * there + 4 * nobody + 3 * there + 8 * nobody + 4 * there
+    seen = follow(pipeline, frames, max_missing=6, detect_every=5)
+    ids = [sorted(faces) for faces in seen]
+    assert ids[:3] == 3 * [[1]] and ids[3:7] == 4 * [[]]
+    assert ids[8] == [1] and ids[10:18] == 8 * [[]]
+    assert ids[-1] == [2]
+
+
+def test_nobody(pipeline):
+    noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    frames = 4 * [EMPTY] + 4 * [noise] + 2 * [np.zeros((1, 1, 3), np.uint8)]
+    assert follow(pipeline, frames) == len(frames) * [{}]
+
+
+def test_a_face_that_leaves_the_picture(pipeline):
+    seen = follow(pipeline, film(lambda t: [(200 + 14 * t, 30)], 14))
+    assert set(seen[0]) == {1} and set(seen[-1]) == set()
+
+
+# -------------------------------------------------------------------------- when the detector runs
+
+
+def test_the_detector_runs_now_and_then(counted):
+    follow(counted, film(lambda t: [MIDDLE], 14), detect_every=6)
+    assert counted.detector.frames == [0, 6, 12]
+
+
+def test_a_new_face_is_found_by_the_next_detection(counted):
+    frames = film(lambda t: [(20, 30), (200, 30)][: 1 + (t >= 3)], 10)
+    seen = follow(counted, frames, detect_every=6)
+    assert counted.detector.frames == [0, 6]
+    assert [len(faces) for faces in seen] == 6 * [1] + 4 * [2]
+
+
+def test_a_lost_face_is_looked_for_at_once(counted):
+    frames = film(lambda t: [(20, 30) if t < 4 else (200, 20)], 8)
+    seen = follow(counted, frames, detect_every=100)
+    assert counted.detector.frames == [0, 4]
+    assert all(len(faces) == 1 for faces in seen)
+
+
+def test_a_cut_ends_all_tracks_and_detects_at_once(counted):
+    first = film(lambda t: [(20, 30)], 4)
+    second = [255 - frame[:, ::-1] // 3 for frame in film(lambda t: [(20, 30), (230, 30)], 4)]
+    seen = follow(counted, first + second, detect_every=100)
+    assert counted.detector.frames[:2] == [0, 4]
+    assert all(1 in faces for faces in seen[:4]) and not any(1 in faces for faces in seen[4:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frames: [np.clip(f * (1.0 + (t == 3)), 0, 255).astype(np.uint8) for t, f in frames],
+        lambda frames: [np.roll(f, 3 * t, axis=1) for t, f in frames],
+    ],
+    ids=["flash", "pan"],
+)
+def test_no_cut(pipeline, change):
+    frames = change(list(enumerate(film(lambda t: [MIDDLE], 8))))
+    assert [set(faces) for faces in follow(pipeline, frames)] == 8 * [{1}]
+
+
+# ------------------------------------------------------------------------------------- numbers
+
+
+def test_a_followed_face_is_the_detected_one(pipeline):
+    """What the tracker gives for the tenth frame is what a detection in it gives."""
+    frames = film(lambda t: [(100 + 2 * t, 30)], 10)
+    tracker = FaceTracker(pipeline, "off", detect_every=100)
+    for frame in frames:
+        ((number, face),) = tracker(frame)
+    (expected,) = pipeline([frames[-1]])[0]
+    assert number == 1 and face.score > 0.9
+    assert same_face(face, expected)
+    assert np.abs(face.landmarks[:2] - expected.landmarks[:2]).mean() < 1.5
+    assert abs(face.yaw - expected.yaw) < 5
+    assert overlaps(face.box[None], expected.box[None])[0, 0] > 0.7
+    assert face.vertices.shape == (3, pipeline.face_model.num_vertices)
+
+
+def test_landmarks_mesh_and_pose_stay_consistent(pipeline):
+    """Smoothed or not: landmarks are vertices, and the box lies around them."""
+    tracker = FaceTracker(pipeline, "strong")
+    for frame in film(lambda t: [(100 + 4 * t, 30)], 8):
+        ((_, face),) = tracker(frame)
+        at_landmarks = face.vertices[:, pipeline.face_model.landmark_indices]
+        np.testing.assert_allclose(at_landmarks, face.landmarks, atol=0.01)
+        np.testing.assert_allclose(face.box, box_of(face), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def still_and_moving(pipeline):
+    """Landmarks (T, 3, 68) by smoothing, of a still and of a moving noisy film; and its path.
+
+    Smoothing does not change what the tracker crops, so one pass serves all strengths.
+    """
+    path = 110 + 50 * np.sin(2 * np.pi * np.arange(60) / 40)
+    found = {"path": path}
+    for name, where in (("still", lambda t: [MIDDLE]), ("moving", lambda t: [(path[t], 30)])):
+        tracker = FaceTracker(pipeline, "off")
+        faces = [tracker(frame, dense=False)[0][1] for frame in film(where, 60)]
+        found[name, "off"] = np.array([face.landmarks for face in faces])
+        for smoothing in SMOOTHING:
+            smoother = FaceSmoother(pipeline.face_model, STRENGTHS[smoothing])
+            found[name, smoothing] = np.array(
+                [landmarks_of(smoother(face), face, pipeline.face_model) for face in faces]
+            )
+    return found
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_jitter_that_is_left(still_and_moving, smoothing):
+    before = jitter(still_and_moving["still", "off"])
+    assert before > 0.05
+    assert jitter(still_and_moving["still", smoothing]) <= LEFT[smoothing] * before
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_lag(still_and_moving, smoothing):
+    path = still_and_moving["path"]
+    off, smoothed = (still_and_moving["moving", s][:, 0].mean(axis=1) for s in ("off", smoothing))
+    bias = (off - path).mean()
+    assert abs(lag_behind(off - bias, path)) < 0.3
+    assert lag_behind(smoothed - bias, path) <= LAG[smoothing]
+
+
+# ------------------------------------------------------------------------------- small functions
+
+
+def test_boxes_of_a_face_are_those_of_the_detector(pipeline):
+    (face,) = pipeline([scene(MIDDLE)])[0]
+    for own, detected in ((roi_box_of(face), face.roi_box), (box_of(face), face.box)):
+        assert overlaps(own[None], detected[None])[0, 0] > 0.7
+    np.testing.assert_allclose(
+        boxes_to_roi_boxes(box_of(face)[None])[0], roi_box_of(face), atol=1.01
+    )
+    upside_down = replace(
+        face, landmarks=-face.landmarks, rotation=np.diag([-1.0, -1, 1]) @ face.rotation
+    )
+    np.testing.assert_allclose(roi_box_of(upside_down), -roi_box_of(face)[[2, 3, 0, 1]], rtol=1e-6)
+
+
+def test_overlaps():
+    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30.0]])
+    np.testing.assert_allclose(overlaps(boxes, boxes), [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]])
+    assert overlaps(boxes, np.zeros((0, 5))).shape == (3, 0)
+
+
+def test_pairs():
+    merit = np.array([[0.9, 0.8], [0.85, 0.1], [0.7, 0.75]])
+    assert pairs(merit, 0) == [(0, 0), (2, 1)]
+    assert pairs(merit, 0.8) == [(0, 0)]
+    assert pairs(np.zeros((0, 3)), 0) == pairs(np.zeros((3, 0)), 0) == []
+
+
+def test_wrong_options(pipeline):
+    for options in ({"smoothing": "much"}, {"detect_every": 0}, {"max_missing": 0}):
+        with pytest.raises(ValueError, match=next(iter(options)).split("_")[0]):
+            FaceTracker(pipeline, **options)

@@ -1,0 +1,502 @@
+"""video.py: what it writes, and what it makes of damaged, odd and interrupted videos."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from moving_pictures import GREY, SIZE, film, read_film, scene, write_film
+
+import video
+from synergy3DMM import SynergyNet
+from utils import video_io, video_script
+from utils.overlays import DRAWINGS, Overlays
+from utils.tracking import overlaps
+from utils.video_io import VideoReader, VideoWriter
+from utils.video_numbers import ROW, VideoNumbers
+
+TWO = [(20, 30), (200, 40)]
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def model() -> SynergyNet:
+    return SynergyNet(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    """Two faces that move apart."""
+    return film(lambda t: [(20 - t, 30), (200 + t, 40)], COUNT)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path, model):
+    """Runs the script in ``tmp_path``, where ffmpeg is not installed: exit code and output."""
+
+    def run(*arguments) -> tuple[int, str]:
+        try:
+            code = video.main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(video, "open_model", lambda options: model)
+    monkeypatch.setattr(video_io.shutil, "which", lambda name: None)
+    return run
+
+
+class Capture:
+    """OpenCV's ``VideoCapture``, of frames that are given; None: one that cannot be decoded."""
+
+    def __init__(self, frames, fps=25.0, count=None, times=None) -> None:
+        self.frames, self.times, self.at, self.released = list(frames), times, -1, False
+        self.known = {
+            cv2.CAP_PROP_FPS: fps,
+            cv2.CAP_PROP_FRAME_COUNT: len(self.frames) if count is None else count,
+        }
+
+    def isOpened(self):
+        return True
+
+    def read(self):
+        self.at += 1
+        frame = self.frames[self.at] if self.at < len(self.frames) else None
+        return frame is not None, frame
+
+    def get(self, key):
+        if key == cv2.CAP_PROP_POS_MSEC:
+            return 1000 * self.times[self.at] if self.times else 0.0
+        return self.known[key]
+
+    def release(self):
+        self.released = True
+
+
+def reader_of(frames, said=None, **known) -> VideoReader:
+    say = (lambda line: None) if said is None else said.append
+    return VideoReader(Path("made up"), say, Capture(frames, **known))
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def nothing_half_written(folder: Path) -> bool:
+    return not [path for path in folder.rglob("*") if ".partial" in path.name]
+
+
+# ----------------------------------------------------------------------------------- a good video
+
+
+def test_a_video_with_two_faces(run, frames, tmp_path, model):
+    write_film(tmp_path / "in.mp4", frames)
+    code, output = run("-f", "in.mp4", "-o", "out/o.mp4", "--save", "jsonl,npz", "--smooth", "off")
+    assert code == 0, output
+    assert "2 faces in 12 of 12 frames" in output and "sound" in output
+    assert sorted(path.name for path in Path("out").iterdir()) == ["o.jsonl", "o.mp4", "o.npz"]
+    drawn = read_film(Path("out/o.mp4"))
+    assert len(drawn) == COUNT and drawn[0].shape == frames[0].shape
+    assert np.abs(drawn[5].astype(int) - read_film(Path("in.mp4"))[5]).mean() > 3
+
+    lines = lines_of(Path("out/o.jsonl"))
+    assert [line["frame"] for line in lines] == list(range(COUNT))
+    np.testing.assert_allclose([line["time"] for line in lines], np.arange(COUNT) / 25, atol=1e-3)
+    assert all([face["id"] for face in line["faces"]] == [1, 2] for line in lines)
+    assert np.shape(lines[3]["faces"][1]["landmarks"]) == (3, 68)
+
+    table = np.load("out/o.npz", allow_pickle=False)
+    assert set(table.files) == {*ROW.names, "frame_time"}
+    np.testing.assert_array_equal(table["frame"], np.repeat(np.arange(COUNT), 2))
+    np.testing.assert_array_equal(table["id"], COUNT * [1, 2])
+    for row, face in enumerate(face for line in lines for face in line["faces"]):
+        for name in ("landmarks", "box", "yaw", "rotation", "scale", "parameters"):
+            np.testing.assert_allclose(table[name][row], face[name], rtol=1e-5, atol=1e-5)
+    expected = np.array([face.box for face in model(frames[-1], dense=False)])
+    assert overlaps(table["box"][-2:], expected).max(axis=0).min() > 0.7
+    assert nothing_half_written(tmp_path)
+
+
+def test_where_it_goes_when_nothing_is_said(run, frames):
+    write_film(Path("in.avi"), frames[:2])
+    assert run("-f", "in.avi")[0] == 0
+    assert len(read_film(Path("inference_output/in.mp4"))) == 2
+    assert run("-f", "in.avi", "--no-video", "--save", "jsonl")[0] == 0
+    assert sorted(p.name for p in Path("inference_output").iterdir()) == ["in.jsonl", "in.mp4"]
+
+
+def test_nobody(run):
+    write_film(Path("in.avi"), 3 * [np.full((*SIZE, 3), GREY, np.uint8)])
+    code, output = run("-f", "in.avi", "-o", "o.avi", "--save", "npz,jsonl")
+    assert code == 0
+    assert "0 faces in 0 of 3 frames" in output
+    assert [line["faces"] for line in lines_of(Path("o.jsonl"))] == 3 * [[]]
+    table = np.load("o.npz")
+    assert table["landmarks"].shape == (0, 3, 68) and table["frame_time"].shape == (3,)
+    assert len(read_film(Path("o.avi"))) == 3
+
+
+@pytest.mark.parametrize("suffix", video_io.CODECS)
+@pytest.mark.parametrize("size", [(48, 64), (33, 47)])
+def test_every_format_can_be_read_again(tmp_path, suffix, size):
+    pictures = [np.full((*size, 3), 60 + 20 * i, np.uint8) for i in range(6)]
+    writer = VideoWriter(tmp_path / f"o{suffix}", size[::-1], 30)
+    for i, picture in enumerate(pictures):
+        writer.write(picture, i / 30)
+    writer.close()
+    found = read_film(tmp_path / f"o{suffix}")
+    assert len(found) == 6
+    assert found[0].shape == (size[0] // 2 * 2, size[1] // 2 * 2, 3)
+    np.testing.assert_allclose([f.mean() for f in found], 60 + 20 * np.arange(6), atol=6)
+    assert [path.name for path in tmp_path.iterdir()] == [f"o{suffix}"]
+
+
+@pytest.mark.parametrize("name", ["Zoë's “film” 名 %d 50%.mp4", "-o.mp4"])
+def test_names(run, frames, tmp_path, name):
+    write_film(tmp_path / "plain.mp4", frames[:2]).rename(tmp_path / name)
+    code, output = run("--files=" + name, "--save", "jsonl")
+    assert code == 0, output
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["inference_output", name])
+    assert len(read_film(Path("inference_output", name))) == 2
+    assert len(lines_of(Path("inference_output", name).with_suffix(".jsonl"))) == 2
+
+
+def test_a_name_that_is_no_text(frames, tmp_path):
+    """OpenCV would crash."""
+    name = os.fsdecode(b"caf\xe9.mp4")
+    source = write_film(tmp_path / "plain.mp4", frames[:2])
+    try:
+        source.rename(tmp_path / name)
+    except OSError:
+        pytest.skip("this system admits no file names that are no text")
+    done = subprocess.run(
+        [sys.executable, video.__file__, "-f", name, "--device", "cpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "inference_output" / name).stat().st_size > 1000
+    with pytest.raises(ValueError, match="no text"):
+        VideoWriter(tmp_path / name / "o.mp4", (32, 32), 25)
+
+
+# -------------------------------------------------------------------------------- damaged and odd
+
+
+def test_a_damaged_tail(run, frames):
+    whole = write_film(Path("in.avi"), frames).read_bytes()
+    Path("in.avi").write_bytes(whole[: len(whole) * 2 // 3])
+    code, output = run("-f", "in.avi", "-o", "o.avi", "--save", "jsonl")
+    count = len(read_film(Path("o.avi")))
+    assert 5 <= count < COUNT and len(lines_of(Path("o.jsonl"))) == count
+    assert code in (0, 1)  # 1 where this OpenCV believes the file's own count of frames
+
+
+@pytest.mark.parametrize("content", [b"", b"no video\n", "cut"])
+def test_what_is_no_video(run, frames, content):
+    whole = write_film(Path("in.mp4"), frames[:4]).read_bytes()
+    Path("in.mp4").write_bytes(whole[:2000] if content == "cut" else content)
+    code, output = run("-f", "in.mp4", "-o", "o.mp4", "--save", "jsonl")
+    assert code == 1
+    assert "failed: in.mp4: no frame can be read" in output
+    assert [path.name for path in Path().iterdir()] == ["in.mp4"]
+
+
+def test_fewer_frames_than_claimed_are_told():
+    said = []
+    reader = reader_of([scene()] * 7, said, count=10)
+    assert len(list(reader)) == 7 and reader.is_damaged
+    assert said == ["made up: damaged, 7 of 10 frames could be read"]
+    reader = reader_of([scene()] * 99, said := [], count=100)  # an estimate, as most are
+    assert len(list(reader)) == 99 and not reader.is_damaged and not said
+
+
+def test_frames_that_cannot_be_decoded_are_left_out():
+    frames = [scene(), None, None, scene(), np.zeros((0, 0, 3), np.uint8), scene()]
+    assert len(list(reader_of(frames))) == 3
+
+
+def test_frames_of_another_size_are_fitted_into_the_first():
+    white = np.full((40, 80, 3), 255, np.uint8)
+    tall = np.full((60, 20, 3), 255, np.uint8)
+    said = []
+    frames = [frame for _, frame in reader_of([white, white[:20, :40], tall, white], said)]
+    assert all(frame.shape == (40, 80, 3) for frame in frames)
+    assert (frames[1] == 255).all() and (frames[3] == 255).all()
+    columns = (frames[2] == 255).all(axis=(0, 2))
+    assert columns.sum() == 13 and columns[34:46].all()  # 20 / 60 * 40, in the middle
+    assert len(said) == 1 and "80x40 to 40x20" in said[0]
+
+
+def test_a_size_that_changes_on_the_way(run, frames, monkeypatch):
+    changing = frames[:4] + [cv2.resize(frame, (180, 90)) for frame in frames[4:6]] + frames[6:]
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(changing))
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "-o", "o.mp4", "--save", "jsonl")
+    assert code == 0 and "size changes from 360x180 to 180x90" in output
+    assert [f.shape for f in read_film(Path("o.mp4"))] == COUNT * [(*SIZE, 3)]
+    assert len(lines_of(Path("o.jsonl"))) == COUNT
+
+
+def test_times():
+    """Of the container where it has any; else, and where they run backwards, by the rate."""
+    count = 4
+    known = [t for t, _ in reader_of([scene()] * count, times=[2.0, 2.1, 2.4, 2.5])]
+    np.testing.assert_allclose(known, [0, 0.1, 0.4, 0.5])
+    unknown = [t for t, _ in reader_of([scene()] * count, fps=10)]
+    np.testing.assert_allclose(unknown, [0, 0.1, 0.2, 0.3])
+    backwards = [t for t, _ in reader_of([scene()] * count, fps=10, times=[1, 1.1, 0.2, np.nan])]
+    np.testing.assert_allclose(backwards, [0, 0.1, 0.2, 0.3])
+    for odd in (0.0, -1.0, 90_000.0, np.nan):
+        assert reader_of([scene()], fps=odd).fps == video_io.DEFAULT_FPS
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (np.arange(50) / 25, 50),
+        (np.arange(50) / 24.99, 50),
+        (np.arange(20) / 10, 48),  # a slow camera: repeated
+        (np.arange(100) / 50, 50),  # a fast one: left out
+        (np.array([0, 0.04, 0.08, 99.0, 99.04]), 5),  # a gap is not filled for minutes
+    ],
+    ids=["steady", "rounded", "slow", "fast", "gap"],
+)
+def test_a_written_video_lasts_as_long_as_it_should(tmp_path, times, expected):
+    writer = VideoWriter(tmp_path / "o.avi", (32, 32), 25)
+    for seconds in times:
+        writer.write(np.zeros((32, 32, 3), np.uint8), float(seconds))
+    writer.close()
+    assert abs(writer.written - expected) <= 2
+    assert len(read_film(tmp_path / "o.avi")) == writer.written
+
+
+# -------------------------------------------------------------------------------------- the end
+
+
+class Interrupting(Capture):
+    """Ctrl-C while frame ``end`` is worked on."""
+
+    def __init__(self, frames, tracker_class, monkeypatch, end, error=KeyboardInterrupt) -> None:
+        super().__init__(frames)
+        calls = []
+
+        def track(tracker, *arguments):
+            calls.append(None)
+            if len(calls) > end:
+                raise error
+            return original(tracker, *arguments)
+
+        original = tracker_class.__call__
+        monkeypatch.setattr(tracker_class, "__call__", track)
+
+
+@pytest.mark.parametrize("end", [0, 1, 5])
+def test_ctrl_c_keeps_what_is_finished(run, frames, monkeypatch, tmp_path, end):
+    capture = Interrupting(frames, video_script.FaceTracker, monkeypatch, end)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
+    assert code == 1 and "stopped" in output and f"of {end} frame" in output
+    assert capture.released
+    assert [line["frame"] for line in lines_of(Path("o.jsonl"))] == list(range(end))
+    assert len(np.load("o.npz")["frame_time"]) == end
+    assert (len(read_film(Path("o.avi"))) if end else Path("o.avi").exists()) == end
+    assert nothing_half_written(tmp_path)
+
+
+def test_a_full_disk_keeps_what_is_finished(run, frames, monkeypatch, tmp_path):
+    full = OSError(28, "No space left on device")
+    capture = Interrupting(frames, video_script.FaceTracker, monkeypatch, 4, full)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
+    assert code == 1 and "No space left" in output
+    assert len(lines_of(Path("o.jsonl"))) == len(read_film(Path("o.avi"))) == 4
+
+
+def test_a_fault_of_ours_leaves_nothing_behind(run, frames, monkeypatch, tmp_path):
+    capture = Interrupting(frames, video_script.FaceTracker, monkeypatch, 2, ZeroDivisionError)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    Path("in.mp4").touch()
+    with pytest.raises(ZeroDivisionError):
+        run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_video_that_cannot_be_written_is_told(tmp_path):
+    writer = VideoWriter(tmp_path / "o.mp4", (32, 32), 25)
+    writer.write(np.zeros((32, 32, 3), np.uint8), 0.0)
+    writer.writer.release()
+    writer.partial.write_bytes(b"")  # what a full disk leaves
+    with pytest.raises(OSError, match="disk full"):
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_camera_ends_by_ctrl_c(run, frames, monkeypatch):
+    capture = Interrupting(frames, video_script.FaceTracker, monkeypatch, 3)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    code, output = run("-f", "0", "--save", "jsonl")
+    assert code == 0, output
+    assert "camera 0: 2 faces in 3 of 3 frames" in output
+    assert len(lines_of(Path("inference_output/camera_0.jsonl"))) == 3
+
+
+# --------------------------------------------------------------------------------------- sound
+
+
+FFMPEG = """#!{python}
+import pathlib, sys
+pathlib.Path("calls").open("a").write(" ".join(sys.argv[1:]) + "\\n")
+if "copy" in sys.argv[sys.argv.index("-c:a"):] and {refuses}:
+    sys.exit("line one\\ncodec not supported in container")
+if {fails}:
+    sys.exit("nothing works")
+inputs = [b for a, b in zip(sys.argv, sys.argv[1:]) if a == "-i"]
+content = pathlib.Path(inputs[0].removeprefix("file:")).read_bytes()
+pathlib.Path(sys.argv[-1].removeprefix("file:")).write_bytes(content)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a program that is a script")
+@pytest.mark.parametrize("case", ["copies", "refuses", "fails"])
+def test_sound_is_copied_by_ffmpeg(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "ffmpeg"
+    program.write_text(
+        FFMPEG.format(python=sys.executable, refuses=case != "copies", fails=case == "fails")
+    )
+    program.chmod(program.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert shutil.which("ffmpeg") == str(program)
+    writer = VideoWriter(tmp_path / "o.avi", (32, 32), 25)
+    for i in range(5):
+        writer.write(np.zeros((32, 32, 3), np.uint8), i / 25)
+    message = writer.close(Path("-in.mp4"))
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == (1 if case == "copies" else 2)
+    assert all("-i file:-in.mp4" in call and "-t 0.200" in call for call in calls)
+    assert (message is None) == (case != "fails")
+    assert len(read_film(tmp_path / "o.avi")) == 5  # with or without sound
+    assert nothing_half_written(tmp_path)
+
+
+# -------------------------------------------------------------------------------------- drawing
+
+
+def test_every_drawing(model, frames):
+    tracked = model(frames[0])
+    for name in DRAWINGS:
+        overlays = Overlays(model.face_model, (name,))
+        before = frames[0].copy()
+        picture = overlays(frames[0], tracked, [1, 2])
+        np.testing.assert_array_equal(frames[0], before)
+        changed = (picture != before).any(2)
+        inside = np.zeros_like(changed)
+        for face in tracked:
+            x1, y1, x2, y2 = face.roi_box.astype(int)
+            inside[max(y1 - 40, 0) : y2 + 60, max(x1 - 40, 0) : x2 + 60] = True  # with text
+        assert 100 < changed.sum() and not (changed & ~inside).any(), name
+    assert not Overlays(model.face_model, ("landmarks", "box", "pose")).dense
+    everything = Overlays(model.face_model, DRAWINGS)(frames[0], tracked, [1, 2])
+    assert everything.shape == frames[0].shape
+
+
+def test_ids_are_drawn_where_there_are_several_faces(model, frames):
+    faces = model(frames[0])
+    overlays = Overlays(model.face_model, ("landmarks",))
+    assert (overlays(frames[0], faces) != overlays(frames[0], faces, [1, 2])).any()
+    np.testing.assert_array_equal(
+        overlays(frames[0], faces[:1]), overlays(frames[0], faces[:1], [7])
+    )
+    with pytest.raises(ValueError, match="moustache"):
+        Overlays(model.face_model, ("moustache",))
+
+
+def test_numbers_are_streamed(tmp_path, model, frames):
+    """Each line can be read by others as soon as it is there."""
+    tracked = [(1, face) for face in model(frames[0], dense=False)[:1]]
+    with VideoNumbers(tmp_path / "o.mp4", ("jsonl",)) as numbers:
+        for t in range(3):
+            numbers.add(t, t / 25, tracked)
+            (partial,) = tmp_path.iterdir()
+            assert len(lines_of(partial)) == t + 1
+    assert [path.name for path in tmp_path.iterdir()] == ["o.jsonl"]
+
+
+# ------------------------------------------------------------------------------------ wrong usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "-f"),
+        (["-f", "nothing.mp4"], "nothing.mp4: no such file"),
+        (["-f", "."], "no such file"),
+        (["-f", "in.mp4", "-o", "in.mp4"], "is the video to read"),
+        (["-f", "in.mp4", "-o", "o.gif"], ".mp4, .mov"),
+        (["-f", "in.mp4", "-o", "folder.mp4"], "is a folder"),
+        (["-f", "in.mp4", "-o", "in.mp4/o.mp4"], "in.mp4"),
+        (["-f", "in.mp4", "--draw", "moustache"], "moustache"),
+        (["-f", "in.mp4", "--save", "xml"], "jsonl, npz"),
+        (["-f", "in.mp4", "--smooth", "much"], "much"),
+        (["-f", "in.mp4", "--detect-every", "0"], "at least 1"),
+        (["-f", "in.mp4", "--no-video"], "nothing to do"),
+    ],
+)
+def test_wrong_usage(run, arguments, named):
+    Path("in.mp4").touch()
+    Path("folder.mp4").mkdir()
+    code, output = run(*arguments)
+    assert code == 2
+    assert named in output
+    assert sorted(path.name for path in Path().iterdir()) == ["folder.mp4", "in.mp4"]
+
+
+@pytest.mark.parametrize("display", ["", ":0"])
+def test_a_window_that_cannot_be_opened(run, monkeypatch, display):
+    def refuse(*arguments):
+        raise cv2.error("The function is not implemented")
+
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(cv2, "namedWindow", refuse)
+    code, output = run("-f", "0", "--show")
+    assert code == 2
+    assert "`make gui`" in output and "`gui` extra" in output
+
+
+def test_the_window(run, frames, monkeypatch):
+    """Shown without -o nothing is written; q ends."""
+    write_film(Path("in.avi"), frames)
+    shown = []
+    monkeypatch.setattr(video, "check_window", lambda: None)
+    monkeypatch.setattr(cv2, "imshow", lambda name, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: ord("q") if len(shown) == 3 else -1)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *arguments: 1.0)
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: shown.append(None))
+    code, output = run("-f", "in.avi", "--show")
+    assert code == 0 and "3 of 3 frames" in output
+    assert len(shown) == 4 and shown[-1] is None
+    assert [path.name for path in Path().iterdir()] == ["in.avi"]
+
+
+def test_help_imports_no_network():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", video.__file__, "-h"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "exit code: 0 all done" in done.stdout and "--draw" in done.stdout
+    loaded = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "onnxruntime", "matplotlib", "trimesh"}

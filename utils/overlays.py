@@ -1,0 +1,82 @@
+"""What is drawn over the faces of a picture, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from utils.draw import draw_boxes, draw_landmarks, draw_pose_axes, put_lines, text_height
+from utils.inference import Face
+from utils.morphable_model import MorphableModel
+from utils.render import (
+    normalized_coordinate_code,
+    render_depth,
+    render_mesh_overlay,
+    render_pncc,
+)
+
+DENSE = ("mesh", "depth", "pncc")  # what needs the dense mesh; each covers the one before
+DRAWINGS = (*DENSE, "landmarks", "box", "pose")  # in the order of drawing
+
+
+class Overlays:
+    """Draws the chosen things; built once for many pictures.
+
+    Args:
+        face_model: of the faces.
+        drawings: some of ``DRAWINGS``, in any order; ``mesh`` is shaded and half transparent,
+            ``depth`` (near is bright) and ``pncc`` (``utils.render``) hide the face.
+
+    Attributes:
+        dense: the faces need their dense mesh.
+    """
+
+    def __init__(self, face_model: MorphableModel, drawings: Sequence[str]) -> None:
+        unknown = set(drawings) - set(DRAWINGS)
+        if unknown:
+            raise ValueError(f"cannot draw {sorted(unknown)}; expected some of {DRAWINGS}")
+        self.face_model, self.drawings = face_model, frozenset(drawings)
+        self.dense = bool(self.drawings & set(DENSE))
+        self.codes = normalized_coordinate_code(face_model.mean) if "pncc" in drawings else None
+
+    def __call__(
+        self, image: np.ndarray, faces: Sequence[Face], ids: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """A copy of the picture with its faces drawn.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            faces: with dense mesh where ``dense``.
+            ids: one number for each face, drawn at its box where there is more than one face.
+
+        Returns:
+            (H, W, 3) uint8 BGR.
+        """
+        canvas = self._dense(image, faces) if self.dense and faces else image.copy()
+        for face in faces:
+            if "landmarks" in self.drawings:
+                draw_landmarks(canvas, face.landmarks, copy=False)
+            if "box" in self.drawings:
+                draw_boxes(canvas, face.box[None], copy=False)
+            if "pose" in self.drawings:
+                draw_pose_axes(canvas, face.rotation, face.landmarks, copy=False)
+        if ids is not None and len(faces) > 1:
+            for face, number in zip(faces, ids, strict=True):
+                x1, y1, x2, y2 = face.box
+                height = 1.3 * text_height(canvas, float(np.sqrt((x2 - x1) * (y2 - y1))))
+                put_lines(canvas, [str(number)], x1, y1 - 2 * height, height)
+        return canvas
+
+    def _dense(self, image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
+        vertices, triangles = [face.vertices for face in faces], self.face_model.triangles
+        if "mesh" in self.drawings and not self.drawings & {"depth", "pncc"}:
+            return render_mesh_overlay(image, vertices, triangles)
+        canvas = image.copy()
+        if "pncc" in self.drawings:
+            layer = render_pncc(vertices, triangles, self.codes, *image.shape[:2])
+            np.copyto(canvas, layer, where=layer.any(axis=2, keepdims=True))
+        else:
+            layer = render_depth(vertices, triangles, *image.shape[:2])[..., None]
+            np.copyto(canvas, layer, where=layer > 0)
+        return canvas

@@ -1,0 +1,176 @@
+"""Steadier faces in a video: a One-Euro filter on what a face is made of.
+
+What is filtered are the parameters, and landmarks, mesh and pose are derived from the filtered
+ones, so that they stay consistent with each other: filtering landmarks and vertices would shrink a
+face that turns, and its pose would not be the mesh's. The camera is taken apart in the image frame
+(the crop of the next frame lies elsewhere) into parts that move and shake independently:
+
+    place      where the landmarks' centre lies; the model's origin would not do, because it lies
+               behind the face: a shaking rotation moves it, and smoothing it alone breaks that tie
+    depth      its z
+    turn       the rotation nearest to the camera
+    size       the logarithm of the camera's scale
+    stretch    what is left of the camera (unequal scales, shear), and the
+    shape      coefficients: constant for a person, so they only follow slowly
+    expression coefficients: they move with the face, and are filtered as the pose is
+
+The filter (Casiez, Roussel, Vogel: 1 EUR Filter, CHI 2012) is a low-pass whose cutoff rises with
+speed: still faces are smoothed heavily, moving ones hardly lag. Two things differ. Time is counted
+in frames, because what is seen is jitter from frame to frame. And the speed is measured in units of
+the noise of its own estimate, taken from second differences (constant motion has none), so that the
+same settings serve clean and noisy pictures, pixels, radians and coefficients alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.inference import Face
+from utils.morphable_model import CAMERA, EXPRESSION, MorphableModel, split_camera
+from utils.preprocessing import CROP_SIZE
+
+SPEED_SHARE = 0.1  # of a new difference in the running speed
+NOISE_SHARE = 0.05  # of a new second difference in the running noise
+NOISE_START = 5  # second differences that are taken as they are; later outliers are cut
+SIGNIFICANT = 3.0  # speed over its noise from which it counts as motion
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How much is smoothed. A constant speed lags behind by ``1 / rate`` frames.
+
+    Attributes:
+        rest: rate of what stands still.
+        motion: what each unit of significant speed adds to it.
+        identity: rate of shape and stretch.
+    """
+
+    rest: float
+    motion: float
+    identity: float
+
+
+STRENGTHS = {
+    "off": None,
+    "light": Strength(rest=0.18, motion=0.4, identity=1 / 10),
+    "strong": Strength(rest=1 / 25, motion=0.1, identity=1 / 40),
+}
+
+
+class OneEuro:
+    """Filters one vector over time.
+
+    Args:
+        rest: rate at rest, per frame; a constant speed lags behind by ``1 / rate`` frames.
+        motion: added to the rate for each unit of significant speed; 0: a plain low-pass.
+    """
+
+    def __init__(self, rest: float, motion: float = 0.0) -> None:
+        self.rest, self.motion = rest, motion
+        self.count = 0  # values seen
+
+    def __call__(self, value: np.ndarray, frames: int = 1) -> np.ndarray:
+        """The filtered value; ``frames`` have passed since the one before."""
+        self.count += 1
+        if self.count == 1:
+            self.raw = self.smoothed = value
+            self.speed = np.zeros_like(value)  # per frame
+            self.difference, self.noise = None, 0.0  # noise: variance, summed over the vector
+            return value
+        difference = (value - self.raw) / frames
+        self.raw = value
+        rate = frames * (self.rest + self.motion * self._significance(difference))
+        share = rate / (1 + rate) if np.isfinite(rate) else 1.0
+        # the first values count alike: nothing is known yet that would be worth more
+        self.smoothed = self.smoothed + max(share, 1 / self.count) * (value - self.smoothed)
+        return self.smoothed
+
+    def _significance(self, difference: np.ndarray) -> float:
+        """By how much the speed exceeds what noise alone would show, in units of the latter."""
+        self.speed = self.speed + SPEED_SHARE * (difference - self.speed)
+        if self.difference is not None:
+            seen = float(((difference - self.difference) ** 2).sum()) / 6  # of 1, -2, 1
+            number = self.count - 2
+            if number > NOISE_START:
+                seen = min(seen, 4 * self.noise)  # a jump is no noise
+            self.noise += max(NOISE_SHARE, 1 / number) * (seen - self.noise)
+        self.difference = difference
+        if self.count <= 3:
+            return 0.0
+        speed = float(np.linalg.norm(self.speed))
+        noise = SPEED_SHARE * np.sqrt(self.noise * (1 + SPEED_SHARE / (2 - SPEED_SHARE)))
+        if noise == 0:
+            return np.inf if speed else 0.0
+        return max(speed / noise - SIGNIFICANT, 0.0)
+
+
+class FaceSmoother:
+    """Filters the faces of one track.
+
+    Args:
+        face_model: of the faces.
+        strength: of ``STRENGTHS``.
+    """
+
+    def __init__(self, face_model: MorphableModel, strength: Strength) -> None:
+        self.face_model = face_model
+        moving = ("place", "depth", "turn", "size", "expression")
+        self.filters = {name: OneEuro(strength.rest, strength.motion) for name in moving}
+        self.filters |= {name: OneEuro(strength.identity) for name in ("stretch", "shape")}
+
+    def __call__(self, face: Face, frames: int = 1) -> np.ndarray:
+        """(62,) float32 filtered parameters, in the crop frame of the face's own roi box.
+
+        ``frames`` have passed since the face before.
+        """
+        parts = take_apart(face)
+        smoothed = {name: self.filters[name](part, frames) for name, part in parts.items()}
+        return put_together(smoothed, face.roi_box, self.face_model)
+
+
+def take_apart(face: Face) -> dict[str, np.ndarray]:
+    """The independent parts of a face's parameters (see above), image frame, float64.
+
+    place (2,), depth (1,), turn (9,), size (1,), stretch (9,), shape (40,), expression (10,).
+    """
+    parameters = face.parameters.astype(np.float64)
+    linear = split_camera(parameters[None])[0, :, :3] * (_side(face.roi_box) / CROP_SIZE)
+    # left polar decomposition: linear = size * stretch @ turn
+    u, lengths, v = np.linalg.svd(linear)
+    size = lengths.mean()
+    centre = face.landmarks.mean(axis=1, dtype=np.float64)
+    return {
+        "place": centre[:2],
+        "depth": centre[2:],
+        "turn": (u @ v).ravel(),
+        "size": np.log([size]),
+        "stretch": ((u * lengths / size) @ u.T).ravel(),
+        "shape": parameters[CAMERA:-EXPRESSION],
+        "expression": parameters[-EXPRESSION:],
+    }
+
+
+def put_together(
+    parts: dict[str, np.ndarray], roi_box: np.ndarray, face_model: MorphableModel
+) -> np.ndarray:
+    """(62,) float32 parameters of the parts, in the crop frame of a roi box.
+
+    The inverse of ``take_apart``; ``turn`` may be any matrix, the rotation nearest to it is taken.
+    """
+    scale = _side(roi_box) / CROP_SIZE  # crop pixels to image pixels
+    u, _, v = np.linalg.svd(parts["turn"].reshape(3, 3))
+    linear = np.exp(parts["size"]) / scale * parts["stretch"].reshape(3, 3) @ (u @ v)
+    camera = np.concatenate([linear, np.zeros((3, 1))], axis=1)
+    parameters = np.concatenate([camera.ravel(), parts["shape"], parts["expression"]])
+    centre = np.append(parts["place"] - roi_box[:2], parts["depth"]) / scale  # crop frame
+    landmarks = face_model.landmarks(parameters[None].astype(np.float32))[0]
+    # the crop frame's y points down, the camera's up
+    shift = (centre - landmarks.mean(axis=1, dtype=np.float64)) * face_model.flip[:, 0]
+    parameters[:CAMERA].reshape(3, 4)[:, 3] = shift
+    return parameters.astype(np.float32)
+
+
+def _side(roi_box: np.ndarray) -> float:
+    return float(roi_box[2] - roi_box[0])

@@ -1,0 +1,384 @@
+"""Faces of a video, each with an id that stays its own.
+
+A face that is followed is not detected anew: the crop of the next frame is taken where its last
+landmarks say (moved on as they moved), which costs a tenth of a detection and is as accurate. The
+detector runs every ``detect_every`` frames, to find new faces and to confirm the followed ones;
+at once when a face is lost or the scene cuts; and every few frames while a face is missing.
+
+    frame -> cut? -> crops of the followed faces -> still faces? -> detector, where it is due
+          -> matched: overlap for the followed ones, distance for the missing ones -> smoothing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+
+from utils.files import to_bgr8
+from utils.inference import Face, FacePipeline, detect, faces_from_parameters
+from utils.morphable_model import split_camera
+from utils.preprocessing import ROI_ENLARGEMENT, boxes_to_roi_boxes, crop_faces
+from utils.smoothing import STRENGTHS, FaceSmoother
+
+# Medians of 455 detected faces in photos: how the detector's roi box lies around the landmarks.
+# Taking crops this way again and again changes the error by less than 0.1 % of the face, and does
+# not drift (photos of 120 people, 20 times over).
+ROI_OVER_DIAGONAL = 1.085  # side over the diagonal of the landmarks' box
+ROI_RISE = 0.105  # centre over that of the landmarks' box, towards the head's top, in sides
+BOX_ASPECT = 0.75  # width over height of detected boxes
+ROI_TOLERANCE = 0.05  # sides; crops of a face that strayed by less, and slowly, stay
+
+# What the network makes of a crop without a face. Cameras of faces are nearly scaled rotations:
+# their largest scale over the smallest is 1.03 (median) to 1.2 (99 %), of background 1.34 (median)
+MAX_STRETCH = 1.25
+WEAK_SCORE, WEAK_STRETCH = 0.8, 1.12  # a new face whose detection scores less must look better
+LANDMARKS_OVER_ROI = (0.65, 1.3)  # diagonal over side; faces 0.78 to 1.15 (98 %), background 0.75
+MIN_SIDE = 12  # pixels of a roi box
+# From one frame to the next:
+MAX_STEP = 0.5  # of the face's size (below), beside what its motion explains
+MAX_GROWTH = 1.4
+MAX_TURN = 60  # degrees
+
+MIN_OVERLAP = 0.3  # intersection over union of a detection and the face it confirms
+MAX_DISTANCE = 0.5  # face sizes between a detection and a missing face, and ...
+DISTANCE_GROWTH = 0.15  # ... what each missing frame adds
+SAME_FACE = 0.25  # face sizes; landmarks nearer than that on average are those of one face
+VELOCITY_SHARE = 0.3  # of a new step in the running velocity
+MAX_UNCONFIRMED = 3  # detections in a row that find nothing where a face is followed
+
+THUMBNAIL = (48, 27)  # pixels, in which cuts are looked for
+CUT_DIFFERENCE, CUT_CORRELATION = 12, 0.5  # grey levels, mean; both must be passed
+
+
+@dataclass(eq=False)
+class Track:
+    """One person's face over time.
+
+    Attributes:
+        id: 1, 2, ... in order of appearance.
+        face: as last seen, not smoothed.
+        score: of its last detection.
+        velocity: (2,) pixels a frame.
+        missing: frames since it was last seen; 0: it is in this one.
+        unconfirmed: detections in a row that did not find it.
+    """
+
+    id: int
+    face: Face
+    score: float
+    smoother: FaceSmoother | None
+    velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    missing: int = 0
+    gap: int = 1  # frames between the last two times it was seen
+    unconfirmed: int = 0
+
+    @property
+    def centre(self) -> np.ndarray:
+        """(2,) where it is, or should be by now."""
+        return centre_of(self.face) + self.velocity * self.missing
+
+    def see(self, face: Face) -> None:
+        """It is in this frame."""
+        self.before = self.face, self.velocity, self.missing
+        self.gap = self.missing
+        step = (centre_of(face) - centre_of(self.face)) / self.gap
+        self.velocity = self.velocity + VELOCITY_SHARE * (step - self.velocity)
+        self.face, self.missing = face, 0
+
+    def take_back(self) -> None:
+        """That was not it."""
+        self.face, self.velocity, self.missing = self.before
+
+
+class FaceTracker:
+    """Follows the faces of one video; call it with one frame after the other.
+
+    Args:
+        pipeline: ``SynergyNet(...).pipeline``.
+        smoothing: ``off``, ``light`` or ``strong`` (``utils.smoothing``).
+        detect_every: frames from one detection to the next while nothing is lost.
+        max_missing: frames after which a face that is not found again is forgotten; should it come
+            back later, it gets a new id.
+
+    Raises:
+        ValueError: an unknown smoothing, or a number below 1.
+    """
+
+    def __init__(
+        self,
+        pipeline: FacePipeline,
+        smoothing: str = "light",
+        detect_every: int = 10,
+        max_missing: int = 30,
+    ) -> None:
+        if smoothing not in STRENGTHS:
+            raise ValueError(f"unknown smoothing {smoothing!r}; expected {', '.join(STRENGTHS)}")
+        for name, value in (("detect_every", detect_every), ("max_missing", max_missing)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.pipeline, self.strength = pipeline, STRENGTHS[smoothing]
+        self.detect_every, self.max_missing = detect_every, max_missing
+        self.tracks: list[Track] = []
+        self.last_id = 0
+        self.since_detection: int | None = None  # frames; None: detect now
+        self.thumbnail: np.ndarray | None = None
+
+    def __call__(self, image: np.ndarray, dense: bool = True) -> list[tuple[int, Face]]:
+        """The faces of the next frame.
+
+        Args:
+            image: (H, W, 3) uint8 BGR; of the size of the frames before it.
+            dense: make the dense mesh too.
+
+        Returns:
+            (id, face) in order of id. Faces are smoothed, all their numbers alike; ``box`` is where
+            the detector would put its box around the landmarks, ``score`` that of the face's last
+            detection.
+        """
+        image = to_bgr8(image)
+        if self._is_cut(image):
+            self.tracks, self.since_detection = [], None
+        for track in self.tracks:
+            track.missing += 1
+        self._follow(image)
+        if self._detection_is_due():
+            self._detect(image)
+            self.since_detection = 0
+        self._drop_duplicates()
+        self.tracks = [
+            track
+            for track in self.tracks
+            if track.missing <= self.max_missing and track.unconfirmed < MAX_UNCONFIRMED
+        ]
+        self.since_detection += 1
+        return self._seen(dense)
+
+    def _is_cut(self, image: np.ndarray) -> bool:
+        """Whether the frame has little in common with the one before.
+
+        Neither a flash (the picture stays, only brighter) nor a face that moves is a cut.
+        """
+        before = self.thumbnail
+        step = max(min(image.shape[:2]) // 256, 1)  # not every pixel of a large frame is needed
+        small = cv2.resize(image[::step, ::step], THUMBNAIL, interpolation=cv2.INTER_AREA)
+        self.thumbnail = small = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
+        if before is None or np.abs(small - before).mean() < CUT_DIFFERENCE:
+            return False
+        a, b = small - small.mean(), before - before.mean()
+        return float((a * b).sum()) < CUT_CORRELATION * float(np.sqrt((a**2).sum() * (b**2).sum()))
+
+    def _detection_is_due(self) -> bool:
+        if self.since_detection is None or any(track.missing == 1 for track in self.tracks):
+            return True  # a cut, or lost in this frame
+        all_there = self.tracks and not any(track.missing for track in self.tracks)
+        return self.since_detection >= (
+            self.detect_every if all_there else max(self.detect_every // 5, 1)
+        )
+
+    def _follow(self, image: np.ndarray) -> None:
+        """Looks for the faces of the frame before near where they were."""
+        tracks = [track for track in self.tracks if track.missing == 1]
+        roi_boxes = [next_roi_box(track.face, track.velocity) for track in tracks]
+        for track, face in zip(tracks, self._fit(image, roi_boxes), strict=True):
+            if looks_like_a_face(face, image) and continues(track, face):
+                track.see(face)
+
+    def _detect(self, image: np.ndarray) -> None:
+        """Confirms followed faces, finds missing ones again and new ones."""
+        detections = detect(self.pipeline.detector, image)  # (n, 5)
+        seen = [track for track in self.tracks if not track.missing]
+        missing = [track for track in self.tracks if track.missing]
+        boxes = np.array([box_of(track.face) for track in seen]).reshape(-1, 4)
+        confirmed = pairs(overlaps(boxes, detections), MIN_OVERLAP)  # best first
+        for track in seen:
+            track.unconfirmed += 1
+        for i, j in confirmed:
+            seen[i].unconfirmed, seen[i].score = 0, float(detections[j, 4])
+        taken = {j for _, j in confirmed}
+        # a second box on a face that is followed is no new face
+        covered = set(np.flatnonzero((overlaps(boxes, detections) > MIN_OVERLAP).any(0)))
+        rest = detections[[j for j in range(len(detections)) if j not in taken | covered]]
+        if not len(rest):
+            return
+        faces = self._fit(image, boxes_to_roi_boxes(rest))
+        # once more from the landmarks, as in the frames to come: the first looks like the others
+        faces = self._fit(image, [roi_box_of(face) for face in faces])
+        found = [
+            (face, float(score))
+            for face, score in zip(faces, rest[:, 4], strict=True)
+            if looks_like_a_face(face, image)
+        ]
+        nearness = np.zeros((len(missing), len(found)))
+        for (i, j), _ in np.ndenumerate(nearness):
+            nearness[i, j] = nearness_of(missing[i], found[j][0])
+        again = {j: missing[i] for i, j in pairs(nearness, 0)}
+        for j, (face, score) in enumerate(found):
+            if j in again:
+                again[j].see(face)
+                again[j].score, again[j].unconfirmed = score, 0
+            elif score < WEAK_SCORE and not looks_like_a_face(face, image, WEAK_STRETCH):
+                continue
+            elif not any(same_face(face, track.face) for track in self.tracks if not track.missing):
+                self.last_id += 1
+                smoother = self.strength and FaceSmoother(self.pipeline.face_model, self.strength)
+                self.tracks.append(Track(self.last_id, face, score, smoother))
+
+    def _fit(self, image: np.ndarray, roi_boxes: Sequence[np.ndarray] | np.ndarray) -> list[Face]:
+        """One face for each of n roi boxes, without dense mesh."""
+        if not len(roi_boxes):
+            return []
+        roi_boxes = np.asarray(roi_boxes)
+        detections = np.full((len(roi_boxes), 5), np.nan, np.float32)
+        crops = crop_faces(image, roi_boxes)
+        return self.pipeline.faces_from_crops(crops, roi_boxes, detections, dense=False)
+
+    def _drop_duplicates(self) -> None:
+        """Where two tracks follow one face, as when one hides the other, it belongs to the one
+        whose motion it continues."""
+        seen = [track for track in self.tracks if not track.missing]
+        for i, first in enumerate(seen):
+            for second in seen[i + 1 :]:
+                if not first.missing and not second.missing and same_face(first.face, second.face):
+                    max(first, second, key=surprise).take_back()
+
+    def _seen(self, dense: bool) -> list[tuple[int, Face]]:
+        tracks = [track for track in self.tracks if not track.missing]
+        if not tracks:
+            return []
+        parameters = [
+            track.smoother(track.face, track.gap) if track.smoother else track.face.parameters
+            for track in tracks
+        ]
+        faces = faces_from_parameters(
+            self.pipeline.face_model,
+            np.stack(parameters),
+            np.stack([track.face.roi_box for track in tracks]),
+            np.array([[0, 0, 0, 0, track.score] for track in tracks], np.float32),
+            dense,
+        )
+        return [
+            (track.id, replace(face, box=box_of(face).astype(np.float32)))
+            for track, face in zip(tracks, faces, strict=True)
+        ]
+
+
+# ------------------------------------------------------------------------------- faces and boxes
+
+
+def size_of(face: Face) -> float:
+    """sqrt(w * h) of the landmarks' box, pixels."""
+    return float(np.sqrt(np.ptp(face.landmarks[:2], axis=1).prod()))
+
+
+def centre_of(face: Face) -> np.ndarray:
+    """(2,) float64: the landmarks' mean, image frame."""
+    return face.landmarks[:2].mean(axis=1, dtype=np.float64)
+
+
+def roi_box_of(face: Face) -> np.ndarray:
+    """(4,) float64 x1 y1 x2 y2: the roi box that the detector would give, from the landmarks."""
+    low, high = face.landmarks[:2].min(axis=1), face.landmarks[:2].max(axis=1)
+    side = ROI_OVER_DIAGONAL * float(np.hypot(*(high - low)))
+    up = face.rotation[:2, 1] * (1, -1)  # the head's top, in the y-down image
+    centre = (low + high) / 2 + ROI_RISE * side * up
+    return np.concatenate([centre - side / 2, centre + side / 2])
+
+
+def box_of(face: Face) -> np.ndarray:
+    """(4,) float64 x1 y1 x2 y2: the box that the detector would give, from the landmarks."""
+    x1, y1, x2, y2 = roi_box_of(face)
+    height = (y2 - y1) / ROI_ENLARGEMENT
+    half = np.array([BOX_ASPECT * height, height]) / 2
+    centre = np.array([x1 + x2, y1 + y2]) / 2
+    return np.concatenate([centre - half, centre + half])
+
+
+def next_roi_box(face: Face, velocity: np.ndarray) -> np.ndarray:
+    """(4,) where to crop the face from the next frame.
+
+    Where it stood still, from the same place: other crops give slightly other landmarks.
+    """
+    box = roi_box_of(face) + np.tile(velocity, 2)
+    tolerance = ROI_TOLERANCE * (box[2] - box[0])
+    stands = np.abs(box - face.roi_box).max() < tolerance > 10 * np.abs(velocity).max()
+    return face.roi_box if stands else box
+
+
+def looks_like_a_face(face: Face, image: np.ndarray, max_stretch: float = MAX_STRETCH) -> bool:
+    """A cheap judgement: what the network makes of other things rarely has a face's geometry."""
+    linear = split_camera(face.parameters[None])[0, :, :3].astype(np.float64)
+    lengths = np.linalg.svd(linear, compute_uv=False)
+    side = face.roi_box[2] - face.roi_box[0]
+    diagonal = float(np.hypot(*np.ptp(face.landmarks[:2], axis=1)))
+    centre = centre_of(face)
+    return bool(
+        lengths[0] <= max_stretch * lengths[2]
+        and np.linalg.det(linear) > 0
+        and LANDMARKS_OVER_ROI[0] * side <= diagonal <= LANDMARKS_OVER_ROI[1] * side
+        and MIN_SIDE <= side <= 4 * max(image.shape[:2])
+        and (centre >= 0).all()
+        and (centre < image.shape[1::-1]).all()
+    )
+
+
+def continues(track: Track, face: Face) -> bool:
+    """Whether the face can be the track's next."""
+    size = size_of(track.face)
+    step = float(np.linalg.norm(centre_of(face) - track.centre))
+    cosine = (np.trace(track.face.rotation.T @ face.rotation) - 1) / 2
+    growth = size_of(face) / size
+    return bool(
+        step <= MAX_STEP * size
+        and 1 / MAX_GROWTH <= growth <= MAX_GROWTH
+        and cosine >= np.cos(np.radians(MAX_TURN))
+    )
+
+
+def surprise(track: Track) -> float:
+    """How far from where its motion led it a track was seen in this frame, in face sizes."""
+    face, velocity, missing = track.before
+    step = centre_of(track.face) - centre_of(face) - velocity * missing
+    return float(np.linalg.norm(step)) / size_of(face)
+
+
+def same_face(a: Face, b: Face) -> bool:
+    """Whether two faces' landmarks lie on each other."""
+    distance = np.linalg.norm(a.landmarks[:2] - b.landmarks[:2], axis=0).mean()
+    return bool(distance < SAME_FACE * min(size_of(a), size_of(b)))
+
+
+def nearness_of(track: Track, face: Face) -> float:
+    """How well a face fits to a missing one; 0 or less: not at all."""
+    size = size_of(track.face)
+    growth = size_of(face) / size
+    if not 1 / 2 <= growth <= 2:
+        return 0.0
+    reach = MAX_DISTANCE + DISTANCE_GROWTH * track.missing
+    # it moved on, or was stopped: whichever is nearer
+    places = (track.centre, centre_of(track.face))
+    distance = min(float(np.linalg.norm(centre_of(face) - place)) for place in places)
+    return 1 - distance / size / reach
+
+
+def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, 4+) and (m, 4+) boxes -> (n, m) intersection over union."""
+    a, b = boxes[:, None, :4], others[None, :, :4]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    common = np.maximum(sides, 0).prod(-1)
+    areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b)]
+    return common / np.maximum(areas[0] + areas[1] - common, 1e-9)
+
+
+def pairs(merit: np.ndarray, least: float) -> list[tuple[int, int]]:
+    """(n, m) merits -> pairs (i, j) of a merit above ``least``, best first, nobody twice."""
+    found: list[tuple[int, int]] = []
+    for flat in np.argsort(-merit, axis=None, kind="stable"):
+        i, j = divmod(int(flat), merit.shape[1])
+        if merit[i, j] <= least:
+            break
+        if all(i != a and j != b for a, b in found):
+            found.append((i, j))
+    return found

@@ -1,0 +1,272 @@
+"""Reading frames from video files and cameras; writing videos that are playable whatever happens.
+
+OpenCV does the decoding and encoding (its wheels bring FFmpeg's libraries); the ``ffmpeg`` program,
+where it is installed, copies the sound.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.files import to_bgr8
+
+CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
+DEFAULT_FPS = 25.0  # where a file or camera tells none that can be true
+HIGHEST_FPS = 240  # some containers give the unit of their times instead
+READ_ATTEMPTS = 8  # frames that may be damaged in a row before the rest counts as lost
+MISSING_SHARE = 0.02  # of the frames that a file claims; containers only estimate them
+LONGEST_GAP = 2.0  # seconds between frames that are filled by repeating; beyond: a new beginning
+
+Say = Callable[[str], None]
+
+
+class VideoReader:
+    """The frames of a video file or camera, one after the other.
+
+    All frames have the size of the first: should it change on the way, they are scaled to fit and
+    centred on black, because a written video has one size. What cannot be decoded is left out; a
+    damaged end ends the video. Both are told once to ``say``.
+
+    Args:
+        source: a file, or the number of a camera.
+        say: gets one line about anything out of the ordinary.
+        capture: in place of OpenCV's ``VideoCapture``, already open.
+
+    Attributes:
+        size: (width, height) of the frames.
+        fps: frames a second, as the file or camera claims.
+        count: frames, as the file claims; None where it does not, and for cameras.
+        is_live: it is a camera.
+        is_damaged: after the last frame: noticeably fewer could be read than the file claims.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no such file.
+        ValueError: no frame can be read: not a video, damaged, or no such camera.
+    """
+
+    def __init__(self, source: Path | int, say: Say, capture: cv2.VideoCapture | None = None):
+        self.source, self.say = source, say
+        self.is_live = isinstance(source, int)
+        self.name = f"camera {source}" if self.is_live else str(source)
+        if not self.is_live and capture is None:
+            if source.is_dir():
+                raise IsADirectoryError(f"{source}: a folder, expected a video file")
+            if not source.exists():
+                raise FileNotFoundError(f"{source}: no such file, nor the number of a camera")
+        self.capture = capture or _open_capture(source)
+        self.is_damaged = self.size_changed = False
+        self.first = self._next() if self.capture.isOpened() else None
+        if self.first is None:
+            self.capture.release()
+            raise ValueError(
+                f"{self.name}: no frame can be read; "
+                + (
+                    "is it connected, free and permitted?"
+                    if self.is_live
+                    else "not a video in a format that OpenCV reads, or damaged"
+                )
+            )
+        self.size = (self.first.shape[1], self.first.shape[0])
+        fps = self.capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 0 < fps <= HIGHEST_FPS else DEFAULT_FPS
+        count = self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.count = int(count) if 0 < count < 1e9 and not self.is_live else None
+        self.started = time.monotonic()
+
+    def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
+        """(seconds since the first frame, (H, W, 3) uint8 BGR) of each frame. Once."""
+        frame, number, origin, last = self.first, 0, None, -1.0
+        self.first = None
+        while frame is not None:
+            if self.is_live:
+                seconds = time.monotonic() - self.started
+            else:
+                seconds = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            origin = seconds if origin is None else origin
+            seconds -= origin
+            if not np.isfinite(seconds) or seconds <= last:  # not every container has times
+                seconds = last + 1 / self.fps if number else 0.0
+            last = seconds
+            yield seconds, self._fit(frame)
+            number += 1
+            frame = self._next()
+        lost = 0 if self.count is None else self.count - number
+        if lost > max(MISSING_SHARE * (self.count or 0), 1):
+            self.is_damaged = True
+            self.say(f"{self.name}: damaged, {number} of {self.count} frames could be read")
+
+    def close(self) -> None:
+        self.capture.release()
+
+    def _next(self) -> np.ndarray | None:
+        for _ in range(READ_ATTEMPTS):
+            try:
+                done, frame = self.capture.read()
+                if done and frame is not None and frame.size:
+                    return to_bgr8(frame)
+            except (cv2.error, ValueError):  # a frame that cannot be decoded
+                continue
+        return None
+
+    def _fit(self, frame: np.ndarray) -> np.ndarray:
+        width, height = self.size
+        if frame.shape[:2] == (height, width):
+            return frame
+        if not self.size_changed:
+            self.size_changed = True
+            self.say(
+                f"{self.name}: the frames' size changes from {width}x{height} to "
+                f"{frame.shape[1]}x{frame.shape[0]}; they are fitted into the first"
+            )
+        scale = min(width / frame.shape[1], height / frame.shape[0])
+        inner = (max(round(frame.shape[1] * scale), 1), max(round(frame.shape[0] * scale), 1))
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        fitted = np.zeros((height, width, 3), np.uint8)
+        left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+        fitted[top : top + inner[1], left : left + inner[0]] = cv2.resize(
+            frame, inner, interpolation=method
+        )
+        return fitted
+
+
+def _open_capture(source: Path | int) -> cv2.VideoCapture:
+    if isinstance(source, int):
+        return cv2.VideoCapture(source)
+    path = source.resolve()  # a name that begins like an option or address is a file's all the same
+    if not _is_text(path):  # it would crash OpenCV
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / f"video{path.suffix}"
+            link.symlink_to(path)
+            return cv2.VideoCapture(str(link))  # stays open when the link is gone
+    return cv2.VideoCapture(path.as_posix())
+
+
+def _is_text(path: Path) -> bool:
+    """Whether all of a path's bytes are characters."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class VideoWriter:
+    """A video that appears under its name, complete, with ``close``; until then nothing is there.
+
+    Frames are given with their time and repeated or left out where they stray from the steady rate
+    of a video, so that it lasts as long as what it shows, whatever a camera does.
+
+    Args:
+        path: its suffix, one of ``CODECS``, decides the format.
+        size: (width, height) of the frames; an odd last column or row is cut off.
+        fps: frames a second.
+
+    Raises:
+        OSError: it cannot be written there.
+        ValueError: another suffix, a size below 2x2, or an OpenCV that cannot write the format.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: float) -> None:
+        check_video_path(path)
+        if not _is_text(path.parent):
+            raise ValueError(
+                f"{str(path.parent)!r}: the folder's name is no text; OpenCV needs one"
+            )
+        self.path, self.fps, self.written, self.shift = path, fps, 0, 0.0
+        self.last = 0.0  # time of the last frame
+        self.size = (size[0] // 2 * 2, size[1] // 2 * 2)
+        if min(self.size) < 2:
+            raise ValueError(f"{path}: a video has at least 2x2 pixels, not {size[0]}x{size[1]}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # a folder of our own: the suffix must be the video's
+        self.folder = Path(tempfile.mkdtemp(prefix=".video.", suffix=".partial", dir=path.parent))
+        self.partial = self.folder / f"video{path.suffix.lower()}"
+        code = cv2.VideoWriter_fourcc(*CODECS[path.suffix.lower()])
+        self.writer = cv2.VideoWriter(str(self.partial), code, fps, self.size)
+        if not self.writer.isOpened():
+            self.abandon()
+            raise ValueError(
+                f"{path}: this OpenCV cannot write {path.suffix} files; take another suffix of "
+                f"{' '.join(CODECS)}, or install the opencv-python-headless wheel"
+            )
+
+    def write(self, frame: np.ndarray, seconds: float) -> None:
+        """(H, W, 3) uint8 BGR of the writer's size, shown from ``seconds`` on."""
+        if seconds - self.last > LONGEST_GAP:
+            self.shift += seconds - self.last - 1 / self.fps
+        self.last = seconds
+        ahead = self.written - (seconds - self.shift) * self.fps  # frames
+        if ahead > 1 + 1e-3:
+            return
+        frame = frame[: self.size[1], : self.size[0]]
+        for _ in range(max(round(-ahead), 0) + 1 if ahead < -1 - 1e-3 else 1):
+            self.writer.write(frame)
+            self.written += 1
+
+    def close(self, sound_from: Path | None = None) -> str | None:
+        """Ends the video and gives it its name.
+
+        Args:
+            sound_from: the video whose sound is copied.
+
+        Returns:
+            One line that says why the sound was not copied; None where nothing is to be said.
+
+        Raises:
+            OSError: it could not be written, for example because the disk is full.
+        """
+        self.writer.release()
+        try:
+            self._check()
+            message = self._add_sound(sound_from) if sound_from else None
+            os.replace(self.partial, self.path)
+        finally:
+            self.abandon()
+        return message
+
+    def abandon(self) -> None:
+        """Ends without a video."""
+        self.writer.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check(self) -> None:
+        """OpenCV's writer does not tell of failures."""
+        capture = cv2.VideoCapture(str(self.partial))
+        readable = capture.isOpened() and capture.read()[0]
+        capture.release()
+        if not readable:
+            raise OSError(
+                f"{self.path}: the video could not be written completely; is the disk full?"
+            )
+
+    def _add_sound(self, source: Path) -> str | None:
+        ffmpeg = shutil.which("ffmpeg")
+        if ffmpeg is None:
+            return "sound, if there is any, is not copied: that takes the program ffmpeg"
+        together = self.partial.with_stem("with_sound")
+        for codec in ("copy", "aac"):  # not every container takes every sound
+            command = [ffmpeg, "-v", "error", "-nostdin", "-y"]
+            command += ["-i", f"file:{self.partial}", "-i", f"file:{source}"]
+            command += ["-map", "0:v", "-map", "1:a?", "-c:v", "copy", "-c:a", codec]
+            command += ["-t", f"{self.written / self.fps:.3f}", f"file:{together}"]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            if done.returncode == 0:
+                os.replace(together, self.partial)
+                return None
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return f"the sound is not copied: ffmpeg says {reason!r}"
+
+
+def check_video_path(path: Path) -> None:
+    """Raises ValueError for a suffix that no video can be written with."""
+    if path.suffix.lower() not in CODECS:
+        raise ValueError(f"{path}: a video to write ends in {', '.join(CODECS)}")

@@ -1,0 +1,97 @@
+"""The numbers of a video's faces: a line of JSON for each frame, or arrays of all of them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from array import array
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from utils.files import atomic_write, write_npz
+from utils.inference import Face
+from utils.morphable_model import NUM_LANDMARKS, NUM_PARAMETERS
+from utils.results import face_to_json
+
+FORMATS = ("jsonl", "npz")
+# one row a face, under the names of ``Face``
+ROW = np.dtype(
+    [
+        ("frame", np.int64),
+        ("time", np.float64),
+        ("id", np.int32),
+        ("box", np.float32, 4),
+        ("score", np.float32),
+        ("roi_box", np.float64, 4),
+        ("parameters", np.float32, NUM_PARAMETERS),
+        ("landmarks", np.float32, (3, NUM_LANDMARKS)),
+        *((angle, np.float64) for angle in ("yaw", "pitch", "roll")),
+        ("rotation", np.float64, (3, 3)),
+        ("scale", np.float64),
+        ("translation", np.float64, 3),
+    ]
+)
+
+
+class VideoNumbers:
+    """Takes the faces of one frame after the other; a context manager.
+
+    With the block's end the files appear, complete: PATH.jsonl with one line a frame (streamed, so
+    that nothing is kept in memory), PATH.npz with the fields of ``ROW`` as arrays of one row a face
+    and ``frame_time``, seconds of every frame. If the block ends by an exception they do not.
+
+    Args:
+        path: of the files, whose suffix is replaced.
+        formats: some of ``FORMATS``.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+
+    def __init__(self, path: Path, formats: Sequence[str]) -> None:
+        self.path, self.formats = path, formats
+        self.times = array("d")
+
+    def __enter__(self) -> VideoNumbers:
+        with ExitStack() as stack:
+            if "jsonl" in self.formats:
+                lines = atomic_write(self.path.with_suffix(".jsonl"), "w")
+                self.lines = stack.enter_context(lines)
+            if "npz" in self.formats:
+                self.rows = stack.enter_context(tempfile.TemporaryFile())
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        rows = b""
+        with self.stack.pop_all() as stack:  # the lines get their name, or go
+            if kind is not None:
+                stack.__exit__(kind, error, trace)
+                return
+            if "npz" in self.formats:
+                self.rows.seek(0)
+                rows = self.rows.read()
+        if "npz" in self.formats:
+            table = np.frombuffer(rows, ROW)
+            arrays = {name: table[name] for name in ROW.names}
+            arrays["frame_time"] = np.array(self.times)
+            write_npz(self.path.with_suffix(".npz"), arrays)
+
+    def add(self, frame: int, seconds: float, tracked: Sequence[tuple[int, Face]]) -> None:
+        """The faces, each with its id, of a frame; what has been added is in the files' way."""
+        self.times.append(seconds)
+        if "npz" in self.formats:
+            for number, face in tracked:
+                row = np.zeros((), ROW)
+                row["frame"], row["time"], row["id"] = frame, seconds, number
+                for name in ROW.names[3:]:
+                    row[name] = getattr(face, name)
+                self.rows.write(row.tobytes())
+        if "jsonl" in self.formats:
+            faces = [{"id": number} | face_to_json(face) for number, face in tracked]
+            line = {"frame": frame, "time": round(seconds, 6), "faces": faces}
+            self.lines.write(json.dumps(line, allow_nan=False) + "\n")
+            self.lines.flush()

@@ -1,0 +1,113 @@
+"""Follows the faces of a video or camera; draws their landmarks, mesh, pose; saves their numbers.
+
+python video.py -f in.mp4 -o out.mp4
+python video.py -f 0 --show                                     # camera 0, in a window
+python video.py -f in.mp4 -o out.mp4 --draw mesh,pose --smooth strong --save jsonl,npz
+python video.py -f in.mp4 --no-video --save npz                 # numbers only
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from utils import video_numbers
+from utils.model_options import add_model_options, open_model
+from utils.overlays import DRAWINGS
+from utils.photo_script import comma_list
+from utils.smoothing import STRENGTHS
+from utils.video_io import CODECS, check_video_path
+from utils.video_script import check_window, default_video, run_on_video
+
+EPILOG = """\
+--save writes beside the video, under its name:
+  jsonl   one line a frame: {"frame", "time" (seconds), "faces": [{"id", "box", "landmarks", ...}]}
+  npz     arrays with one row a face and frame: frame, time, id, box, landmarks, parameters, ...;
+          and frame_time, the seconds of every frame
+  Fields, frames and units are those of utils.inference.Face; box is where the detector would put
+  its box, score that of the face's last detection.
+
+Ctrl-C (in the window q or Esc) ends; what is finished by then is kept.
+
+exit code: 0 all done, 1 the video is damaged or was not finished, 2 wrong usage
+"""
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("-f", "--files", required=True, metavar="VIDEO", help="a video, or a camera's number")
+    add("-o", "--out", type=Path, metavar="VIDEO",
+        help="to write (default: inference_output/NAME.mp4; with --show none); "
+        f"{' '.join(CODECS)}")  # fmt: skip
+    add("--no-video", action="store_true", help="write none")
+    add("--show", action="store_true", help="open a window")
+    add("--draw", type=comma_list(DRAWINGS), default=("mesh", "landmarks"), metavar="LIST",
+        help=f"any of {','.join(DRAWINGS)} (default: mesh,landmarks)")  # fmt: skip
+    add("--save", type=comma_list(video_numbers.FORMATS), default=(), metavar="LIST",
+        help=f"numbers, any of {','.join(video_numbers.FORMATS)}")  # fmt: skip
+    add("--smooth", choices=tuple(STRENGTHS), default="light", help="default: light")
+    add("--detect-every", type=int, default=10, metavar="K",
+        help="look for new faces every K frames (default: 10)")  # fmt: skip
+    add_model_options(parser)
+    options = parser.parse_args(arguments)
+    settle(parser, options)
+    return options
+
+
+def settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """What is read, and where what goes: ``files``, ``video`` and ``numbers``."""
+    is_camera = options.files.isdecimal() and not Path(options.files).exists()
+    options.files = int(options.files) if is_camera else Path(options.files)
+    if options.detect_every < 1:
+        parser.error(f"--detect-every must be at least 1, got {options.detect_every}")
+    if not is_camera and not options.files.is_file():
+        parser.error(f"{options.files}: no such file, nor the number of a camera")
+    options.numbers = options.out or default_video(options.files)
+    options.video = options.numbers
+    if options.no_video or (options.show and options.out is None):
+        options.video = None
+    if options.video is None and not options.save and not options.show:
+        parser.error("nothing to do: --no-video without --save or --show")
+    if options.video:
+        try:
+            check_video_path(options.video)
+        except ValueError as error:
+            parser.error(str(error))
+        if not is_camera and options.video.exists() and options.video.samefile(options.files):
+            parser.error(f"{options.video}: is the video to read; give another name with -o")
+    for path in [options.video, *(options.numbers.with_suffix(f".{f}") for f in options.save)]:
+        if path and path.is_dir():
+            parser.error(f"{path}: is a folder; give a file to write with -o")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_options(arguments)
+    try:
+        if options.show:
+            check_window()
+        if options.video or options.save:
+            options.numbers.parent.mkdir(parents=True, exist_ok=True)  # tried before all the work
+        model = open_model(options)
+        tqdm.write(model.description)
+    except (OSError, ValueError, RuntimeError) as error:
+        tqdm.write(f"video.py: {error}", file=sys.stderr)
+        return 2
+    try:
+        return run_on_video(options, model)
+    except (OSError, ValueError) as error:
+        tqdm.write(f"failed: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    # of a damaged video FFmpeg and OpenCV say much; we say it in one line
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
+    sys.exit(main())
