@@ -23,7 +23,7 @@ from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_mod
 from utils.augmentation import Mirror, similarity_on_parameters
 from utils.cli import run_script
 from utils.files import read_npz, write_npz
-from utils.fitting import fit_landmarks
+from utils.fitting import fit_landmarks, whitening
 from utils.morphable_model import MorphableModel
 from utils.preprocessing import CROP_SIZE
 
@@ -101,11 +101,8 @@ def main() -> None:
         if split == "train":
             rng = np.random.default_rng(args.seed)
             crops = simulate_crops(face_model, fits["parameters"], rng)
-    mean, std = crops.mean(0), crops.std(0)
-    std[11] = 1.0  # t_z is zero by convention: a network's output there must not be blown up
-    whitening = {"param_mean": mean.astype(np.float32), "param_std": std.astype(np.float32)}
-    with np.load(args.model) as file:
-        complete = dict(file) | whitening
+    mean, std = whitening(crops)
+    complete = read_npz(args.model) | {"param_mean": mean, "param_std": std}
     write_npz(args.model, complete)
     print(f"wrote fits.npz and fits_val.npz to {args.output}, and the whitening to {args.model}")
 

@@ -3,8 +3,18 @@
 import numpy as np
 import pytest
 
-from utils.fitting import fit_landmarks, similarity_align
-from utils.morphable_model import MorphableModel, build_morphable_model
+import Sim3DR
+from utils import synthetic
+from utils.assets import FACE_MODELS
+from utils.fitting import fit_landmarks, similarity_align, whitening
+from utils.geometry import decompose_camera
+from utils.metrics import box_size, geodesic, nme
+from utils.morphable_model import (
+    MorphableModel,
+    build_morphable_model,
+    load_morphable_model,
+    split_camera,
+)
 
 
 @pytest.fixture
@@ -93,7 +103,125 @@ def test_batch_equals_single_and_an_alternation_written_out(model):
         assert error[i] == pytest.approx(distance / np.sqrt(box.prod()), rel=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(68, 3), (2, 68, 3), (2, 3, 67)])
+# ------------------------------------------------------------------------------- people's labels
+
+
+@pytest.fixture(scope="module")
+def starter() -> MorphableModel:
+    return load_morphable_model(FACE_MODELS[1])
+
+
+def made_up_labels(model, yaw, seed=0):
+    """Parameters, their landmarks (n, 3, 68), and the faces' sizes (n, 1, 1)."""
+    whitened = synthetic.random_parameters(model, yaw, np.random.default_rng(seed))
+    landmarks = model.landmarks(model.dewhiten(whitened)).astype(np.float64)
+    return model.dewhiten(whitened), landmarks, box_size(landmarks)[:, None, None]
+
+
+def turns(one, other):
+    """Degrees between the poses of parameters."""
+    return geodesic(*(decompose_camera(split_camera(p))[1] for p in (one, other)))
+
+
+def see_contour(model, parameters, landmarks):
+    """2D labels as people set them: hidden jaw points move straight out to where the face ends.
+
+    An independent way: by what a drawn picture shows, four times as large as a crop.
+    """
+    labels = landmarks[:, :2].copy()
+    for face, points, label in zip(model.vertices(parameters), landmarks, labels, strict=True):
+        # room around the crop, for faces that are not quite inside
+        mesh = np.ascontiguousarray(4 * (face.T + (40, 40, 0)), dtype=np.float32)
+        drawn = Sim3DR.zbuffer(mesh, model.triangles, 800, 800)
+        across = points[:2, 45] - points[:2, 36]
+        across = across / np.linalg.norm(across)
+        slack = 0.04 * np.sqrt(np.ptp(points[:2], axis=1).prod())
+        for k in np.delete(np.arange(17), 8):
+            x, y = np.rint(4 * (points[:2, k] + 40)).astype(int)
+            if drawn.depth[y, x] > 4 * (points[2, k] + slack):  # something is before it
+                away = np.arange(0, 60, 0.25)
+                line = points[:2, k, None] + np.sign(k - 8) * across[:, None] * away
+                x, y = np.rint(4 * (line + 40)).astype(int).clip(0, 799)
+                label[:, k] = line[:, np.flatnonzero(drawn.covered[y, x]).max()]
+    return labels
+
+
+@pytest.mark.parametrize(("dims", "noise"), [(3, 0.01), (2, 0.02)])
+def test_pose_landmarks_and_depth_come_out_of_labels(starter, dims, noise):
+    parameters, landmarks, _ = made_up_labels(starter, np.linspace(-80, 80, 12))
+    fitted, error = fit_landmarks(starter, landmarks[:, :dims], noise=noise)
+    assert error.max() < 0.004  # the model's statistics pull a little
+    assert nme(starter.landmarks(fitted), landmarks).max() < 0.5  # percent
+    assert turns(fitted, parameters).max() < 2
+    depth = (starter.landmarks(fitted) - landmarks)[:, 2]
+    assert (depth - depth.mean(1, keepdims=True)).std() < (1.2 if dims == 2 else 0.5)
+    np.testing.assert_allclose(fitted[:, 11], starter.param_mean[11])
+
+
+@pytest.mark.parametrize(("dims", "noise"), [(3, 0.01), (2, 0.02)])
+def test_slips_and_missing_points_hardly_matter(starter, dims, noise):
+    parameters, landmarks, size = made_up_labels(starter, np.linspace(-60, 60, 12))
+    rng = np.random.default_rng(1)
+    labels = landmarks[:, :dims] + 0.01 * size * rng.normal(size=(12, dims, 68))
+    plain = nme(starter.landmarks(fit_landmarks(starter, labels, noise=noise)[0]), landmarks)
+    for label, scale in zip(labels, size[:, 0, 0], strict=True):
+        wrong, missing = np.split(rng.permutation(68)[:14], 2)
+        label[:, wrong] += rng.normal(0, 0.3, (dims, 7)) * scale
+        label[:, missing] = np.nan
+    fitted, error = fit_landmarks(starter, labels, noise=noise)
+    assert nme(starter.landmarks(fitted), landmarks).mean() < plain.mean() + 0.15  # percent
+    assert turns(fitted, parameters).max() < 2.5
+    assert error.min() > 0.02  # and it shows
+
+
+@pytest.mark.parametrize("yaw", [0, 15, 30, 45, 60])
+def test_jaw_labels_on_the_visible_contour(starter, yaw):
+    """Pose and inner landmarks from labels whose far jaw is off by up to 30 % of the face."""
+    side = np.resize([1, -1], 12)
+    parameters, landmarks, size = made_up_labels(starter, yaw * side)
+    labels = see_contour(starter, parameters, landmarks)
+    labels += 0.01 * size * np.random.default_rng(2).normal(size=labels.shape)
+    found = {}
+    for contour in (False, True):
+        fitted, error = fit_landmarks(starter, labels, noise=0.02, visible_contour=contour)
+        inner = nme(starter.landmarks(fitted)[:, :, 17:], landmarks[:, :, 17:])
+        found[contour] = turns(fitted, parameters).mean(), inner.mean()
+    assert found[True][0] < 2 and found[True][1] < 1.0  # degrees, percent of the inner box
+    assert error.max() < 0.025
+    if yaw == 30:  # further on, what is off is far enough off to be taken for a slip
+        assert found[True][0] < 0.7 * found[False][0]
+
+
+def test_faces_are_fitted_one_by_one(starter):
+    _, landmarks, _ = made_up_labels(starter, np.linspace(-60, 60, 40))
+    together = fit_landmarks(starter, landmarks[:, :2], noise=0.02)
+    for index in (0, 17, 39):
+        alone = fit_landmarks(starter, landmarks[[index], :2], noise=0.02)
+        for whole, part in zip(together, alone, strict=True):
+            np.testing.assert_allclose(whole[index], part[0], rtol=1e-3, atol=2e-4)
+    parameters, error = fit_landmarks(starter, landmarks[:0])
+    assert parameters.shape == (0, 62) and error.shape == (0,)
+
+
+def test_points_that_are_no_face_fit_badly_and_break_nothing(starter):
+    line = np.stack([np.linspace(0, 90, 68)] * 2)
+    labels = np.stack([line, np.random.default_rng(0).uniform(0, 100, (2, 68))])
+    parameters, error = fit_landmarks(starter, labels, noise=0.02)
+    assert np.isfinite(parameters).all() and error.min() > 0.1
+
+
+def test_whitening_of_a_constant_is_one():
+    parameters = np.random.default_rng(0).normal(3, 2, (50, 62)).astype(np.float32)
+    parameters[:, 11] = -76.6486
+    mean, std = whitening(parameters)
+    assert std[11] == 1 and mean.dtype == std.dtype == np.float32
+    np.testing.assert_allclose(mean[11], -76.6486, rtol=1e-6)
+    whitened = np.delete((parameters - mean) / std, 11, 1)
+    np.testing.assert_allclose(whitened.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(whitened.std(0), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(68, 3), (2, 68, 3), (2, 3, 67), (2, 4, 68)])
 def test_wrong_shape_is_refused(model, shape):
     with pytest.raises(ValueError, match=r"must have shape \(B, 3, 68\)"):
         fit_landmarks(model, np.zeros(shape))
@@ -104,3 +232,11 @@ def test_face_that_is_not_finite_is_named(model):
     labels[1, 0, 5] = np.nan
     with pytest.raises(ValueError, match=r"faces \[1\]"):
         fit_landmarks(model, labels)
+    labels[1, 0, 10:] = np.nan
+    with pytest.raises(ValueError, match=r"20 landmarks .* faces \[1\]"):
+        fit_landmarks(model, labels, noise=0.01)
+
+
+def test_flat_labels_need_their_noise(model):
+    with pytest.raises(ValueError, match="need their noise"):
+        fit_landmarks(model, np.zeros((1, 2, 68)))

@@ -1,0 +1,326 @@
+"""Own photos with landmarks become a training set: rendered faces with known parameters."""
+
+import csv
+import json
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+
+import main_train
+from tools import prepare_data
+from tools.prepare_data import Sample, name_crops, roi_box, to_crop
+from utils.assets import FACE_MODELS
+from utils.datasets import open_training_set
+from utils.files import read_image
+from utils.fitting import whitening
+from utils.geometry import decompose_camera
+from utils.landmark_labels import find_labels, read_mat_labels, read_pts
+from utils.metrics import exact_angles, geodesic, nme
+from utils.morphable_model import load_morphable_model, split_camera
+from utils.synthetic import FaceRenderer, random_background, random_parameters
+
+COUNT = 8
+STARTER = FACE_MODELS[1]
+BOXES = np.array([[40, 30, 280, 270], [90, 60, 270, 240], [5, 5, 305, 305], [100, 20, 340, 260]])
+FORMS = ("pts", "mat", "json", "csv")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_morphable_model(STARTER)
+
+
+@pytest.fixture(scope="module")
+def faces(model):
+    """Eight photos 360x320, their landmarks (8, 3, 68) in the image frame, and the rotations.
+
+    Landmarks lie on the drawn face to the pixel, as labels do: where ``FaceRenderer`` draws them.
+    """
+    rng = np.random.default_rng(5)
+    yaw = np.array([0, 12, -25, 40, -55, 20, 5, -8])
+    parameters = model.dewhiten(random_parameters(model, yaw, rng))
+    renderer = FaceRenderer(model)
+    photos, landmarks = [], model.landmarks(parameters).astype(np.float64)
+    for index in range(COUNT):
+        box = BOXES[index % len(BOXES)]
+        canvas = random_background(320, 360, rng)
+        photos.append(renderer.render(parameters[index], canvas, tuple(map(int, box)), rng))
+        scale = (box[2] - box[0]) / 120
+        landmarks[index, :2] = (landmarks[index, :2] + 0.5) * scale - 0.5 + box[:2, None]
+        landmarks[index, 2] *= scale
+    return photos, landmarks, decompose_camera(split_camera(parameters))[1]
+
+
+@pytest.fixture
+def labelled(faces, tmp_path):
+    """A function that writes photos and labels in one form and returns what the tool is given."""
+    photos, landmarks, rotation = faces
+
+    def write(form: str):
+        folder = tmp_path / form
+        folder.mkdir()
+        names = [f"photo_{index}.png" for index in range(COUNT)]
+        for name, photo in zip(names, photos, strict=True):
+            cv2.imwrite(str(folder / name), photo)
+        from_one = landmarks + np.array([[1], [1], [0]])
+        if form == "pts":
+            for name, points in zip(names, from_one, strict=True):
+                write_pts(folder / name, points[:2])
+        elif form == "mat":
+            angles = np.radians(exact_angles(rotation))[:, [1, 0, 2]]
+            for name, points, pose in zip(names, from_one, angles, strict=True):
+                pose_para = np.concatenate([pose, [1, 2, 3, 4]])[None]
+                arrays = {"pt3d_68": points, "Pose_Para": pose_para, "pt2d": np.ones((2, 21))}
+                scipy.io.savemat(folder / f"{name[:-4]}.mat", arrays)
+        elif form == "json":
+            content = {n: p.T.tolist() for n, p in zip(names, landmarks, strict=True)}
+            (folder / "labels.json").write_text(json.dumps(content))
+        else:
+            with open(folder / "labels.csv", "w", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(["file", *(f"{axis}{k}" for k in range(68) for axis in "xy")])
+                for name, points in zip(names, landmarks, strict=True):
+                    table.writerow([name, *points[:2].T.ravel()])
+        return folder if form in ("pts", "mat") else folder / f"labels.{form}"
+
+    return write
+
+
+def write_pts(photo, points):
+    rows = "\n".join(" ".join(f"{value:.4f}" for value in row) for row in points.T)
+    photo.with_suffix(".pts").write_text(
+        f"version: 1\nn_points: {points.shape[1]}\n{{\n{rows}\n}}\n"
+    )
+
+
+def run(*arguments) -> int:
+    return prepare_data.main([*map(str, arguments), "--face-model", str(STARTER)])
+
+
+def report(out):
+    with open(out / "report.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ------------------------------------------------------------------------------------ the whole way
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_set_of_each_form_shows_the_labelled_faces(form, labelled, faces, model, tmp_path):
+    photos, landmarks, rotation = faces
+    out = tmp_path / "set"
+    # the jaw of these 2D labels is the model's own
+    assert run(labelled(form), "--out", out, "--jaw", "model") == 0
+    made = open_training_set(out, model)
+    assert made.names == [f"photo_{index}.jpg" for index in range(COUNT)]
+    crops, fitted = made.images(np.arange(COUNT)), made.landmarks(np.arange(COUNT))
+    flat = form in ("pts", "csv")
+    lines = report(out)
+    for index in range(COUNT):
+        box = np.array([int(lines[index][side]) for side in ("x1", "y1", "x2", "y2")])
+        assert np.abs(box - roi_box(landmarks[index])).max() <= (3 if flat else 2)
+        zoom = 120 / (box[2] - box[0])
+        expected = (landmarks[index, :2] - box[:2, None] + 0.5) * zoom - 0.5
+        error = nme(fitted[index][None], expected[None])[0]
+        assert error < (0.6 if flat else 0.4)  # percent
+        depth = fitted[index, 2] - landmarks[index, 2] * zoom
+        assert (depth - depth.mean()).std() < (2.0 if flat else 0.5)  # crop pixels
+        # a crop shows what the photo shows there
+        x, y = np.round(landmarks[index, :2]).astype(int)
+        moved = np.float32([[zoom, 0, (0.5 - box[0]) * zoom - 0.5], [0, zoom, 0]])
+        moved[1, 2] = (0.5 - box[1]) * zoom - 0.5
+        same = cv2.warpAffine(photos[index], moved, (120, 120))
+        assert np.abs(same.astype(int) - crops[index]).mean() < 4  # levels; JPEG, borders
+    turned = geodesic(decompose_camera(split_camera(made.parameters))[1], rotation)
+    assert turned.max() < (3 if flat else 1)  # degrees
+    assert [line["photo"] for line in lines] == [f"photo_{index}.png" for index in range(COUNT)]
+    assert all(0 < float(line["fit_error_percent"]) < 0.6 for line in lines)
+    assert json.loads((out / "report.json").read_text())["faces"] == COUNT
+    assert read_image(out / "contact_sheet.png").shape[1] > 8 * 240
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_made_set_trains(labelled, tmp_path, capsys):
+    assert run(labelled("json"), "--out", tmp_path / "set", "--jobs", 1) == 0
+    options = ["--data", tmp_path / "set", "--face-model", STARTER, "--dry-run", "--device", "cpu"]
+    options += ["--batch-size", 2, "--held-out", 0.3, "--train-size", 32, "--workers", 1]
+    options += ["--backbone", "mobilenet_025", "--out", tmp_path / "run"]
+    assert main_train.main([*map(str, options)]) == 0
+
+
+def test_own_whitening_comes_with_a_face_model_that_has_it(labelled, model, tmp_path):
+    source = labelled("mat")
+    for kind in ("model", "set"):
+        assert run(source, "--out", tmp_path / kind, "--whitening", kind) == 0
+    with_model = open_training_set(tmp_path / "model", model)
+    own_model = load_morphable_model(tmp_path / "set" / "face_model.npz")
+    with_own = open_training_set(tmp_path / "set", own_model)
+    np.testing.assert_allclose(with_own.parameters, with_model.parameters, rtol=1e-3, atol=1e-4)
+    stored = pickle.loads((tmp_path / "set/3dmm_data/param_all_norm_v201.pkl").read_bytes())
+    assert stored.shape == (COUNT, 102)
+    np.testing.assert_allclose(stored[:, :62].mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.delete(stored, 11, 1)[:, :61].std(0), 1, atol=1e-3)
+    mean, std = whitening(with_model.parameters)
+    np.testing.assert_allclose(own_model.param_mean, mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(own_model.mean, model.mean)
+    np.testing.assert_array_equal(own_model.triangles, model.triangles)
+    file = pickle.loads((tmp_path / "model/3dmm_data/param_whitening.pkl").read_bytes())
+    np.testing.assert_array_equal(file["param_std"], model.param_std)
+
+
+def test_the_result_does_not_depend_on_the_threads(labelled, tmp_path):
+    source = labelled("csv")
+    for jobs in (1, 3):
+        assert run(source, "--out", tmp_path / f"{jobs}", "--jobs", jobs) == 0
+    first, second = (
+        {path.relative_to(tmp_path / jobs): path for path in (tmp_path / jobs).rglob("*.*")}
+        for jobs in "13"
+    )
+    assert first.keys() == second.keys()
+    for name, path in first.items():
+        assert path.read_bytes() == second[name].read_bytes(), name
+
+
+# ------------------------------------------------------------------------------- what is left out
+
+
+def test_bad_faces_are_left_out_and_named(labelled, faces, tmp_path, capsys):
+    _, landmarks, _ = faces
+    path = labelled("json")
+    content = json.loads(path.read_text())
+    content["photo_0.png"] = content["photo_0.png"][:67]
+    content["photo_1.png"] = np.random.default_rng(0).uniform(0, 300, (68, 3)).tolist()
+    content["photo_2.png"] = (landmarks[2].T * 4).tolist()  # of a picture four times as large
+    content["photo_3.png"][7] = "text"
+    content["nothing.png"] = content["photo_4.png"]
+    content["broken.png"] = content["photo_4.png"]
+    content["../json/photo_4.png"] = content["photo_4.png"]
+    content["photo_5.png"][:50] = [[None] * 3] * 50
+    content["photo_6.png"] = [content["photo_6.png"], landmarks[6].T.tolist()]  # two faces
+    (path.parent / "broken.png").write_bytes(b"\x89PNG no")
+    path.write_text(json.dumps(content))
+    out = tmp_path / "set"
+    assert run(path, "--out", out, "--photos", path.parent) == 1
+    reasons = {line["photo"]: line["left_out_because"] for line in report(out)}
+    for name, reason in {
+        "photo_0.png": "expected 68 points",
+        "photo_1.png": "at most 5 is allowed",
+        "photo_2.png": "outside the picture of 360x320",
+        "photo_3.png": "68 rows of numbers",
+        "photo_5.png": "18 points are known",
+        "nothing.png": "missing",
+        "broken.png": "not a picture",
+        "../json/photo_4.png": "must lie in",
+    }.items():
+        assert reason in reasons.pop(name)
+    assert set(reasons.values()) == {""}
+    names = (out / "3dmm_data/train_aug_120x120.list.train").read_text().split()
+    assert names == ["photo_4.jpg", "photo_6.jpg", "face2/photo_6.jpg", "photo_7.jpg"]
+    files = {str(f.relative_to(out / "train_aug_120x120")) for f in out.rglob("*.jpg")}
+    assert files == set(names)
+    said = capsys.readouterr()
+    assert "4 faces" in said.out and "left out 8" in said.out and "nothing.png: missing" in said.out
+
+
+def test_nothing_is_written_without_a_usable_face(labelled, tmp_path, capsys):
+    path = labelled("json")
+    assert run(path, "--out", tmp_path / "set", "--max-error", 1e-4) == 1
+    assert not (tmp_path / "set").exists() and not list(tmp_path.glob(".*"))
+    assert "none of 8 faces" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["exists", "no labels", "no source", "damaged", "empty"])
+def test_wrong_usage(fault, labelled, tmp_path, capsys):
+    source = labelled("json")
+    if fault == "exists":
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set" / "file").touch()
+    elif fault == "no labels":
+        source = source.parent  # photos alone
+    elif fault == "no source":
+        source = tmp_path / "nothing.csv"
+    else:
+        source.write_text("{" if fault == "damaged" else "{}")
+    assert run(source, "--out", tmp_path / "set") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("prepare_data: ") and error.count("\n") == 1
+    assert str(tmp_path) in error
+
+
+# -------------------------------------------------------------------------------------- the forms
+
+
+def test_pts_files_count_from_one(tmp_path):
+    points = np.random.default_rng(0).uniform(1, 200, (2, 68))
+    write_pts(tmp_path / "a.jpg", points)
+    np.testing.assert_allclose(read_pts(tmp_path / "a.pts"), points - 1, atol=1e-4)
+    for bad in ("", "{ 1 2 }", "{ 1 2", "n_points: 68 {" + "1 2\n" * 67 + "x y }"):
+        (tmp_path / "a.pts").write_text(bad)
+        with pytest.raises(ValueError, match=r"a\.pts: expected"):
+            read_pts(tmp_path / "a.pts")
+
+
+def test_mat_files_of_300w_lp(tmp_path):
+    rng = np.random.default_rng(0)
+    flat, hidden = rng.uniform(1, 200, (2, 68)), np.full((2, 68), -1.0)
+    path = tmp_path / "a.mat"
+    hidden[:, 10:] = flat[:, 10:]
+    scipy.io.savemat(path, {"pt2d": hidden})
+    points, contour, rotation = read_mat_labels(path)
+    assert contour and rotation is None and np.isnan(points[:, :10]).all()
+    np.testing.assert_allclose(points[:, 10:], flat[:, 10:] - 1)
+    scipy.io.savemat(path, {"pts_2d": hidden.T, "pts_3d": flat.T})
+    points, contour, _ = read_mat_labels(path)
+    assert not contour
+    np.testing.assert_allclose(points, flat - 1)
+    scipy.io.savemat(path, {"pt2d": np.ones((2, 21))})
+    with pytest.raises(ValueError, match=r"expected 68 points .* found pt2d \(2, 21\)"):
+        read_mat_labels(path)
+
+
+def test_300w_lp_turned_views_need_their_own_points(labelled, faces, tmp_path):
+    """The .mat beside a turned view has the pose of the view and the points of the photo."""
+    _, landmarks, rotation = faces
+    root = labelled("mat")
+    pose = np.radians([0, 70, 0, 0, 0, 0, 0])[None]
+    scipy.io.savemat(root / "photo_0.mat", {"pt2d": landmarks[0, :2] + 1, "Pose_Para": pose})
+    assert run(root, "--out", tmp_path / "one") == 1
+    assert "from its Pose_Para" in report(tmp_path / "one")[0]["left_out_because"]
+    (root / "landmarks").mkdir()
+    scipy.io.savemat(root / "landmarks/photo_0_pts.mat", {"pts_3d": landmarks[0, :2].T + 1})
+    assert run(root, "--out", tmp_path / "two") == 0
+
+
+def test_a_pts_file_without_its_picture_is_named(labelled, tmp_path):
+    folder = labelled("pts")
+    (folder / "photo_3.png").unlink()
+    found = {face.name: face.reason for face in find_labels(folder)}
+    assert len(found) == COUNT and "has no picture" in found["photo_3.pts"]
+
+
+def test_names_of_crops_fit_a_list(tmp_path):
+    names = ["a.jpg", "a.png", "A.jpg", "b/a.jpg", "x\ny .png", " . /c.jpg", "caf\udce9.jpg"]
+    samples = [Sample(tmp_path, name) for name in names]
+    name_crops(samples)
+    expected = ["a.jpg", "face2/a.jpg", "face3/A.jpg", "b/a.jpg", "x_y .jpg", "_/c.jpg"]
+    assert [sample.crop for sample in samples] == [*expected, "caf_.jpg"]
+
+
+def test_the_box_is_the_published_one_and_square():
+    points = np.full((2, 68), 50.0)
+    points[0, 0], points[0, 1], points[1, 2] = 40, 80, 60  # 40 by 10 around (60, 55)
+    np.testing.assert_array_equal(roi_box(points), [32, 27, 90, 85])  # 1-based 33..90, 28..85
+
+
+def test_parameters_move_with_the_pixels(face_model, parameters):
+    box = np.array([-7.0, 20.0, 353.0, 380.0])  # three pixels of the photo are one of the crop
+    parameters = np.array(parameters)
+    parameters[:, 11] = -76
+    for row, seen in zip(parameters, face_model.landmarks(parameters), strict=True):
+        moved = to_crop(row, box)
+        expected = (seen[:2] - [[-6], [21]]) / 3  # the centre of the first three by three
+        np.testing.assert_allclose(face_model.landmarks(moved[None])[0, :2], expected, atol=1e-3)
+        assert moved[11] == -76

@@ -1,0 +1,439 @@
+"""Makes a training set of your own photos with 68-point landmarks, for main_train.py --data.
+
+python -m tools.prepare_data 300W --out runs/mine            .pts or .mat files beside the photos
+python -m tools.prepare_data labels.json --out runs/mine     or .csv; photos are sought beside it
+python main_train.py --data runs/mine --held-out 0.1 --epochs 10 --batch-size 64
+"""
+
+import argparse
+import csv
+import json
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.assets import find_face_model, shown
+from utils.augmentation import similarity_on_parameters
+from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
+from utils.draw import contact_sheet, draw_landmarks
+from utils.files import new_folder, read_image, write_image, write_npz
+from utils.fitting import MIN_POINTS, fit_landmarks, whitening
+from utils.geometry import decompose_camera, rotation_to_angles
+from utils.landmark_labels import LabelledFace, find_labels
+from utils.metrics import box_size, geodesic
+from utils.morphable_model import (
+    CAMERA,
+    SHAPE,
+    MorphableModel,
+    load_morphable_model,
+    split_camera,
+)
+from utils.photo_script import in_order
+from utils.preprocessing import CROP_SIZE, MAX_COORDINATE, crop_faces
+from utils.synthetic_sets import NUM_STORED
+
+EPILOG = """\
+labels, 68 points of the 300-W scheme, x right, y down, z (if any) to the viewer in pixels:
+  NAME.pts beside NAME.jpg    300W; the first pixel is 1, 1, as in MATLAB
+  NAME.mat beside NAME.jpg    AFLW2000-3D: pt3d_68, else a pt2d of 68 points; from 1, 1 too
+  landmarks/DIR/NAME_pts.mat  300W-LP: pts_3d of DIR/NAME.jpg, taken before the others
+  FILE.json    {"photo.jpg": [[x, y], ...], "two.jpg": [[[x, y, z], ...], [...]]}; null: unknown
+  FILE.csv     photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...; a line per face; empty: unknown
+               in .json and .csv the first pixel's centre is 0, 0
+
+written to OUT: crops, list and parameters in the published layout, report.csv (a line for each
+face), report.json (summary), contact_sheet.png (worst fits, then some others),
+3dmm_data/param_whitening.pkl and, with --whitening set, face_model.npz, which --face-model wants
+
+exit code: 0 all done, 1 some faces were left out (report.csv says why), 2 wrong usage
+"""
+NOISE = {2: 0.02, 3: 0.01}  # of labels, by dimensions; see fit_landmarks. People's 2D labels: 1.6 %
+MAX_OUTSIDE = 0.25  # share of a face's points outside the picture; more are another picture's
+MIN_SIDE = 16  # pixels of a face's box
+MAX_TURN = 30.0  # degrees between the fitted pose and the one that a label file states
+ROI_SIDE = np.sqrt(2)  # of the landmark box's longer side: the published rule
+MAX_SHOWN = 10  # reasons on the screen
+SHEET = (4, 8)  # rows of the worst fits and as many of others; columns
+REPORT = (
+    *("photo", "crop", "x1", "y1", "x2", "y2"),  # the crop's square in the photo
+    *("fit_error_percent", "yaw", "pitch", "roll", "left_out_because"),
+)
+
+
+@dataclass(eq=False)
+class Sample(LabelledFace):
+    """A labelled face on its way into the set.
+
+    Attributes (beside those of ``LabelledFace``):
+        parameters: (62,) not whitened, image frame, later the crop's.
+        error: of the fit, percent.
+        crop: name of its crop, relative to the folder of crops.
+        box: (4,) x1 y1 x2 y2 of the crop, image frame.
+    """
+
+    parameters: np.ndarray | None = None
+    error: float = np.nan
+    crop: str = ""
+    box: np.ndarray | None = None
+
+
+# --------------------------------------------------------------------------------- fits and crops
+
+
+def check_points(points: np.ndarray) -> str:
+    """What is wrong with a face's points (2 or 3, 68); empty if nothing is."""
+    known = np.isfinite(points).all(0)
+    if known.sum() < MIN_POINTS:
+        return f"{known.sum()} points are known, expected at least {MIN_POINTS}"
+    side = np.ptp(points[:2, known], axis=1)
+    if np.abs(points[:, known]).max() > MAX_COORDINATE or side.min() < MIN_SIDE:
+        return f"the points span {side[0]:.0f}x{side[1]:.0f} pixels, expected at least {MIN_SIDE}"
+    return ""
+
+
+def fit_samples(face_model: MorphableModel, samples: list[Sample], max_error: float) -> None:
+    """Fits the face model to the labels of all that are not left out; leaves out bad fits."""
+    groups: dict[tuple[int, bool], list[Sample]] = {}
+    for sample in samples:
+        sample.reason = sample.reason or check_points(sample.points)
+        if not sample.reason:
+            groups.setdefault((len(sample.points), sample.visible_contour), []).append(sample)
+    total = sum(map(len, groups.values()))
+    with tqdm(total=total, desc="fitting", unit="face") as bar:
+        for (dims, contour), group in groups.items():
+            for start in range(0, len(group), 256):
+                part = group[start : start + 256]
+                labels = np.stack([sample.points for sample in part])
+                fits = fit_landmarks(face_model, labels, noise=NOISE[dims], visible_contour=contour)
+                for sample, parameters, error in zip(part, *fits, strict=True):
+                    sample.parameters, sample.error = parameters, 100 * float(error)
+                    sample.reason = _misfit(face_model, sample, max_error)
+                bar.update(len(part))
+
+
+def _misfit(face_model: MorphableModel, sample: Sample, max_error: float) -> str:
+    if not np.isfinite(sample.parameters).all() or not sample.error <= max_error:
+        return f"the fit is {sample.error:.1f} % off the labels, at most {max_error:g} is allowed"
+    size = box_size(face_model.landmarks(sample.parameters[None]))[0]
+    if size < MIN_SIDE:
+        return f"the fitted face has {size:.0f} pixels, expected at least {MIN_SIDE}"
+    if sample.rotation is not None:
+        fitted = decompose_camera(split_camera(sample.parameters[None]))[1]
+        turn = geodesic(fitted, sample.rotation[None])[0]
+        if turn > MAX_TURN:
+            return (
+                f"its points show a pose {turn:.0f} degrees from its Pose_Para (300W-LP's turned "
+                "views carry the points of the photo they were made from; give its landmarks/ too)"
+            )
+    return ""
+
+
+def roi_box(landmarks: np.ndarray) -> np.ndarray:
+    """The square around landmarks (2+, 68) that is cut out: (4,) x1 y1 x2 y2, image frame.
+
+    The published rule (``prepare_aflw2000.landmarks_to_roi_box``), but not cut to the picture:
+    training crops show a face at one scale across and down.
+    """
+    low, high = landmarks[:2].min(1), landmarks[:2].max(1)
+    side = ROI_SIDE * (high - low).max()
+    corner = np.round((low + high) / 2 - side / 2)
+    return np.concatenate([corner, corner + np.round(side) + 1])
+
+
+def to_crop(parameters: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Parameters (62,) of the image frame -> of the crop cut along a square box of whole pixels.
+
+    By the pixels that ``crop_faces`` makes: landmarks lie on the same spot of the face. t_z stays
+    what ``fit_landmarks`` made it.
+    """
+    zoom = CROP_SIZE / (box[2] - box[0])
+    # cv2.resize puts the centre of pixel x of the box at (x + 0.5) * zoom - 0.5
+    offset = (0.5 - box[:2]) * zoom - 0.5
+    arguments = (parameters[None], zoom * np.eye(2)[None], offset[None])
+    moved = similarity_on_parameters(*(torch.from_numpy(np.float64(a)) for a in arguments))
+    moved = moved[0].numpy().astype(np.float32)
+    moved[CAMERA - 1] = parameters[CAMERA - 1]
+    return moved
+
+
+def name_crops(samples: list[Sample]) -> None:
+    """Gives each a crop of its own, named after the photo, further faces in folders face2, ...
+
+    What a list of names cannot hold (line ends, spaces at the ends) becomes ``_``.
+    """
+    taken = set()
+    for sample in samples:
+        parts = ["".join(c if c.isprintable() else "_" for c in p) for p in Path(sample.name).parts]
+        parts = [part.strip() if part.strip(" .") else "_" for part in parts]
+        plain = str(Path(*parts[:-1], f"{Path(parts[-1]).stem}.jpg"))
+        sample.crop, number = plain, 1
+        while sample.crop.casefold() in taken:
+            number += 1
+            sample.crop = f"face{number}/{plain}"
+        taken.add(sample.crop.casefold())
+
+
+def write_crop(face_model: MorphableModel, sample: Sample, folder: Path) -> None:
+    """Cuts the crop, writes it below ``folder`` and moves the parameters into its frame.
+
+    A picture that cannot be read, or does not belong to the labels, leaves the sample out.
+    """
+    try:
+        image = read_image(sample.photo)
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        sample.reason = f"{sample.photo}: missing" if missing else str(error)
+        return
+    height, width = image.shape[:2]
+    x, y = sample.points[:2, np.isfinite(sample.points).all(0)]
+    outside = np.mean((x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5))
+    if outside > MAX_OUTSIDE:
+        sample.reason = f"{outside:.0%} of the points lie outside the picture of {width}x{height}"
+        return
+    sample.box = roi_box(face_model.landmarks(sample.parameters[None])[0].astype(np.float64))
+    path = folder / sample.crop
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, crop_faces(image, sample.box[None])[0])
+    sample.parameters = to_crop(sample.parameters, sample.box)
+
+
+# ------------------------------------------------------------------------------------------ output
+
+
+def prepare(
+    sources: list[Path],
+    out: Path,
+    face_model: MorphableModel,
+    *,
+    photos: Path | None = None,
+    jaw: str = "auto",
+    max_error: float = 5.0,
+    own_whitening: bool = False,
+    jobs: int = 2,
+    seed: int = 0,
+) -> list[Sample]:
+    """Writes the set; the folder appears complete or not at all, and not without a usable face.
+
+    Args:
+        sources: folders, ``.json`` and ``.csv`` files.
+        out: new or empty.
+        face_model: numpy arrays; what is fitted, and whitens.
+        photos: where the photos of ``.json`` and ``.csv`` files lie; beside them if None.
+        jaw: what 2D labels' jaw points are: on the visible ``contour``, points of the ``model``, or
+            ``auto``: as each form has it (300W-LP's pts_3d is the model's, others the contour).
+        max_error: of a fit, percent of sqrt(w·h) of the labels' box.
+        own_whitening: whiten with mean and deviation of this set, not with the face model's.
+        jobs: threads.
+        seed: chooses the faces of the contact sheet beside the worst.
+
+    Returns:
+        All faces found; of those left out, the reason.
+
+    Raises:
+        FileExistsError: something lies at ``out`` already.
+        OSError, ValueError: a source cannot be read or holds no labels, or OUT cannot be written.
+    """
+    faces = (face for source in sources for face in find_labels(source, photos))
+    samples = [Sample(**vars(face)) for face in faces]
+    if not samples:
+        raise ValueError(f"{', '.join(map(str, sources))}: no labels in it")
+    if jaw != "auto":
+        for sample in samples:
+            if sample.points is not None and len(sample.points) == 2:
+                sample.visible_contour = jaw == "contour"
+    with new_folder(out) as partial:
+        fit_samples(face_model, samples, max_error)
+        usable = [sample for sample in samples if not sample.reason]
+        name_crops(usable)
+        crops = partial / PUBLISHED_CROPS
+        crops.mkdir()
+        tasks = ((face_model, sample, crops) for sample in usable)
+        for _ in tqdm(in_order(write_crop, tasks, jobs), "cropping", len(usable), unit="face"):
+            pass
+        used = [sample for sample in usable if not sample.reason]
+        if not used:
+            raise NoneUsable(samples)
+        write_labels(partial, face_model, used, own_whitening)
+        write_report(partial, face_model, samples, used, max_error)
+        write_sheet(partial, face_model, used, seed)
+    return samples
+
+
+class NoneUsable(ValueError):
+    """Not one face could be used; ``samples`` say why."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        super().__init__(f"none of {len(samples)} faces can be used, nothing was written")
+        self.samples = samples
+
+
+def write_labels(
+    folder: Path, face_model: MorphableModel, used: list[Sample], own_whitening: bool
+) -> None:
+    """List, whitened parameters and whitening, in the published layout (``datasets``)."""
+    parameters = np.stack([sample.parameters for sample in used])  # (n, 62)
+    mean, std = face_model.param_mean, face_model.param_std
+    if own_whitening:
+        mean, std = whitening(parameters)
+        arrays = face_model_arrays(face_model) | {"param_mean": mean, "param_std": std}
+        write_npz(folder / "face_model.npz", arrays)
+    stored = np.zeros((len(used), NUM_STORED), np.float32)
+    stored[:, : parameters.shape[1]] = (parameters - mean) / std
+    pickles = {PUBLISHED_PARAMETERS: stored}
+    pickles["3dmm_data/param_whitening.pkl"] = {"param_mean": mean, "param_std": std}
+    (folder / PUBLISHED_LIST).parent.mkdir()
+    for name, content in pickles.items():
+        (folder / name).write_bytes(pickle.dumps(content, protocol=4))
+    lines = "".join(f"{sample.crop}\n" for sample in used)
+    (folder / PUBLISHED_LIST).write_text(lines, encoding="utf-8")
+
+
+def face_model_arrays(face_model: MorphableModel) -> dict[str, np.ndarray]:
+    """A model's arrays under the published names: what ``build_morphable_model`` reads."""
+    interleaved = face_model.basis.transpose(2, 1, 0).reshape(-1, len(face_model.basis))
+    mean = face_model.mean.T.reshape(-1, 1)
+    arrays = {
+        "u_shp": mean,
+        "u_exp": np.zeros_like(mean),
+        "w_shp_sim": interleaved[:, :SHAPE],
+        "w_exp_sim": interleaved[:, SHAPE:],
+        "keypoints_sim": (3 * face_model.landmark_indices[:, None] + np.arange(3)).ravel(),
+        "tri": face_model.triangles.T + 1,
+        "param_mean": face_model.param_mean,
+        "param_std": face_model.param_std,
+    }
+    if face_model.uv is not None:
+        arrays["uv"] = face_model.uv
+    if face_model.kept_vertices is not None:
+        arrays["keptInd"] = face_model.kept_vertices
+        arrays["deletedTri"] = face_model.kept_triangles.T + 1
+    return arrays
+
+
+def write_report(
+    folder: Path,
+    face_model: MorphableModel,
+    samples: list[Sample],
+    used: list[Sample],
+    max_error: float,
+) -> None:
+    """report.csv, a line for each face, and report.json, the summary."""
+    with open(folder / "report.csv", "w", encoding="utf-8", newline="", errors="replace") as file:
+        table = csv.writer(file)
+        table.writerow(REPORT)
+        for sample in samples:
+            error = "" if np.isnan(sample.error) else f"{sample.error:.3f}"
+            if sample.reason:
+                table.writerow([sample.name, *[""] * 5, error, *[""] * 3, sample.reason])
+                continue
+            rotation = decompose_camera(split_camera(sample.parameters[None]))[1]
+            angles = rotation_to_angles(rotation)[0].round(1).tolist()
+            box = sample.box.astype(int).tolist()
+            table.writerow([sample.name, sample.crop, *box, error, *angles, ""])
+    errors = np.array([sample.error for sample in used])
+    summary = {
+        "face_model": face_model.fingerprint,
+        "faces": len(used),
+        "left_out": len(samples) - len(used),
+        "max_error_percent": max_error,
+        "fit_error_percent": {"mean": round(float(errors.mean()), 3)}
+        | {f"{q}th percentile": round(float(np.percentile(errors, q)), 3) for q in (50, 90, 99)},
+    }
+    (folder / "report.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def write_sheet(folder: Path, face_model: MorphableModel, used: list[Sample], seed: int) -> None:
+    """contact_sheet.png: the worst fits, then as many others, with the landmarks of the fit."""
+    rows, columns = SHEET
+    order = np.argsort([-sample.error for sample in used], kind="stable")
+    worst, rest = np.split(order, [rows * columns])
+    others = np.random.default_rng(seed).permutation(rest)[: rows * columns]
+    pictures, captions = [], []
+    for index in (*worst, *others):
+        sample = used[index]
+        crop = read_image(folder / PUBLISHED_CROPS / sample.crop)
+        large = cv2.resize(crop, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+        points = face_model.landmarks(sample.parameters[None])[0, :2]
+        pictures.append(draw_landmarks(large, 2 * points + 0.5))
+        captions.append(f"{sample.error:.1f} % {Path(sample.crop).stem}")
+    write_image(
+        folder / "contact_sheet.png", contact_sheet(pictures, columns, (240, 240), captions)
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.prepare_data",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("labels", type=Path, nargs="+", help="folder, .json or .csv (forms below)")
+    add("--out", type=Path, required=True, help="folder to write, new or empty")
+    add("--photos", type=Path, help="where the photos of .json and .csv lie (default: beside them)")
+    about = "2D jaw points: seen contour or 3D points (default: pts_3d the latter, else contour)"
+    add("--jaw", choices=["auto", "contour", "model"], default="auto", help=about)
+    add("--max-error", type=float, default=5.0, help="of a fit, %% of sqrt(w*h) (default: 5)")
+    add(
+        "--whitening",
+        choices=["model", "set"],
+        default="model",
+        help="whose mean and deviation (default: the face model's, as existing weights want it)",
+    )
+    add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
+    add("--jobs", type=int, default=2, help="threads (default: 2)")
+    add("--seed", type=int, default=0, help="of the contact sheet's choice (default: 0)")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1 or options.seed < 0 or not options.max_error > 0:
+        parser.error("--jobs must be at least 1, --seed not negative, --max-error above 0")
+    cv2.setNumThreads(1)  # the threads are --jobs
+    try:
+        face_model = load_morphable_model(options.face_model or find_face_model())
+        samples = prepare(
+            options.labels,
+            options.out,
+            face_model,
+            photos=options.photos,
+            jaw=options.jaw,
+            max_error=options.max_error,
+            own_whitening=options.whitening == "set",
+            jobs=options.jobs,
+            seed=options.seed,
+        )
+    except NoneUsable as error:
+        print(f"prepare_data: {error}\n{_shown(error.samples)}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        print(f"prepare_data: {error}", file=sys.stderr)
+        return 2
+    errors = [sample.error for sample in samples if not sample.reason]
+    print(f"{options.out}: {len(errors)} faces, fitted with {shown(face_model.source)}")
+    print(f"    fit error: mean {np.mean(errors):.2f} %, largest {max(errors):.2f} %; look at")
+    print(f"    {options.out / 'contact_sheet.png'}")
+    if options.whitening == "set":
+        print(f"    train with --face-model {options.out / 'face_model.npz'}")
+    if len(errors) < len(samples):
+        print(f"left out {len(samples) - len(errors)} (report.csv):\n{_shown(samples)}")
+        return 1
+    return 0
+
+
+def _shown(samples: list[Sample]) -> str:
+    bad = [sample for sample in samples if sample.reason]
+    lines = [
+        sample.reason if sample.name in sample.reason else f"{sample.name}: {sample.reason}"
+        for sample in bad[:MAX_SHOWN]
+    ]
+    more = [f"... and {len(bad) - MAX_SHOWN} more"] if len(bad) > MAX_SHOWN else []
+    return "\n".join(f"  {line}" for line in lines + more)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

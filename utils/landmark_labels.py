@@ -1,0 +1,200 @@
+"""Labels of 68 landmarks in the forms that they come in.
+
+    NAME.pts beside NAME.jpg    300W
+    NAME.mat beside NAME.jpg    AFLW2000-3D: pt3d_68; else pt2d, where it has 68 points
+    landmarks/DIR/NAME_pts.mat  300W-LP: pts_3d (x and y of points in 3D) of DIR/NAME.jpg. Taken
+                                before the .mat beside the photo, whose pt2d is that of the photo
+                                before it was turned
+    FILE.json                   {"photo.jpg": [[x, y] or [x, y, z], 68 of them]}, or a list of such
+                                faces; null where a number is unknown
+    FILE.csv                    photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...: a line for each
+                                face, empty where a number is unknown; a line of titles may be first
+
+The first pixel's centre is 1, 1 in .pts and .mat files, as in MATLAB, and 0, 0 in the others.
+x points right, y down, z to the viewer in pixels.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.matlab import read_mat
+from utils.metrics import label_rotation
+from utils.morphable_model import NUM_LANDMARKS
+from utils.results import PHOTO_SUFFIXES
+
+
+@dataclass(eq=False)
+class LabelledFace:
+    """A face somebody has marked.
+
+    Attributes:
+        photo: the picture's file; whether it is there has not been looked at.
+        name: the photo's, relative to the folder of photos.
+        points: (2 or 3, 68) float64, image frame, NaN where unknown; None where ``reason`` says
+            why there are none.
+        visible_contour: whether the jaw's points lie on the visible contour.
+        rotation: (3, 3) that the label file states, as ``label_rotation`` gives it, or None.
+        reason: why the face cannot be used; empty where it can.
+    """
+
+    photo: Path
+    name: str
+    points: np.ndarray | None = None
+    visible_contour: bool = False
+    rotation: np.ndarray | None = None
+    reason: str = ""
+
+
+def read_pts(path: Path) -> np.ndarray:
+    """(2 or 3, 68) float64 points of a 300W ``.pts`` file, image frame.
+
+    The file counts pixels from 1, as 300-W's annotations do.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not 68 points between braces.
+    """
+    _, brace, rest = path.read_text(encoding="utf-8", errors="replace").partition("{")
+    if not brace or "}" not in rest:
+        raise ValueError(f"{path}: expected points between braces")
+    rows = [line.split() for line in rest.partition("}")[0].splitlines() if line.strip()]
+    return _points(rows, path)[0] - _FROM_ONE[: len(rows[0])]
+
+
+def read_mat_labels(path: Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
+    """Labels of a ``.mat`` file of AFLW2000-3D or 300W-LP.
+
+    Returns:
+        points (2 or 3, 68) float64, image frame; whether their jaw is on the visible contour;
+        the rotation (3, 3) of ``Pose_Para``, None without.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a MATLAB file of version 5 to 7, or none of its arrays holds 68 points.
+    """
+    arrays = read_mat(path)
+    for name in ("pt3d_68", "pts_3d", "pt2d", "pts_2d"):
+        array = arrays.get(name, np.zeros(0))
+        if array.ndim == 2 and NUM_LANDMARKS in array.shape:
+            rows = array.T if array.shape[1] == NUM_LANDMARKS else array
+            points = _points(rows, path)[0]
+            break
+    else:
+        found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
+        raise ValueError(
+            f"{path}: expected 68 points (pt3d_68, pts_3d, pt2d, pts_2d), found {found}"
+        )
+    if name == "pt2d":
+        points[:, (points == -1).all(0)] = np.nan  # hidden
+    points -= _FROM_ONE[: len(points)]
+    pose = arrays.get("Pose_Para", np.zeros(0)).ravel()[:3]  # pitch, yaw, roll
+    stated = len(pose) == 3 and np.isfinite(pose).all()
+    rotation = label_rotation(np.degrees(pose[[1, 0, 2]])[None])[0] if stated else None
+    return points, name.endswith("2d"), rotation
+
+
+_FROM_ONE = np.array([[1.0], [1.0], [0.0]])
+
+
+def _points(faces: object, source: object) -> np.ndarray:
+    """(n, 2 or 3, 68) from nested rows x, y(, z); one face or several."""
+    try:
+        points = np.array(faces, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: expected 68 rows of numbers x, y or x, y, z") from error
+    points = points[None] if points.ndim == 2 else points
+    if points.ndim != 3 or points.shape[1] != NUM_LANDMARKS or points.shape[2] not in (2, 3):
+        raise ValueError(
+            f"{source}: expected {NUM_LANDMARKS} points x, y or x, y, z, found {points.shape[-2:]}"
+        )
+    return points.transpose(0, 2, 1)
+
+
+def find_labels(source: Path, photos: Path | None = None) -> Iterator[LabelledFace]:
+    """The labelled faces of a folder, a ``.json`` or a ``.csv`` file; bad ones with their reason.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds no labels at all.
+    """
+    if source.is_dir():
+        yield from _of_folder(source)
+        return
+    kind = source.suffix.lower()
+    if kind not in (".json", ".csv"):
+        raise ValueError(f"{source}: expected a folder of photos, a .json or a .csv file")
+    folder = photos or source.parent
+    for place, name, rows in (_of_json if kind == ".json" else _of_csv)(source):
+        parts = Path(name).parts
+        inside = parts and ".." not in parts and not Path(name).is_absolute()
+        try:
+            if not inside:
+                raise ValueError(f"{place}: the photo must lie in {folder}; --photos names another")
+            for points in _points(rows, place):
+                flat = len(points) == 2
+                yield LabelledFace(folder / name, name, points, visible_contour=flat)
+        except ValueError as error:
+            yield LabelledFace(folder / name, name, reason=str(error))
+
+
+def _of_folder(folder: Path) -> Iterator[LabelledFace]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    photos = [path for path in files if path.suffix.lower() in PHOTO_SUFFIXES]
+    labels, pictured, used = set(files), {photo.with_suffix("") for photo in photos}, 0
+    for photo in photos:
+        inner = photo.relative_to(folder)
+        apart = folder / "landmarks" / inner.with_name(f"{photo.stem}_pts.mat")
+        candidates = (apart, *(photo.with_suffix(suffix) for suffix in (".mat", ".pts")))
+        label = next((path for path in candidates if path in labels), None)
+        if label is None:
+            continue
+        used += 1
+        sample = LabelledFace(photo, str(inner))
+        try:
+            if label.suffix == ".pts":
+                sample.points = read_pts(label)
+                sample.visible_contour = len(sample.points) == 2
+            else:
+                sample.points, sample.visible_contour, sample.rotation = read_mat_labels(label)
+        except (OSError, ValueError) as error:
+            sample.reason = str(error)
+        yield sample
+    if not used:
+        raise ValueError(
+            f"{folder}: {len(photos)} pictures, none with a .pts or .mat file of the same name"
+        )
+    for path in files:
+        if path.suffix == ".pts" and path.with_suffix("") not in pictured:
+            yield LabelledFace(
+                path, str(path.relative_to(folder)), reason=f"{path}: has no picture"
+            )
+
+
+def _of_json(path: Path) -> Iterator[tuple[str, str, object]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path}: expected an object, file name to points")
+    for name, rows in content.items():
+        yield f"{path}, {name}", name, rows
+
+
+def _of_csv(path: Path) -> Iterator[tuple[str, str, object]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.reader(file), 1):
+                if not row or (number == 1 and row[1:] and row[1].strip().startswith("x")):
+                    continue  # an empty line, or the names of the columns
+                values = [value.strip() or None for value in row[1:]]
+                step = len(values) // NUM_LANDMARKS or 1
+                rows = [values[i : i + step] for i in range(0, len(values), step)]
+                yield f"{path}, line {number}", row[0].strip(), rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file ({error})") from error
