@@ -206,16 +206,16 @@ def test_an_error_while_reading_ends_the_batches_with_its_reason(face_model):
 
     with pytest.raises(ValueError, match="picture 7"):
         list(batches(Broken(20, face_model), None, 20, 2, 0, 0, workers=3))
-    assert not [t for t in threading.enumerate() if t.name.startswith("faces")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]
 
 
 def test_stopping_early_stops_the_workers(face_model):
     faces = NumberedFaces(200, face_model)
     stream = batches(faces, None, 200, 2, 0, 0, workers=2)
     next(stream)
-    assert [t for t in threading.enumerate() if t.name.startswith("faces")]
+    assert [t for t in threading.enumerate() if t.name.startswith("ahead")]
     stream.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("faces")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]
     assert len(faces.read) < 20
 
 

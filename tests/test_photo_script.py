@@ -1,7 +1,5 @@
 """What the scripts that go through photos share."""
 
-import threading
-import time
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 
 from utils.files import write_image
-from utils.photo_script import comma_list, in_order, run_on_photos
+from utils.photo_script import comma_list, run_on_photos
 
 
 def test_comma_list():
@@ -19,42 +17,6 @@ def test_comma_list():
     for bad in ("", ",", "xml", "npz,csv"):
         with pytest.raises(ArgumentTypeError, match="comma-separated list of npz, json, obj"):
             parse(bad)
-
-
-@pytest.mark.parametrize("jobs", [1, 2, 5])
-def test_in_order(jobs):
-    """Results in the order of the tasks, at most ``jobs`` at once, few waiting."""
-    running, most, started = 0, 0, 0
-    lock = threading.Lock()
-
-    def work(number: int) -> int:
-        nonlocal running, most, started
-        with lock:
-            running, started = running + 1, started + 1
-            most = max(most, running)
-        time.sleep(0.001 * (number % 5))
-        with lock:
-            running -= 1
-        return number
-
-    for expected, number in enumerate(in_order(work, ((n,) for n in range(60)), jobs)):
-        assert number == expected
-        assert started <= number + 1 + 3 * jobs
-    assert number == 59 and most <= jobs
-
-
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_an_unexpected_fault_ends_the_run(jobs):
-    done = []
-
-    def work(number: int) -> None:
-        if number == 4:
-            raise ZeroDivisionError
-        done.append(number)
-
-    with pytest.raises(ZeroDivisionError):
-        list(in_order(work, ((n,) for n in range(100)), jobs))
-    assert {0, 1, 2, 3} <= set(done) and len(done) < 20
 
 
 @pytest.mark.parametrize("jobs", [1, 3])

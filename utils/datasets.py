@@ -22,21 +22,18 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from utils.augmentation import Batch
-from utils.files import atomic_write, read_array_pickle, read_image, read_npz
+from utils.files import atomic_write, new_folder, read_array_pickle, read_image, read_npz
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.morphable_model import NUM_PARAMETERS, MorphableModel, split_camera
+from utils.parallel import in_order
 from utils.preprocessing import CROP_SIZE
 
 YAW_BIN = 15.0  # degrees, of the bins that pose balancing knows
@@ -44,8 +41,6 @@ YAW_BIN = 15.0  # degrees, of the bins that pose balancing knows
 PUBLISHED_LIST = "3dmm_data/train_aug_120x120.list.train"
 PUBLISHED_PARAMETERS = "3dmm_data/param_all_norm_v201.pkl"
 PUBLISHED_CROPS = "train_aug_120x120"
-
-Job, Result = TypeVar("Job"), TypeVar("Result")
 
 
 class Faces:
@@ -416,21 +411,7 @@ def batches(
         batch = faces.batch(indices)
         return Batch(*(tensor.pin_memory() for tensor in batch)) if pin_memory else batch
 
-    return _in_order(load, mine(), workers)
-
-
-def _in_order(load: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
-    """``load(job)`` of every job, in order, computed ahead by threads."""
-    pool, pending = ThreadPoolExecutor(workers, "faces"), deque()
-    try:
-        for job in jobs:
-            pending.append(pool.submit(load, job))
-            if len(pending) > workers:  # one is ready to take, every worker has one to do
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    return in_order(load, mine(), workers)
 
 
 # ---------------------------------------------------------------------------------------- packing
@@ -468,8 +449,6 @@ def pack(faces: Faces, folder: str | os.PathLike, workers: int = 4) -> None:
         FileNotFoundError, ValueError: a picture is missing or damaged; it is named.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: exists; remove it, or give another place to pack to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed, free = len(faces) * faces.side**2 * 3, shutil.disk_usage(folder.parent).free
     if needed > free:
@@ -491,17 +470,9 @@ def pack(faces: Faces, folder: str | os.PathLike, workers: int = 4) -> None:
     def pictures() -> Iterator[np.ndarray]:
         chunks = np.array_split(everything, max(1, len(faces) // 128))
         with tqdm(total=len(faces), desc=f"packing {folder.name}", unit="img") as bar:
-            for images in _in_order(faces.images, chunks, workers):
+            for images in in_order(faces.images, chunks, workers):
                 yield from images
                 bar.update(len(images))
 
-    partial = Path(
-        tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}.", suffix=".partial")
-    )
-    try:
+    with new_folder(folder) as partial:
         write_packed(partial, pictures(), len(faces), faces.side, **labels)
-        partial.chmod(folder.parent.stat().st_mode & 0o777)  # others may read it, not only we
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

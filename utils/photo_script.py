@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -19,11 +17,10 @@ from utils.files import read_image
 from utils.inference import Face
 from utils.model_options import add_model_options, open_model
 from utils.onnx_engine import cpu_threads
+from utils.parallel import in_order
 
 if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
-
-Result = TypeVar("Result")
 
 
 def add_photo_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +102,8 @@ def run_on_photos(
         save: gets name, path, picture and faces, of which there may be none.
     """
 
-    def work(name: str, path: Path) -> list[Face] | OSError | ValueError:
+    def work(photo: tuple[str, Path]) -> list[Face] | OSError | ValueError:
+        name, path = photo
         try:
             image = read_image(path)
             faces = find_faces(image)
@@ -115,7 +113,10 @@ def run_on_photos(
         return [replace(face, vertices=None) for face in faces]  # enough for the summary
 
     failures = without_face = 0
-    outcomes = in_order(work, options.photos, options.jobs)
+    if options.jobs == 1:
+        outcomes = map(work, options.photos)
+    else:
+        outcomes = in_order(work, options.photos, options.jobs, ahead=2 * options.jobs)
     for (_, path), outcome in zip(with_progress(options.photos), outcomes, strict=True):
         if isinstance(outcome, Exception):
             failures += 1
@@ -154,26 +155,3 @@ def say(line: str, file: IO[str] | None = None) -> None:
         sys.modules["tqdm"].tqdm.write(line, file=stream)
     else:
         stream.write(f"{line}\n")
-
-
-def in_order(work: Callable[..., Result], tasks: Iterable[tuple], jobs: int) -> Iterator[Result]:
-    """``work(*task)`` of each task, ``jobs`` of them at once in threads, results in order.
-
-    At most three tasks for each thread wait or have a result waiting. An exception of ``work``, or
-    Ctrl-C, ends it: what has begun is finished, what has not is dropped.
-    """
-    if jobs == 1:
-        yield from (work(*task) for task in tasks)
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(work, *task))
-                if len(waiting) >= 3 * jobs:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
