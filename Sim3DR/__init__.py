@@ -1,17 +1,21 @@
 """Sim3DR: vertex normals, z-buffer rasterisation and lighting of triangle meshes.
 
-This module checks every argument and calls a small C++ kernel (``kernel.cpp``) through a typed
-binding (``sim3dr_cython.pyx``). Conventions:
+This module checks every argument and calls a small C++ kernel (``kernel.h``; ``mesh.cpp`` and
+``rasterizer.cpp``) through a typed binding (``sim3dr_cython.pyx``). Conventions:
 
 - A vertex is (x, y, z): x to the right and y down in pixels, pixel centres at integers; z towards
   the viewer, so the larger z hides the smaller. No perspective: x and y are the pixel position.
 - Triangles are rows of three 0-based vertex indices, of either winding: both sides are painted.
 - Images are (H, W, C) uint8, channels in whatever order the colours have (BGR elsewhere here).
 
-No function changes its arguments.
+- ``threads`` shares the rows of a picture out; the result is the same whatever their number. None:
+  one for small pictures, else as many as there are cores to use, or ``OMP_NUM_THREADS``.
+
+No function changes its arguments, but for one called ``out``.
 """
 
 import math
+import os
 import warnings
 from dataclasses import dataclass
 
@@ -47,6 +51,10 @@ __all__ = [
 COORDINATE_LIMIT = 1e8
 # Beyond this the float32 position of a pixel is not exact.
 SIDE_LIMIT = 2**24
+FLOAT_LIMIT = float(np.finfo(np.float32).max)
+# A window of fewer pixels is done before a second thread has started.
+THREADED_PIXELS = 512 * 512
+THREAD_LIMIT = 1024
 
 
 @dataclass(frozen=True)
@@ -76,13 +84,21 @@ class ZBuffer:
 
     depth: np.ndarray  # (h, w) float32, -inf where nothing is
     triangle: np.ndarray  # (h, w) int32, index of the visible triangle, -1 where nothing is
-    barycentric: np.ndarray  # (h, w, 2) float32, weights of its second and third vertex
+    vertices: np.ndarray  # (N, 3) float32, of the mesh that it was made from
+    triangles: np.ndarray  # (T, 3) int32, perhaps the caller's own: not to be changed meanwhile
     origin: tuple[int, int] = (0, 0)  # x, y of the window's first pixel
 
     @property
     def covered(self) -> np.ndarray:
         """(h, w) bool: where a triangle is visible."""
         return self.triangle >= 0
+
+    @property
+    def barycentric(self) -> np.ndarray:
+        """(h, w, 2) float32: weights of the visible triangle's second and third vertex, 0 where
+        there is none. Computed from the vertices at each call."""
+        corners = np.tile(np.arange(3, dtype=np.int32), (len(self.triangles), 1))
+        return interpolate(self, corners, np.float32([[0, 0], [1, 0], [0, 1]]))
 
 
 def vertex_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -114,8 +130,9 @@ def zbuffer(
     height: int,
     width: int,
     origin: tuple[int, int] = (0, 0),
+    threads: int | None = None,
 ) -> ZBuffer:
-    """Depth, triangle and barycentric weights of what is visible at each pixel.
+    """Depth and triangle of what is visible at each pixel.
 
     Pixels are tested at their integer position by ``u >= 0, v >= 0, u + v < 1`` in float32 (the
     method's "Rendering" says how), the largest z wins, of equals the first triangle. Triangles
@@ -126,6 +143,7 @@ def zbuffer(
         triangles: (T, 3) integer, 0-based.
         height, width: size of the window, in pixels.
         origin: x, y of the window's first pixel: a part of a large picture costs only that part.
+        threads: see the module; so everywhere below.
 
     Returns:
         ZBuffer of the window.
@@ -133,20 +151,22 @@ def zbuffer(
     Raises:
         TypeError, ValueError: an argument has another type, shape or range than stated.
     """
-    vertices, triangles = _mesh(vertices, triangles)
+    given = np.asarray(vertices)
+    vertices, triangles = _mesh(given, triangles, kernel_checks=True)
+    if np.may_share_memory(vertices, given):
+        vertices = vertices.copy()  # the weights are computed later, and must not have moved
     height, width = _size(height, width)
     x0 = _pixels(origin[0], "origin x", -SIDE_LIMIT, SIDE_LIMIT - width)
     y0 = _pixels(origin[1], "origin y", -SIDE_LIMIT, SIDE_LIMIT - height)
-    depth = np.full((height, width), -np.inf, np.float32)
-    triangle = np.full((height, width), -1, np.int32)
-    barycentric = np.zeros((height, width, 2), np.float32)
-    if len(triangles):
-        _kernel.zbuffer(vertices, triangles, x0, y0, depth, triangle, barycentric)
-    return ZBuffer(depth, triangle, barycentric, (x0, y0))
+    return _zbuffer(vertices, triangles, x0, y0, height, width, threads)
 
 
 def interpolate(
-    buffer: ZBuffer, triangles: np.ndarray, attributes: np.ndarray, fill: float = 0.0
+    buffer: ZBuffer,
+    triangles: np.ndarray,
+    attributes: np.ndarray,
+    fill: float = 0.0,
+    threads: int | None = None,
 ) -> np.ndarray:
     """Any per-vertex values, interpolated over the visible triangles.
 
@@ -165,12 +185,17 @@ def interpolate(
     """
     attributes = _floats(attributes, "attributes")
     image = np.full((*buffer.triangle.shape, attributes.shape[1]), fill, np.float32)
-    _interpolate(buffer, triangles, attributes, image)
-    return image
+    return _interpolate(buffer, triangles, attributes, image, threads)
 
 
 def paint(
-    buffer: ZBuffer, triangles: np.ndarray, colors: np.ndarray, background: np.ndarray
+    buffer: ZBuffer,
+    triangles: np.ndarray,
+    colors: np.ndarray,
+    background: np.ndarray,
+    alpha: float = 1.0,
+    out: np.ndarray | None = None,
+    threads: int | None = None,
 ) -> np.ndarray:
     """A copy of a picture with the visible triangles painted over it.
 
@@ -179,6 +204,9 @@ def paint(
         triangles: (T, 3) integer, as for ``interpolate``.
         colors: (N, C) real in [0, 1]; times 255, truncated.
         background: (h, w, C) uint8.
+        alpha: opacity, 0 to 1: ``alpha`` colour + ``1 - alpha`` background, rounded.
+        out: (h, w, C) uint8 to paint on instead of a copy of the background; where nothing is
+            visible it keeps what it holds. The pixels of its rows must lie side by side.
 
     Returns:
         (h, w, C) uint8.
@@ -193,8 +221,8 @@ def paint(
             f"background must have the buffer's size and the colours' channels, {expected}, "
             f"not {background.shape}"
         )
-    image = background.copy()
-    _interpolate(buffer, triangles, colors, image)
+    image = _target(out, background, alpha)
+    _paint(buffer, triangles, colors, _packed(background), alpha, image, threads)
     return image
 
 
@@ -206,46 +234,64 @@ def rasterize(
     height: int | None = None,
     width: int | None = None,
     reverse: bool = False,
+    alpha: float = 1.0,
+    out: np.ndarray | None = None,
+    threads: int | None = None,
 ) -> np.ndarray:
     """Render a mesh with one colour per vertex. Only the mesh's bounding box is worked on.
 
     Args:
         vertices: (N, 3) real; x, y in pixels, z towards the viewer.
         triangles: (T, 3) integer, 0-based.
-        colors: (N, C) real in [0, 1].
+        colors: (N, C) real in [0, 1]; times 255, truncated. Three channels are fastest.
         background: (H, W, C) uint8 to render over; black of ``height`` x ``width`` if None.
         height, width: size of the picture where there is no background.
         reverse: write pixel (x, y) to row H - 1 - y, for vertices whose y goes up. The background
             is not flipped.
+        alpha, out: as for ``paint``.
 
     Returns:
-        (H, W, C) uint8, a new array.
+        (H, W, C) uint8, a new array unless ``out`` is given.
 
     Raises:
         TypeError, ValueError: an argument has another type, shape or range than stated.
     """
-    vertices, triangles = _mesh(vertices, triangles)
+    vertices, triangles = _mesh(vertices, triangles, kernel_checks=True)
     colors = _colors(colors)
+    if len(colors) < len(vertices):
+        triangles = _triangles(triangles, len(colors))
     if background is not None:
-        image = _image(background, "background").copy()
-        if height not in (None, image.shape[0]) or width not in (None, image.shape[1]):
+        background = _image(background, "background")
+        if height not in (None, background.shape[0]) or width not in (None, background.shape[1]):
             raise ValueError(
                 f"height x width is {height} x {width} but the background is "
-                f"{image.shape[0]} x {image.shape[1]}: leave the sizes out"
+                f"{background.shape[0]} x {background.shape[1]}: leave the sizes out"
             )
-        if image.shape[2] != colors.shape[1]:
+        if background.shape[2] != colors.shape[1]:
             raise ValueError(
-                f"colors have {colors.shape[1]} channels but the background has {image.shape[2]}"
+                f"colors have {colors.shape[1]} channels but the background has "
+                f"{background.shape[2]}"
             )
     elif height is None or width is None:
         raise ValueError("give a background, or both height and width")
     else:
-        image = np.zeros((*_size(height, width), colors.shape[1]), np.uint8)
-    x0, y0, x1, y1 = bounds(vertices, *image.shape[:2])
-    if x0 < x1 and y0 < y1:
-        buffer = zbuffer(vertices, triangles, y1 - y0, x1 - x0, (x0, y0))
-        target = image[::-1] if reverse else image
-        _interpolate(buffer, triangles, colors, target[y0:y1, x0:x1])
+        background = np.zeros((*_size(height, width), colors.shape[1]), np.uint8)
+        out = background if out is None else out
+    image = _target(out, background, alpha)
+    x0, y0, x1, y1 = _bounds(vertices, *image.shape[:2])
+    if x0 >= x1 or y0 >= y1 or not image.size or not len(triangles):
+        _triangles(triangles, len(vertices))
+        return image
+    part = slice(y0, y1), slice(x0, x1)
+    under = _packed(background[::-1][part] if reverse else background[part])
+    target = image[::-1][part] if reverse else image[part]
+    if image.shape[2] == 3:
+        painting = colors, under, alpha, target, _threads(threads, (y1 - y0) * (x1 - x0))
+        if not _kernel.rasterize(vertices, triangles, x0, y0, *painting):
+            raise _outside(triangles, len(vertices))
+    else:
+        buffer = _zbuffer(vertices, triangles, x0, y0, y1 - y0, x1 - x0, threads)
+        _paint(buffer, triangles, colors, under, alpha, target, threads)
     return image
 
 
@@ -254,12 +300,7 @@ def bounds(vertices: np.ndarray, height: int, width: int) -> tuple[int, int, int
 
     Empty (x0 >= x1 or y0 >= y1) where the mesh lies outside or has no vertices.
     """
-    vertices = _floats(vertices, "vertices", 3, COORDINATE_LIMIT)
-    if not len(vertices):
-        return 0, 0, 0, 0
-    x, y = vertices[:, 0], vertices[:, 1]
-    x0, y0 = max(math.floor(x.min()), 0), max(math.floor(y.min()), 0)
-    return x0, y0, min(math.ceil(x.max()) + 1, width), min(math.ceil(y.max()) + 1, height)
+    return _bounds(_floats(vertices, "vertices", 3, COORDINATE_LIMIT), height, width)
 
 
 def shade(
@@ -290,89 +331,178 @@ def shade(
         texture = _colors(texture, "texture")
         if texture.shape != vertices.shape:
             raise ValueError(f"texture must be {vertices.shape}, not {texture.shape}")
+    colors = np.empty_like(vertices)
+    if len(vertices):
+        _kernel.shade(vertices, normals, lighting, texture, colors)
+    return colors
+
+
+# Below, the arguments have been checked: float32 and int32, packed, indices in range.
+
+
+def _zbuffer(
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    x0: int,
+    y0: int,
+    height: int,
+    width: int,
+    threads: int | None,
+) -> ZBuffer:
+    threads = _threads(threads, height * width)
+    depth = np.empty((height, width), np.float32)
+    triangle = np.empty((height, width), np.int32)
+    if len(triangles):
+        if not _kernel.zbuffer(vertices, triangles, x0, y0, depth, triangle, threads):
+            raise _outside(triangles, len(vertices))
+    else:
+        depth.fill(-np.inf)
+        triangle.fill(-1)
+    return ZBuffer(depth, triangle, vertices, triangles, (x0, y0))
+
+
+def _bounds(vertices: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
     if not len(vertices):
-        return np.zeros((0, 3), np.float32)
-
-    scaled = np.array(vertices.T, order="C")  # (3, N): numpy is much faster along the last axis
-    scaled -= scaled.min(1, keepdims=True)
-    scaled *= 2 / (scaled.max() or 1)
-    scaled -= scaled.max(1, keepdims=True) / 2
-    normals = np.ascontiguousarray(normals.T)
-    to_light = _unit(np.float32(lighting.light)[:, None] - scaled)
-    cosine = (normals * to_light).sum(0)  # (N,)
-    light = lighting.ambient + lighting.directional * cosine.clip(0, 1)
-    if lighting.specular:
-        to_eye = _unit(np.float32(lighting.eye)[:, None] - scaled)
-        glint = to_eye * (2 * cosine * normals - to_light)
-        fifth = np.square(np.square(glint)) * glint
-        light += lighting.specular * np.where(cosine > 0, fifth.sum(0).clip(0, 1), 0)
-    light = light.clip(0, 1)[:, None]  # (N, 1); before the texture, which it may not burn through
-    return np.repeat(light, 3, 1) if texture is None else light * texture
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.sqrt(np.square(vectors).sum(0))
-    return vectors / np.where(length > 0, length, 1)
+        return 0, 0, 0, 0
+    ends = np.empty((2, 3), np.float32)
+    _kernel.bounds(vertices, ends)
+    (x_min, y_min, _), (x_max, y_max, _) = ends.tolist()
+    x0, y0 = max(math.floor(x_min), 0), max(math.floor(y_min), 0)
+    return x0, y0, min(math.ceil(x_max) + 1, width), min(math.ceil(y_max) + 1, height)
 
 
 def _interpolate(
-    buffer: ZBuffer, triangles: np.ndarray, attributes: np.ndarray, image: np.ndarray
-) -> None:
-    """Check what the kernel relies on and paint ``image`` (h, w, C) in place."""
-    triangles = _triangles(triangles, len(attributes))
-    if buffer.triangle.max() >= len(triangles):
+    buffer: ZBuffer,
+    triangles: np.ndarray,
+    attributes: np.ndarray,
+    image: np.ndarray,
+    threads: int | None,
+) -> np.ndarray:
+    """``image`` (h, w, C), where triangles are visible filled with attributes (N, C)."""
+    threads = _threads(threads, buffer.triangle.size)
+    vertices, own = buffer.vertices, buffer.triangles
+    given = _triangles(triangles, len(attributes))
+    if given is not own or len(attributes) > len(vertices):
+        # Once more: an array can be changed, and memory depends on what it holds.
+        own = _triangles(own, len(vertices))
+    count = min(len(given), len(own))
+    mesh = vertices, own[:count], *buffer.origin
+    values = given[:count], attributes, image
+    if not image.size:
+        return image
+    if not count:
+        done = not buffer.covered.any()
+    else:
+        done = _kernel.interpolate(*mesh, buffer.triangle, *values, threads)
+    if not done:
         raise ValueError(
             f"the buffer shows triangle {buffer.triangle.max()} but there are {len(triangles)}: "
             "give the triangles it was made from"
         )
-    if len(triangles) and attributes.shape[1]:
-        _kernel.interpolate(buffer.triangle, buffer.barycentric, triangles, attributes, image)
+    return image
 
 
-def _mesh(vertices: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _paint(
+    buffer: ZBuffer,
+    triangles: np.ndarray,
+    colors: np.ndarray,
+    under: np.ndarray,
+    alpha: float,
+    image: np.ndarray,
+    threads: int | None,
+) -> None:
+    values = np.zeros(image.shape, np.float32)
+    _interpolate(buffer, triangles, colors, values, threads)
+    threads = _threads(threads, buffer.triangle.size)
+    if values.size:
+        _kernel.blend(buffer.triangle, values, under, alpha, image, threads)
+
+
+# The checks.
+
+
+def _threads(threads: int | None, pixels: int) -> int:
+    if threads is None:
+        return 1 if pixels < THREADED_PIXELS else min(_cores(), THREAD_LIMIT)
+    if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool):
+        raise TypeError(f"threads must be a whole number or None, not {threads!r}")
+    if not 1 <= threads <= THREAD_LIMIT:
+        raise ValueError(f"threads must be from 1 to {THREAD_LIMIT}, not {threads}")
+    return int(threads)
+
+
+def _cores() -> int:
+    """Threads that OpenMP would take: what ``OMP_NUM_THREADS`` says, else the usable cores."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _mesh(
+    vertices: np.ndarray, triangles: np.ndarray, kernel_checks: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     vertices = _floats(vertices, "vertices", 3, COORDINATE_LIMIT)
-    return vertices, _triangles(triangles, len(vertices))
+    return vertices, _triangles(triangles, len(vertices), kernel_checks)
 
 
 def _floats(
-    array: np.ndarray, name: str, columns: int | None = None, limit: float | None = None
+    array: np.ndarray, name: str, columns: int | None = None, limit: float = FLOAT_LIMIT
 ) -> np.ndarray:
     """(N, columns) packed float32 of real, finite numbers within ±limit."""
+    packed = _pack(array, name, columns)
+    # One comparison rejects NaN, infinities and what float32 cannot hold.
+    if packed.size and not _kernel.values_within(packed, -limit, limit):
+        row = np.flatnonzero(~(np.abs(packed) <= limit).all(1))[0]
+        raise ValueError(f"{name} must be finite and within ±{limit:.3g}: row {row} is not")
+    return packed
+
+
+def _colors(colors: np.ndarray, name: str = "colors") -> np.ndarray:
+    """(N, C) packed float32 within [0, 1]."""
+    packed = _pack(colors, name)
+    if packed.size and not _kernel.values_within(packed, 0, 1):
+        _floats(packed, name)
+        raise ValueError(
+            f"{name} must be within [0, 1], but hold {packed.min():.4g} to {packed.max():.4g}"
+        )
+    return packed
+
+
+def _pack(array: np.ndarray, name: str, columns: int | None = None) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
     if array.ndim != 2 or columns not in (None, array.shape[1]):
         raise ValueError(f"{name} must have shape (N, {columns or 'C'}), not {array.shape}")
-    largest = limit or float(np.finfo(np.float32).max)
-    # One comparison rejects NaN, infinities and what float32 cannot hold.
-    if array.size and not (float(array.min()) >= -largest and float(array.max()) <= largest):
-        within = np.abs(array.astype(np.float64)) <= largest
-        row = np.flatnonzero(~within.all(1))[0]
-        raise ValueError(f"{name} must be finite and within ±{largest:.3g}: row {row} is not")
-    return np.ascontiguousarray(array, np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        return np.ascontiguousarray(array, np.float32)
 
 
-def _triangles(triangles: np.ndarray, n_vertices: int) -> np.ndarray:
+def _triangles(triangles: np.ndarray, n_vertices: int, kernel_checks: bool = False) -> np.ndarray:
+    """(T, 3) packed int32 below ``n_vertices``, unless the kernel sees to that as it reads them."""
     triangles = np.asarray(triangles)
     if triangles.dtype.kind not in "iu":
         raise TypeError(f"triangles must hold integers, not {triangles.dtype}")
     if triangles.ndim != 2 or triangles.shape[1] != 3:
         raise ValueError(f"triangles must have shape (T, 3), not {triangles.shape}")
-    if triangles.size and not (triangles.min() >= 0 and triangles.max() < n_vertices):
-        raise ValueError(
-            f"triangles must index the {n_vertices} vertices from 0, "
-            f"but hold {triangles.min()} to {triangles.max()}"
-        )
-    return np.ascontiguousarray(triangles, np.int32)
+    if triangles.dtype != np.int32:  # before the conversion, which would wrap
+        if triangles.size and not (triangles.min() >= 0 and triangles.max() < n_vertices):
+            raise _outside(triangles, n_vertices)
+        return np.ascontiguousarray(triangles, np.int32)
+    packed = np.ascontiguousarray(triangles)
+    if not kernel_checks and packed.size and not _kernel.indices_within(packed, n_vertices):
+        raise _outside(triangles, n_vertices)
+    return packed
 
 
-def _colors(colors: np.ndarray, name: str = "colors") -> np.ndarray:
-    colors = _floats(colors, name)
-    if colors.size and not (colors.min() >= 0 and colors.max() <= 1):
-        raise ValueError(
-            f"{name} must be within [0, 1], but hold {colors.min():.4g} to {colors.max():.4g}"
-        )
-    return colors
+def _outside(triangles: np.ndarray, n_vertices: int) -> ValueError:
+    return ValueError(
+        f"triangles must index the {n_vertices} vertices from 0, "
+        f"but hold {triangles.min()} to {triangles.max()}"
+    )
 
 
 def _image(image: np.ndarray, name: str) -> np.ndarray:
@@ -382,6 +512,27 @@ def _image(image: np.ndarray, name: str) -> np.ndarray:
     if image.ndim != 3 or not image.size or max(image.shape[:2]) > SIDE_LIMIT:
         raise ValueError(f"{name} must have shape (H, W, C), none of them 0, not {image.shape}")
     return image
+
+
+def _target(out: np.ndarray | None, background: np.ndarray, alpha: float) -> np.ndarray:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be within 0 and 1, not {alpha}")
+    if out is None:
+        return background.copy()
+    if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != background.shape:
+        raise ValueError(f"out must be an array of {background.shape} uint8, as the background")
+    if not out.flags.writeable or not _is_packed(out):
+        raise ValueError("out must be writeable and its pixels must lie side by side")
+    return out
+
+
+def _is_packed(image: np.ndarray) -> bool:
+    """Whether the pixels of each row lie side by side; the rows may lie anywhere."""
+    return image.strides[1:] == (image.shape[2], 1)
+
+
+def _packed(image: np.ndarray) -> np.ndarray:
+    return image if _is_packed(image) else image.copy()
 
 
 def _size(height: int, width: int) -> tuple[int, int]:

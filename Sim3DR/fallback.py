@@ -1,10 +1,23 @@
-"""The kernel's three functions in numpy: slow, used where the kernel is not built.
+"""The kernel's functions in numpy: slow, used where the kernel is not built.
 
-Same arguments, same float32 arithmetic and therefore the same results as ``kernel.cpp``, whose
-comments say why; the tests hold the two against each other.
+Same arguments (``threads`` changes nothing), same float32 arithmetic and therefore the same results
+as the C++ files, whose comments say why; ``shade`` alone is the same only up to rounding. The tests
+hold the two against each other.
 """
 
 import numpy as np
+
+
+def values_within(values: np.ndarray, low: float, high: float) -> bool:
+    return bool(((values >= np.float32(low)) & (values <= np.float32(high))).all())
+
+
+def indices_within(triangles: np.ndarray, limit: int) -> bool:
+    return bool(triangles.min() >= 0 and triangles.max() < limit)
+
+
+def bounds(vertices: np.ndarray, ends: np.ndarray) -> None:
+    ends[:] = vertices.min(0), vertices.max(0)
 
 
 def vertex_normals(vertices: np.ndarray, triangles: np.ndarray, normals: np.ndarray) -> None:
@@ -16,6 +29,29 @@ def vertex_normals(vertices: np.ndarray, triangles: np.ndarray, normals: np.ndar
     normals[:] = normals / np.where(length > 0, length, 1)
 
 
+def shade(vertices, normals, lighting, texture: np.ndarray | None, colors: np.ndarray) -> None:
+    scaled = np.array(vertices.T, order="C")  # (3, N): numpy is much faster along the last axis
+    scaled -= scaled.min(1, keepdims=True)
+    scaled *= 2 / (scaled.max() or 1)
+    scaled -= scaled.max(1, keepdims=True) / 2
+    normals = np.ascontiguousarray(normals.T)
+    to_light = _unit(np.float32(lighting.light)[:, None] - scaled)
+    cosine = (normals * to_light).sum(0)  # (N,)
+    light = lighting.ambient + lighting.directional * cosine.clip(0, 1)
+    if lighting.specular:
+        to_eye = _unit(np.float32(lighting.eye)[:, None] - scaled)
+        glint = to_eye * (2 * cosine * normals - to_light)
+        fifth = np.square(np.square(glint)) * glint
+        light += lighting.specular * np.where(cosine > 0, fifth.sum(0).clip(0, 1), 0)
+    light = light.clip(0, 1)[:, None]  # (N, 1); before the texture, which it may not burn through
+    colors[:] = light if texture is None else light * texture
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    length = np.sqrt(np.square(vectors).sum(0))
+    return vectors / np.where(length > 0, length, 1)
+
+
 def zbuffer(
     vertices: np.ndarray,
     triangles: np.ndarray,
@@ -23,9 +59,13 @@ def zbuffer(
     y0: int,
     depth: np.ndarray,
     triangle: np.ndarray,
-    barycentric: np.ndarray,
-) -> None:
+    threads: int,
+) -> bool:
+    if not indices_within(triangles, len(vertices)):
+        return False
     height, width = depth.shape
+    depth.fill(-np.inf)
+    triangle.fill(-1)
     corners = vertices[triangles]  # (T, 3, 3)
     low = np.floor(corners[..., :2].min(1)).clip([x0, y0], None)
     high = np.ceil(corners[..., :2].max(1)).clip(None, [x0 + width - 1, y0 + height - 1])
@@ -48,7 +88,7 @@ def zbuffer(
         order = order[z[order] > depth.ravel()[pixel[order]]]
         at = np.unravel_index(pixel[order], depth.shape)
         depth[at], triangle[at] = z[order], t[order]
-        barycentric[at] = np.stack([v, u], -1)[order]
+    return True
 
 
 def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,17 +127,58 @@ def _mix(a, b, c, u, v):
     return (np.float32(1) - u - v) * a + v * b + u * c
 
 
-def interpolate(
-    triangle: np.ndarray,
-    barycentric: np.ndarray,
+def rasterize(
+    vertices: np.ndarray,
     triangles: np.ndarray,
+    x0: int,
+    y0: int,
+    colors: np.ndarray,
+    under: np.ndarray,
+    alpha: float,
+    image: np.ndarray,
+    threads: int,
+) -> bool:
+    depth, triangle = (np.empty(image.shape[:2], dtype) for dtype in ("f4", "i4"))
+    if not zbuffer(vertices, triangles, x0, y0, depth, triangle, threads):
+        return False
+    values = np.zeros(image.shape, np.float32)
+    window = x0, y0, triangle
+    interpolate(vertices, triangles, *window, triangles, colors, values, threads)
+    blend(triangle, values, under, alpha, image, threads)
+    return True
+
+
+def interpolate(
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    x0: int,
+    y0: int,
+    triangle: np.ndarray,
+    attribute_triangles: np.ndarray,
     attributes: np.ndarray,
     image: np.ndarray,
+    threads: int,
+) -> bool:
+    rows, columns = np.nonzero(triangle >= 0)
+    t = triangle[rows, columns]  # (P,)
+    if len(t) and t.max() >= len(triangles):
+        return False
+    corners = vertices[triangles[t]].transpose(1, 2, 0)  # (3, 3, P)
+    u, v = _barycentric(*corners, (columns + x0).astype("f4"), (rows + y0).astype("f4"))
+    a, b, c = attributes[attribute_triangles[t].T]  # (P, C) each
+    image[rows, columns] = _mix(a, b, c, u[:, None], v[:, None])
+    return True
+
+
+def blend(
+    triangle: np.ndarray,
+    values: np.ndarray,
+    under: np.ndarray,
+    alpha: float,
+    image: np.ndarray,
+    threads: int,
 ) -> None:
-    covered = triangle >= 0
-    a, b, c = attributes[triangles[triangle[covered]].T]  # (P, C) each
-    v, u = barycentric[covered].T[:, :, None]  # (P, 1) each
-    value = _mix(a, b, c, u, v)
-    if image.dtype == np.uint8:
-        value = (value * np.float32(255)).clip(0, 255).astype(np.uint8)
-    image[covered] = value
+    alpha = np.float32(alpha)
+    colors = (values * np.float32(255)).clip(0, 255).astype(np.uint8)
+    blended = np.rint(alpha * colors + (np.float32(1) - alpha) * under).astype(np.uint8)
+    np.copyto(image, blended, where=(triangle >= 0)[..., None])

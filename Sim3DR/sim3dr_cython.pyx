@@ -1,38 +1,96 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Typed binding of kernel.h. Call it through the Sim3DR package, which checks the arguments.
 
-Every function fills the array given last (``fallback.py`` has the same functions in numpy).
+What is computed goes to the array given last but for ``threads`` (``fallback.py`` has the same
+functions in numpy). No array is empty.
 """
 
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, uint8_t
+from libcpp cimport bool as cbool
 
 cdef extern from "kernel.h" namespace "sim3dr" nogil:
+    cdef struct Mesh:
+        const float* vertices
+        ptrdiff_t n_vertices
+        const int32_t* triangles
+        ptrdiff_t n_triangles
+    cdef struct Lighting:
+        float ambient, directional, specular
+        float[3] light, eye
     cdef struct Window:
         int x0, y0, width, height
-    void _vertex_normals "sim3dr::vertex_normals"(
-        const float*, ptrdiff_t, const int32_t*, ptrdiff_t, float*
+    cdef struct Image:
+        uint8_t* pixels
+        ptrdiff_t stride
+        const uint8_t* under
+        ptrdiff_t under_stride
+        float alpha
+    cdef struct Attributes:
+        const int32_t* triangles
+        const float* values
+        int channels
+    cbool _values_within "sim3dr::values_within"(const float*, ptrdiff_t, float, float)
+    cbool _indices_within "sim3dr::indices_within"(const int32_t*, ptrdiff_t, ptrdiff_t)
+    void _bounds "sim3dr::bounds"(const float*, ptrdiff_t, float*, float*)
+    void _vertex_normals "sim3dr::vertex_normals"(Mesh, float*)
+    void _shade "sim3dr::shade"(
+        const float*, const float*, ptrdiff_t, const Lighting&, const float*, float*
     )
-    void _zbuffer "sim3dr::zbuffer"(
-        const float*, const int32_t*, ptrdiff_t, Window, float*, int32_t*, float*
-    )
-    void _interpolate "sim3dr::interpolate"[Pixel](
-        const int32_t*, const float*, int, int, const int32_t*, const float*, int, Pixel*, ptrdiff_t
-    )
+    cbool _zbuffer "sim3dr::zbuffer"(Mesh, Window, float*, int32_t*, int) except +
+    cbool _rasterize "sim3dr::rasterize"(Mesh, Window, const float*, Image, int) except +
+    cbool _interpolate "sim3dr::interpolate"(
+        Mesh, Window, const int32_t*, Attributes, float*, int
+    ) except +
+    void _blend "sim3dr::blend"(const int32_t*, const float*, int, int, int, Image, int) except +
 
-ctypedef fused pixel_t:
-    float
-    uint8_t
+
+def values_within(const float[:, ::1] values, float low, float high):
+    """Whether low <= value <= high for all of values (N, C); false for NaN."""
+    cdef ptrdiff_t count = values.shape[0] * values.shape[1]
+    with nogil:
+        result = _values_within(&values[0, 0], count, low, high)
+    return result
+
+
+def indices_within(const int32_t[:, ::1] triangles, ptrdiff_t limit):
+    """Whether 0 <= index < limit for all of triangles (T, 3)."""
+    with nogil:
+        result = _indices_within(&triangles[0, 0], 3 * triangles.shape[0], limit)
+    return result
+
+
+def bounds(const float[:, ::1] vertices, float[:, ::1] ends):
+    """Least and greatest x, y, z of vertices (N, 3), as the rows of ends (2, 3)."""
+    with nogil:
+        _bounds(&vertices[0, 0], vertices.shape[0], &ends[0, 0], &ends[1, 0])
 
 
 def vertex_normals(
     const float[:, ::1] vertices, const int32_t[:, ::1] triangles, float[:, ::1] normals
 ):
-    """Unit vertex normals (N, 3) of vertices (N, 3) and triangles (T, 3), N and T above zero."""
+    """Unit vertex normals (N, 3) of vertices (N, 3) and triangles (T, 3)."""
     with nogil:
-        _vertex_normals(
-            &vertices[0, 0], vertices.shape[0], &triangles[0, 0], triangles.shape[0], &normals[0, 0]
-        )
+        _vertex_normals(_mesh(vertices, triangles), &normals[0, 0])
+
+
+def shade(
+    const float[:, ::1] vertices,
+    const float[:, ::1] normals,
+    lighting,
+    const float[:, ::1] texture,
+    float[:, ::1] colors,
+):
+    """Colours (N, 3) of lit vertices (N, 3); ``texture`` (N, 3) may be None."""
+    cdef Lighting light
+    light.ambient, light.directional = lighting.ambient, lighting.directional
+    light.specular = lighting.specular
+    light.light, light.eye = lighting.light, lighting.eye
+    cdef const float* base = NULL
+    if texture is not None:
+        base = &texture[0, 0]
+    with nogil:
+        _shade(&vertices[0, 0], &normals[0, 0], vertices.shape[0], light, base, &colors[0, 0])
 
 
 def zbuffer(
@@ -42,31 +100,106 @@ def zbuffer(
     int y0,
     float[:, ::1] depth,
     int32_t[:, ::1] triangle,
-    float[:, :, ::1] barycentric,
+    int threads,
 ):
-    """Depth (h, w), triangle (h, w) and weights (h, w, 2) of the window whose corner is x0, y0."""
-    cdef Window window
-    window.x0, window.y0 = x0, y0
-    window.height, window.width = <int>depth.shape[0], <int>depth.shape[1]
+    """Depth (h, w) and triangle (h, w) of the window whose corner is x0, y0.
+
+    False, and nothing of use in them, where the triangles hold an index that is no vertex's.
+    """
     with nogil:
-        _zbuffer(
-            &vertices[0, 0], &triangles[0, 0], triangles.shape[0], window,
-            &depth[0, 0], &triangle[0, 0], &barycentric[0, 0, 0],
+        result = _zbuffer(
+            _mesh(vertices, triangles), _window(x0, y0, depth.shape[0], depth.shape[1]),
+            &depth[0, 0], &triangle[0, 0], threads,
         )
+    return result
+
+
+def rasterize(
+    const float[:, ::1] vertices,
+    const int32_t[:, ::1] triangles,
+    int x0,
+    int y0,
+    const float[:, ::1] colors,
+    const uint8_t[:, :, :] under,
+    float alpha,
+    uint8_t[:, :, :] image,
+    int threads,
+):
+    """Colours (N, 3) painted on image (h, w, 3): alpha of them over 1 - alpha of ``under``.
+
+    Pixels of both pictures are packed, rows may be strided. False, and the image as it was or
+    unfinished, where the triangles hold an index that is no vertex's.
+    """
+    with nogil:
+        result = _rasterize(
+            _mesh(vertices, triangles), _window(x0, y0, image.shape[0], image.shape[1]),
+            &colors[0, 0], _image(under, alpha, image), threads,
+        )
+    return result
 
 
 def interpolate(
-    const int32_t[:, ::1] triangle,
-    const float[:, :, ::1] barycentric,
+    const float[:, ::1] vertices,
     const int32_t[:, ::1] triangles,
+    int x0,
+    int y0,
+    const int32_t[:, ::1] triangle,
+    const int32_t[:, ::1] attribute_triangles,
     const float[:, ::1] attributes,
-    pixel_t[:, :, :] image,
+    float[:, :, ::1] image,
+    int threads,
 ):
-    """Paint attributes (N, C) on image (h, w, C); its pixels are packed, its rows may be strided."""
-    cdef ptrdiff_t row_stride = image.strides[0] // <ptrdiff_t>sizeof(pixel_t)
+    """Attributes (N, C) over the covered pixels of image (h, w, C), which are those of zbuffer.
+
+    False, and the image unfinished, where ``triangle`` holds a number that is no triangle's.
+    """
+    cdef Attributes given
+    given.triangles, given.values = &attribute_triangles[0, 0], &attributes[0, 0]
+    given.channels = <int>attributes.shape[1]
     with nogil:
-        _interpolate(
-            &triangle[0, 0], &barycentric[0, 0, 0], <int>triangle.shape[0], <int>triangle.shape[1],
-            &triangles[0, 0], &attributes[0, 0], <int>attributes.shape[1],
-            &image[0, 0, 0], row_stride,
+        result = _interpolate(
+            _mesh(vertices, triangles), _window(x0, y0, triangle.shape[0], triangle.shape[1]),
+            &triangle[0, 0], given, &image[0, 0, 0], threads,
         )
+    return result
+
+
+def blend(
+    const int32_t[:, ::1] triangle,
+    const float[:, :, ::1] values,
+    const uint8_t[:, :, :] under,
+    float alpha,
+    uint8_t[:, :, :] image,
+    int threads,
+):
+    """Values (h, w, C) in [0, 1] painted on the covered pixels of image, as by ``rasterize``."""
+    with nogil:
+        _blend(
+            &triangle[0, 0], &values[0, 0, 0], <int>values.shape[0], <int>values.shape[1],
+            <int>values.shape[2], _image(under, alpha, image), threads,
+        )
+
+
+cdef inline Mesh _mesh(
+    const float[:, ::1] vertices, const int32_t[:, ::1] triangles
+) noexcept nogil:
+    cdef Mesh mesh
+    mesh.vertices, mesh.n_vertices = &vertices[0, 0], vertices.shape[0]
+    mesh.triangles, mesh.n_triangles = &triangles[0, 0], triangles.shape[0]
+    return mesh
+
+
+cdef inline Window _window(int x0, int y0, Py_ssize_t height, Py_ssize_t width) noexcept nogil:
+    cdef Window window
+    window.x0, window.y0 = x0, y0
+    window.height, window.width = <int>height, <int>width
+    return window
+
+
+cdef inline Image _image(
+    const uint8_t[:, :, :] under, float alpha, uint8_t[:, :, :] pixels
+) noexcept nogil:
+    cdef Image image
+    image.pixels, image.stride = &pixels[0, 0, 0], pixels.strides[0]
+    image.under, image.under_stride, image.alpha = &under[0, 0, 0], under.strides[0], alpha
+    return image

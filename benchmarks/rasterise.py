@@ -1,15 +1,28 @@
-"""Time of normals, lighting, rasterisation and overlay of one face-like mesh, single thread.
+"""Time of the rasteriser, of lighting and of the overlay, with a face-like mesh.
 
     python -m benchmarks.rasterise [--repeats 15] [--grid 231]
 
 The mesh is a bumpy half ellipsoid of grid x grid vertices (231: 53,361 vertices and 105,800
-triangles, as the Basel topology has). Prints the median of the repeats with their quartiles, in
-milliseconds of CPU time; the last column: how many times longer the numpy fallback takes (once).
+triangles, as the Basel topology has). The baseline is the plain C++ loop of
+``native/plain_rasterizer.cpp``, compiled here by the system's compiler ($CXX or c++) with the same
+options. Each repeat runs every candidate once, so that other jobs on the machine slow all of them;
+the pictures are compared first and must be the same to the last bit. Times in milliseconds: of the
+CPU with one thread, of the clock with more. Prints four tables:
+
+- against the plain loop: z-buffer and whole picture, at 160 and 2,000 pixels;
+- the steps of an overlay, in photos of several sizes, and against the numpy fallback;
+- how the cost of a picture grows with its size and with the number of vertices;
+- how the cost of an overlay grows with the number of faces.
 """
 
 import argparse
+import ctypes
+import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,8 +31,12 @@ import Sim3DR
 from Sim3DR import fallback
 from utils.render import render_mesh_overlay
 
+Steps = dict[str, Callable[[], object]]
+
+PLAIN = Path(__file__).parent / "native" / "plain_rasterizer.cpp"
+FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
 # (size of the mesh, height and width of the photo) in pixels
-CASES = [(160, 240, 256), (160, 2096, 4096), (500, 1080, 1920), (2000, 2096, 4096)]
+PHOTOS = [(160, 240, 256), (160, 2096, 4096), (500, 1080, 1920), (2000, 2096, 4096)]
 
 
 def face_like_mesh(
@@ -36,17 +53,101 @@ def face_like_mesh(
     return vertices.astype(np.float32), triangles.astype(np.int32)
 
 
-def milliseconds(call: Callable[[], object], repeats: int) -> np.ndarray:
-    """Median and quartiles of the CPU time (one thread: what other jobs take is left out)."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        times.append(1e3 * (time.process_time() - start))
-    return np.percentile(times, [50, 25, 75])
+def scattered_mesh(grid: int, size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The mesh without its regularity, as fitted faces have none: vertices, triangles, random
+    colours (grid², 3), and the side of a picture around it."""
+    side = int(1.1 * size)
+    vertices, triangles = face_like_mesh(grid, size, side, side)
+    rng = np.random.default_rng(0)
+    vertices[:, :2] += rng.normal(0, 0.05 * size / grid, (len(vertices), 2))
+    return vertices, triangles, rng.random((len(vertices), 3), np.float32), side
 
 
-def steps(grid: int, size: float, height: int, width: int) -> dict[str, Callable[[], object]]:
+def compile_plain(folder: str) -> Callable[..., tuple[np.ndarray, np.ndarray | None]]:
+    """The plain loop as a function: (vertices, triangles, side, colors or None) -> depth (S, S),
+    picture (S, S, 3) or None."""
+    library = Path(folder) / "plain_rasterizer.so"
+    compiler = os.environ.get("CXX", "c++")
+    subprocess.run([compiler, *FLAGS, "-shared", "-fPIC", PLAIN, "-o", library], check=True)
+    function = ctypes.CDLL(str(library)).plain_rasterize
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = [pointer, pointer, number, pointer, number, number, pointer, pointer]
+    function.restype = None
+
+    def plain(vertices, triangles, side, colors=None):
+        depth = np.full((side, side), -np.inf, np.float32)
+        picture = None if colors is None else np.zeros((side, side, 3), np.uint8)
+        function(
+            vertices.ctypes.data,
+            triangles.ctypes.data,
+            len(triangles),
+            None if colors is None else colors.ctypes.data,
+            side,
+            side,
+            depth.ctypes.data,
+            None if picture is None else picture.ctypes.data,
+        )
+        return depth, picture
+
+    return plain
+
+
+def milliseconds(
+    steps: Steps, repeats: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, np.ndarray]:
+    """Times of each step, (repeats,), after one run of each to warm up; the steps take turns."""
+    times = {name: np.empty(repeats) for name in steps}
+    for repeat in range(-1, repeats):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            times[name][max(repeat, 0)] = 1e3 * (clock() - start)
+    return times
+
+
+def summary(times: np.ndarray) -> str:
+    low, median, high = np.percentile(times, [25, 50, 75])
+    return f"{median:.2f} | {times.min():.2f} | {low:.2f}–{high:.2f}"
+
+
+def against_plain(grid: int, repeats: int) -> None:
+    print("\n| mesh (px) | what | threads | median ms | min | quartiles | plain / this |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        plain = compile_plain(folder)
+        for size in (160, 2000):
+            vertices, triangles, colors, side = scattered_mesh(grid, size)
+            mesh = vertices, triangles
+            depth, picture = plain(*mesh, side, colors)
+            for threads in (1, 2, 3):
+                ours = Sim3DR.zbuffer(*mesh, side, side, threads=threads).depth
+                painted = Sim3DR.rasterize(*mesh, colors, height=side, width=side, threads=threads)
+                if not (np.array_equal(ours, depth) and np.array_equal(painted, picture)):
+                    raise SystemExit(f"{size} px, {threads} threads: not the plain loop's pixels")
+
+            def zbuffer(threads, mesh=mesh, side=side):
+                return Sim3DR.zbuffer(*mesh, side, side, threads=threads)
+
+            def rasterize(threads, mesh=mesh, side=side, colors=colors):
+                picture = {"height": side, "width": side}
+                return Sim3DR.rasterize(*mesh, colors, **picture, threads=threads)
+
+            for threads, clock in ((1, time.process_time), (2, time.perf_counter)):
+                steps = {
+                    "z-buffer, plain": lambda mesh=mesh, side=side: plain(*mesh, side),
+                    "z-buffer": lambda f=zbuffer, n=threads: f(n),
+                    "picture, plain": lambda mesh=mesh, s=side, c=colors: plain(*mesh, s, c),
+                    "picture": lambda f=rasterize, n=threads: f(n),
+                }
+                times = milliseconds(steps, repeats, clock)
+                for name, taken in times.items():
+                    what = name.split(",")[0]
+                    ratio = np.median(times[f"{what}, plain"]) / np.median(taken)
+                    used = 1 if "plain" in name else threads
+                    print(f"| {size} | {name} | {used} | {summary(taken)} | {ratio:.1f} |")
+
+
+def overlay_steps(grid: int, size: float, height: int, width: int) -> Steps:
     vertices, triangles = face_like_mesh(grid, size, height, width)
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     normals = Sim3DR.vertex_normals(vertices, triangles)
@@ -62,29 +163,66 @@ def steps(grid: int, size: float, height: int, width: int) -> dict[str, Callable
     }
 
 
+def steps_of_an_overlay(grid: int, repeats: int) -> None:
+    print("\n| mesh, photo (px) | step | median ms | min | quartiles | numpy / this |")
+    print("|---|---|---|---|---|---|")
+    native = Sim3DR._kernel
+    for case in PHOTOS:
+        steps = overlay_steps(grid, *case)
+        for name, times in milliseconds(steps, repeats).items():
+            slower = ""
+            if case == PHOTOS[0] and name in ("vertex_normals", "shade", "zbuffer", "rasterize"):
+                Sim3DR._kernel = fallback
+                numpy_times = milliseconds({name: steps[name]}, 1)[name]
+                Sim3DR._kernel = native
+                slower = f"{numpy_times[0] / np.median(times):.0f}"
+            sizes = "{}, {} x {}".format(*case)
+            print(f"| {sizes} | {name} | {summary(times)} | {slower} |")
+
+
+def growth(grid: int, repeats: int) -> None:
+    print("\n| mesh (px) | vertices | triangles | median ms | ns a triangle | ns a pixel |")
+    print("|---|---|---|---|---|---|")
+    sizes = [(grid, size) for size in (80, 160, 320, 640, 1280, 2560)]
+    counts = [(side, 160) for side in (grid // 4, grid // 2, 2 * grid, 4 * grid)]
+    for vertices_a_side, size in sizes + counts:
+        vertices, triangles, colors, side = scattered_mesh(vertices_a_side, size)
+
+        def picture(mesh=(vertices, triangles, colors), side=side):
+            return Sim3DR.rasterize(*mesh, height=side, width=side)
+
+        median = np.median(milliseconds({"picture": picture}, repeats)["picture"])
+        each = f"{1e6 * median / len(triangles):.1f} | {1e6 * median / size**2:.1f}"
+        print(f"| {size} | {len(vertices)} | {len(triangles)} | {median:.2f} | {each} |")
+
+    print("\n| faces of 160 px in 1080 x 1920 | overlay, median ms | ms a face beyond the copy |")
+    print("|---|---|---|")
+    photo = np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), np.uint8)
+    copy = np.median(milliseconds({"copy": photo.copy}, repeats)["copy"])
+    vertices, triangles = face_like_mesh(grid, 160, 200, 200)
+    for count in (1, 2, 4, 8, 16, 32):
+        corners = [(190 * (i % 8), 200 * (i // 8)) for i in range(count)]
+        faces = [(vertices + np.float32([x, y, 0])).T for x, y in corners]
+
+        def overlay(faces=faces):
+            return render_mesh_overlay(photo, faces, triangles)
+
+        median = np.median(milliseconds({"overlay": overlay}, repeats)["overlay"])
+        print(f"| {count} | {median:.1f} | {(median - copy) / count:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--grid", type=int, default=231, help="vertices on each side of the mesh")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    native = Sim3DR._kernel
-    if native is fallback:
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by Sim3DR where no number of threads is given
+    if Sim3DR._kernel is fallback:
         parser.error("the native kernel is not built: nothing to compare with")
-
-    print("| mesh, photo (px) | step | median ms | quartiles | numpy fallback |")
-    print("|---|---|---|---|---|")
-    for case in CASES:
-        for name, step in steps(args.grid, *case).items():
-            step()  # warm
-            median, low, high = milliseconds(step, args.repeats)
-            slower = ""
-            if case == CASES[0] and name in ("vertex_normals", "zbuffer"):
-                Sim3DR._kernel = fallback
-                slower = f"{milliseconds(step, 1)[0] / median:.0f} x"
-                Sim3DR._kernel = native
-            sizes = "{}, {} x {}".format(*case)
-            print(f"| {sizes} | {name} | {median:.1f} | {low:.1f}–{high:.1f} | {slower} |")
+    against_plain(args.grid, args.repeats)
+    steps_of_an_overlay(args.grid, args.repeats)
+    growth(args.grid, args.repeats)
 
 
 if __name__ == "__main__":

@@ -89,15 +89,15 @@ def test_photo_of_any_layout_stays_as_it_is(layout):
 
 def test_only_the_region_of_the_face_is_rasterised(monkeypatch):
     sizes = []
-    zbuffer = Sim3DR.zbuffer
+    rasterize = Sim3DR._kernel.rasterize
 
-    def recorded(vertices, triangles, height, width, origin):
-        sizes.append((height, width))
-        return zbuffer(vertices, triangles, height, width, origin)
+    def recorded(*arguments):
+        sizes.extend(picture.shape[:2] for picture in arguments if np.ndim(picture) == 3)
+        return rasterize(*arguments)
 
-    monkeypatch.setattr(Sim3DR, "zbuffer", recorded)
+    monkeypatch.setattr(Sim3DR._kernel, "rasterize", recorded)
     render_mesh_overlay(np.zeros((2160, 3840, 3), np.uint8), [at(1000, 900)], TRIANGLES)
-    assert sizes == [(11, 11)]
+    assert sizes == [(11, 11)] * 2  # of the photo and of the overlay
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+// What the kernel's files share: indices, vector code on every compiler, and threads.
+#pragma once
+
+#include <cstddef>
+#include <exception>
+#include <thread>
+#include <vector>
+
+#if defined(_MSC_VER)
+#define SIM3DR_INLINE __forceinline
+#define SIM3DR_RESTRICT __restrict
+#else
+#define SIM3DR_INLINE inline __attribute__((always_inline))
+#define SIM3DR_RESTRICT __restrict__
+#endif
+
+// A function compiled twice, for any x86-64 and for AVX2; the loader takes what the processor has.
+// Without fused multiply-add both compute the same.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define SIM3DR_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define SIM3DR_CLONES
+#endif
+
+// Before a short loop that is to become one vector operation, not as many scalar ones.
+#if defined(__GNUC__) && !defined(__clang__)
+#define SIM3DR_VECTORISE _Pragma("GCC unroll 1")
+#else
+#define SIM3DR_VECTORISE
+#endif
+
+namespace sim3dr {
+
+using Index = std::ptrdiff_t;
+
+// task(part) for each part from 0 to parts - 1, on as many threads where the system gives them.
+// The task must not throw; what it needs is allocated before.
+template <class Task>
+void in_parallel(int parts, const Task& task) {
+    std::vector<std::thread> helpers;
+    helpers.reserve(parts - 1);
+    try {
+        for (int part = 1; part < parts; ++part)
+            helpers.emplace_back([&task, part] { task(part); });
+    } catch (const std::exception&) {
+        // No more threads, or no memory for one: the calling thread does the rest.
+    }
+    task(0);
+    for (int part = static_cast<int>(helpers.size()) + 1; part < parts; ++part) task(part);
+    for (std::thread& helper : helpers) helper.join();
+}
+
+}  // namespace sim3dr
