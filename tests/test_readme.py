@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
         "img/README.md",
         "starter_kit/CARD.md",
         "docs/benchmark.md",
+        "docs/performance.md",
         "docs/training.md",
         "docs/synergy_ablation.md",
     ],
