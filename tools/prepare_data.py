@@ -34,7 +34,7 @@ from utils.morphable_model import (
     load_morphable_model,
     split_camera,
 )
-from utils.photo_script import in_order
+from utils.parallel import in_order
 from utils.preprocessing import CROP_SIZE, MAX_COORDINATE, crop_faces
 from utils.synthetic_sets import NUM_STORED
 
@@ -253,8 +253,8 @@ def prepare(
         name_crops(usable)
         crops = partial / PUBLISHED_CROPS
         crops.mkdir()
-        tasks = ((face_model, sample, crops) for sample in usable)
-        for _ in tqdm(in_order(write_crop, tasks, jobs), "cropping", len(usable), unit="face"):
+        written = in_order(lambda sample: write_crop(face_model, sample, crops), usable, jobs)
+        for _ in tqdm(written, "cropping", len(usable), unit="face"):
             pass
         used = [sample for sample in usable if not sample.reason]
         if not used:
