@@ -15,11 +15,12 @@ No function changes its arguments, but for one called ``out``.
 """
 
 import math
-import os
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
+
+from utils.cores import openmp_threads, usable_cores
 
 try:
     from . import sim3dr_cython as _kernel
@@ -423,22 +424,13 @@ def _paint(
 
 def _threads(threads: int | None, pixels: int) -> int:
     if threads is None:
-        return 1 if pixels < THREADED_PIXELS else min(_cores(), THREAD_LIMIT)
+        wanted = 1 if pixels < THREADED_PIXELS else openmp_threads() or usable_cores()
+        return min(wanted, THREAD_LIMIT)
     if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool):
         raise TypeError(f"threads must be a whole number or None, not {threads!r}")
     if not 1 <= threads <= THREAD_LIMIT:
         raise ValueError(f"threads must be from 1 to {THREAD_LIMIT}, not {threads}")
     return int(threads)
-
-
-def _cores() -> int:
-    """Threads that OpenMP would take: what ``OMP_NUM_THREADS`` says, else the usable cores."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if wanted.isdecimal() and int(wanted):
-        return int(wanted)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _mesh(

@@ -6,6 +6,7 @@ this repository does not contain. Tests that need them skip, saying so, where th
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,18 @@ class Evil:
 
     def __reduce__(self):
         return Path.touch, (self.trace,)
+
+
+@pytest.fixture
+def call(capsys):
+    """``call(main, *arguments)`` of a script: its exit code and all that it printed."""
+
+    def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call

@@ -27,16 +27,11 @@ class Model:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, face_model, tmp_path):
+def run(call, monkeypatch, face_model, tmp_path):
     """Runs the script with a made-up model in ``tmp_path``: exit code and all that was printed."""
 
     def run(*arguments) -> tuple[int, str]:
-        try:
-            code = artistic.main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            code = stopped.code
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
+        return call(artistic.main, *arguments)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(artistic, "load_model", lambda options: Model(face_model))

@@ -21,17 +21,12 @@ PUBLISHED = ("rendering_overlay", "landmarks", "poses")
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, face_model, tmp_path):
+def run(call, monkeypatch, face_model, tmp_path):
     """Runs the script with a made-up model in ``tmp_path``: exit code and all that was printed."""
 
     def run(*arguments, model=face_model) -> tuple[int, str]:
         monkeypatch.setattr(singleImage, "load_model", lambda options: Model(model))
-        try:
-            code = singleImage.main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            code = stopped.code
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
+        return call(singleImage.main, *arguments)
 
     monkeypatch.chdir(tmp_path)
     return run

@@ -37,16 +37,11 @@ def frames() -> list[np.ndarray]:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path, model):
+def run(call, monkeypatch, tmp_path, model):
     """Runs the script in ``tmp_path``, where ffmpeg is not installed: exit code and output."""
 
     def run(*arguments) -> tuple[int, str]:
-        try:
-            code = video.main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            code = stopped.code
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
+        return call(video.main, *arguments)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(video, "open_model", lambda options: model)

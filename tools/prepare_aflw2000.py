@@ -34,6 +34,7 @@ from utils.aflw2000 import (
     dense_indices,
     write_dense,
 )
+from utils.cli import first_lines
 from utils.files import new_folder, read_image, read_npy, read_npz, write_image
 from utils.matlab import read_mat
 from utils.metrics import bin_masks, label_rotation
@@ -58,7 +59,6 @@ LABELS = {"pt3d_68": (3, 68), "Pose_Para": (1, 7)}
 COEFFICIENTS = {"Shape_Para": (199, 1), "Exp_Para": (29, 1), "Pose_Para": (1, 7)}
 MAX_MISFIT = 1.0  # pixels, mean distance of pt3d_68 from the mesh's own landmarks
 PUBLISHED = "2,000 samples, 1,312 / 383 / 305 by yaw, 31 beyond 99 degrees"
-MAX_SHOWN = 10  # bad samples named on the screen
 
 
 class BadSamples(ValueError):
@@ -274,7 +274,7 @@ def prepare(
             boxes.append(box)
         if not rows or (bad and not skip_bad):
             advice = "get them again" + (", or leave them out with --skip-bad" if rows else "")
-            raise BadSamples(f"{len(bad)} bad of {len(names)}: {advice}\n{_shown(bad)}")
+            raise BadSamples(f"{len(bad)} bad of {len(names)}: {advice}\n{first_lines(bad)}")
         angles = np.stack(angles)  # (n, 3) pitch, yaw, roll
         beyond = (np.abs(angles) > ANGLE_LIMIT).any(1)
         arrays = {
@@ -310,11 +310,6 @@ def _read_reannotated(path: Path, count: int) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def _shown(bad: list[str]) -> str:
-    more = [f"... and {len(bad) - MAX_SHOWN} more"] if len(bad) > MAX_SHOWN else []
-    return "\n".join(f"  {line}" for line in bad[:MAX_SHOWN] + more)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.prepare_aflw2000",
@@ -345,7 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.reannotated is None:
         print("    no re-annotated labels: they are not in the download; give --reannotated FILE")
     if bad:
-        print(f"    left out {len(bad)} (left_out.txt):\n{_shown(bad)}")
+        print(f"    left out {len(bad)} (left_out.txt):\n{first_lines(bad)}")
     return 1 if bad else 0
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from utils.assets import find_face_model, shown
 from utils.augmentation import similarity_on_parameters
+from utils.cli import first_lines
 from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
 from utils.draw import contact_sheet, draw_landmarks
 from utils.files import new_folder, read_image, write_image, write_npz
@@ -58,7 +59,6 @@ MAX_OUTSIDE = 0.25  # share of a face's points outside the picture; more are ano
 MIN_SIDE = 16  # pixels of a face's box
 MAX_TURN = 30.0  # degrees between the fitted pose and the one that a label file states
 ROI_SIDE = np.sqrt(2)  # of the landmark box's longer side: the published rule
-MAX_SHOWN = 10  # reasons on the screen
 SHEET = (4, 8)  # rows of the worst fits and as many of others; columns
 REPORT = (
     *("photo", "crop", "x1", "y1", "x2", "y2"),  # the crop's square in the photo
@@ -426,13 +426,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _shown(samples: list[Sample]) -> str:
-    bad = [sample for sample in samples if sample.reason]
-    lines = [
-        sample.reason if sample.name in sample.reason else f"{sample.name}: {sample.reason}"
-        for sample in bad[:MAX_SHOWN]
-    ]
-    more = [f"... and {len(bad) - MAX_SHOWN} more"] if len(bad) > MAX_SHOWN else []
-    return "\n".join(f"  {line}" for line in lines + more)
+    return first_lines(
+        [
+            sample.reason if sample.name in sample.reason else f"{sample.name}: {sample.reason}"
+            for sample in samples
+            if sample.reason
+        ]
+    )
 
 
 if __name__ == "__main__":

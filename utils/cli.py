@@ -1,7 +1,15 @@
 """What the small scripts share."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+MAX_SHOWN = 10  # lines of a list on the screen
+
+
+def first_lines(lines: Sequence[str]) -> str:
+    """A list for the screen: indented, and past the tenth line only how many more there are."""
+    more = [f"... and {len(lines) - MAX_SHOWN} more"] if len(lines) > MAX_SHOWN else []
+    return "\n".join(f"  {line}" for line in [*lines[:MAX_SHOWN], *more])
 
 
 def run_script(main: Callable[[], int | None]) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.cores import openmp_threads, usable_cores
 from utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -88,11 +89,10 @@ def cpu_threads() -> int:
 
     Two hardware threads of one core count once: they share its arithmetic units.
     """
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
+    if wanted := openmp_threads():
+        return wanted
     if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
-        return os.cpu_count() or 1
+        return usable_cores()
     allowed = os.sched_getaffinity(0)
     try:
         siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from utils import results
+from utils.cores import usable_cores
 from utils.files import read_image
 from utils.inference import Face
 from utils.model_options import add_model_options, open_model
@@ -48,13 +48,6 @@ def parse_photo_options(
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     options.jobs = min(options.jobs, len(options.photos))
     return options
-
-
-def usable_cores() -> int:
-    """Those that this process may use; where the system does not tell, all there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def comma_list(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

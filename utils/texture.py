@@ -15,6 +15,7 @@ seen on neither side is filled smoothly.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -205,8 +206,7 @@ def face_mesh(face: Face, face_model: MorphableModel, lid: bool = False) -> Text
     kept, triangles = kept_part(face_model)
     uv = face_model.uv[kept]
     if lid:
-        lips = face_model.uv[face_model.landmark_indices[60:68]]
-        triangles = np.concatenate([triangles, mouth_lid(triangles, uv, lips)])
+        triangles = triangles_with_lid(face_model)
     return TexturedMesh(
         vertices=np.ascontiguousarray(face.vertices.T[kept]),
         triangles=triangles,
@@ -214,6 +214,16 @@ def face_mesh(face: Face, face_model: MorphableModel, lid: bool = False) -> Text
         origin=face.translation,
         pixels_per_metre=face.scale * 1e6,  # the model's unit is the micrometre
     )
+
+
+@lru_cache(maxsize=2)
+def triangles_with_lid(face_model: MorphableModel) -> np.ndarray:
+    """(T, 3) of the kept part and of the lid on its mouth; not to be written to."""
+    kept, triangles = kept_part(face_model)
+    lips = face_model.uv[face_model.landmark_indices[60:68]]
+    closed = np.concatenate([triangles, mouth_lid(triangles, face_model.uv[kept], lips)])
+    closed.flags.writeable = False  # every face shares it
+    return closed
 
 
 def with_geometry(mesh: TexturedMesh, face: Face, face_model: MorphableModel) -> TexturedMesh:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import repeat, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.overlays import Overlays
+from utils.parallel import in_order
 from utils.results import count
 from utils.tracking import FaceTracker
 from utils.video_io import VideoReader, VideoWriter
@@ -114,11 +116,8 @@ def run_on_video(
 def ahead(reader: VideoReader) -> Iterator[tuple[float, np.ndarray]]:
     """The frames of a reader, the next one read while one is worked on."""
     frames = iter(reader)
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, frames, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, frames, None)
-            yield item
+    items = in_order(lambda _: next(frames, None), repeat(None), workers=1)
+    yield from takewhile(lambda item: item is not None, items)
 
 
 # ---------------------------------------------------------------------------------- the window
