@@ -68,6 +68,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, help="default: singleImage.py's")
     args = parser.parse_args()
+    if args.photos < 1 or args.rounds < 1:
+        parser.error("--photos and --rounds must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         make_photos(folder / "photos", args.photos)
