@@ -14,11 +14,17 @@
 #define SIM3DR_RESTRICT __restrict__
 #endif
 
-// A function compiled twice, for any x86-64 and for AVX2; the loader takes what the processor has.
-// Without fused multiply-add both compute the same.
+// A function compiled several times, for any x86-64, for AVX2 and for AVX-512; the loader takes what
+// the processor has. Without fused multiply-add all compute the same. SIM3DR_AVX512, where it is
+// defined, marks one for AVX-512 alone, which is the caller's business.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if __GNUC__ >= 12
+#define SIM3DR_CLONES __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#define SIM3DR_AVX512 __attribute__((target("arch=x86-64-v4")))
+#else
 #define SIM3DR_CLONES __attribute__((target_clones("avx2", "default")))
+#endif
 #else
 #define SIM3DR_CLONES
 #endif

@@ -17,7 +17,8 @@ namespace sim3dr {
 namespace {
 
 constexpr int BLOCK = 64;         // triangles that are looked at together
-constexpr int LANES = 8;          // pixels of a row that are computed together
+constexpr int LANES = 8;          // pixels of a row that are computed together,
+constexpr int MANY_LANES = 16;    // where there are registers enough for so many
 constexpr int ROWS = 16;          // rows whose spans are computed together
 constexpr int NARROW = 2;         // boxes up to this width go pixel by pixel
 constexpr Index STRIP = 1 << 17;  // pixels whose buffers (8 bytes each) stay in the cache
@@ -117,8 +118,8 @@ struct Batch {
 // and v by e = 1e-6 |p| / (s L). A pixel that passes the test then lies at most 4 e L beyond the
 // triangle, and |p| <= 1.42 (L + 1) for pixels of the outward-rounded box. With s = 0.001 + 1e-5 L
 // this is less than the margin below (width + height is at least L), and less than the pixel that
-// separates the outward-rounded box from what lies beyond, LANES pixels farther too. So boxes may
-// be tight, and lanes beyond a box need no test of their own. (Subtracting a margin rounds
+// separates the outward-rounded box from what lies beyond, MANY_LANES pixels farther too. So boxes
+// may be tight, and lanes beyond a box need no test of their own. (Subtracting a margin rounds
 // monotonically: it never passes a whole pixel.)
 SIM3DR_INLINE void classify(Batch& s, Window window) {
     const float left = static_cast<float>(window.x0), top = static_cast<float>(window.y0);
@@ -160,6 +161,7 @@ SIM3DR_INLINE void classify(Batch& s, Window window) {
 // What a pixel shows, four bytes of it: the triangle's index,
 struct ShowIndex {
     struct Triangle {
+        static constexpr int lanes = MANY_LANES;
         std::int32_t index;
         SIM3DR_INLINE std::int32_t at(float, float) const { return index; }
     };
@@ -168,11 +170,13 @@ struct ShowIndex {
 };
 
 // or its three colours.
+template <int lanes_>
 struct ShowColors {
     const float* colors;
     const std::int32_t* triangles;
 
     struct Triangle {
+        static constexpr int lanes = lanes_;
         float a0, a1, a2, b0, b1, b2, c0, c1, c2;
         SIM3DR_INLINE std::int32_t at(float u, float v) const {
             // Inside a triangle the weights add to one up to rounding: at most 255.0001.
@@ -222,7 +226,7 @@ struct Canvas {
                              const Triangle& show, int x, int y) const {
         float* SIM3DR_RESTRICT depths = depth + row(y) + x;
         std::int32_t* SIM3DR_RESTRICT values = shown + row(y) + x;
-        for (int k = 0; k < LANES; ++k) {
+        for (int k = 0; k < Triangle::lanes; ++k) {
             float u, v;
             weights.at(static_cast<float>(x) + static_cast<float>(k), static_cast<float>(y), u, v);
             const float z = mix(az, bz, cz, u, v);
@@ -238,8 +242,8 @@ struct Canvas {
     SIM3DR_INLINE void rows(const Weights& weights, Corners t, const Triangle& show,
                             Box box) const {
         const float az = t.a[2], bz = t.b[2], cz = t.c[2];
-        const int last_block = window.x0 + window.width - LANES;
-        if (box.x_last - box.x_first < LANES) {
+        const int last_block = window.x0 + window.width - Triangle::lanes;
+        if (box.x_last - box.x_first < Triangle::lanes) {
             const int x = std::min(box.x_first, last_block);
             for (int y = box.y_first; y <= box.y_last; ++y)
                 lanes(weights, az, bz, cz, show, x, y);
@@ -277,7 +281,7 @@ struct Canvas {
                 int x = first[r];
                 do {  // most spans are one block: not even an empty one is worth a guess
                     lanes(weights, az, bz, cz, show, std::min(x, last_block), y0 + r);
-                    x += LANES;
+                    x += Triangle::lanes;
                 } while (x <= last[r]);
             }
         }
@@ -338,7 +342,7 @@ struct Painter {
         const auto show = show_triangle(t);
         if (fate == CAREFUL)
             canvas.carefully(corner, show, box);
-        else if (box.x_last - box.x_first < NARROW || canvas.window.width < LANES)
+        else if (box.x_last - box.x_first < NARROW || canvas.window.width < show.lanes)
             canvas.pixels(Weights(corner), corner, show, box);
         else
             canvas.rows(Weights(corner), corner, show, box);
@@ -390,9 +394,21 @@ bool paint_indices(const Mesh& mesh, const Canvas& strip, const Bin& bin) {
     return paint(mesh, strip, bin, ShowIndex{});
 }
 
+#if defined(SIM3DR_AVX512)
+SIM3DR_AVX512
+bool paint_colors_avx512(const Mesh& mesh, const Canvas& strip, const Bin& bin,
+                         const float* colors) {
+    return paint(mesh, strip, bin, ShowColors<MANY_LANES>{colors, mesh.triangles});
+}
+#endif
+
+// Three colours of MANY_LANES pixels take more registers than AVX2 has.
 SIM3DR_CLONES
 bool paint_colors(const Mesh& mesh, const Canvas& strip, const Bin& bin, const float* colors) {
-    return paint(mesh, strip, bin, ShowColors{colors, mesh.triangles});
+#if defined(SIM3DR_AVX512)
+    if (__builtin_cpu_supports("x86-64-v4")) return paint_colors_avx512(mesh, strip, bin, colors);
+#endif
+    return paint(mesh, strip, bin, ShowColors<LANES>{colors, mesh.triangles});
 }
 
 // `count` bytes of a picture over an image, where `covered` is 255 and not 0: alpha times them plus

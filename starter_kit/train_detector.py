@@ -1,10 +1,16 @@
 """Trains the starter kit's own FaceBoxes weights, from random initialisation.
 
+First from labels alone, then against the outputs of the detector that made the labels:
+
     python -m tools.evaluate_detector FaceBoxes/weights/FaceBoxesProd.pth \\
         --data PHOTOS/detector/train --write-labels runs/detector/labels.json
     python -m starter_kit.train_detector --data PHOTOS \\
         --labels runs/detector/labels.json --views runs/starter/packed_rotated --minutes 90
-    python -m starter_kit.train_detector --export FaceBoxes/weights/starter_faceboxes.pth
+    python -m starter_kit.train_detector --data PHOTOS --labels runs/detector/labels.json \\
+        --init runs/detector/average.pth --teacher FaceBoxes/weights/FaceBoxesProd.pth \\
+        --lr 1e-3 --minutes 75 --out runs/distilled
+    python -m starter_kit.train_detector --out runs/distilled \\
+        --export FaceBoxes/weights/starter_faceboxes.pth
 
 The data folder holds ``detector/train.zip`` and ``.json`` (pictures; boxes ``x1 y1 x2 y2 score``,
 where a score below 0.5 means "don't know"; where the json leaves those out, the first command
@@ -12,8 +18,10 @@ above supplies them) and ``faces_train_*.zip`` with ``faces_train_labels.npz`` (
 landmarks); ``--views`` is a packed set of faces turned in 3D (``rotate_views.py``). Three kinds of
 training picture are made: views of one picture, mosaics of many small faces, and portraits of one
 face, most of them turned away. SSD's multibox loss (Liu et al., ECCV 2016) with hard negative
-mining; AdamW, cosine decay, averaged weights. Runs on one CPU core; ``--resume`` goes on where a
-run was stopped.
+mining; AdamW, cosine decay, averaged weights. With ``--teacher`` the loss is the distance to another
+detector's scores and boxes on the same pictures, so that doubt is learnt as well; only portraits in
+which that detector misses the face are still learnt from their labels. Runs on one CPU core;
+``--resume`` goes on where a run was stopped.
 """
 
 import argparse
@@ -54,6 +62,9 @@ SMALLEST = 14  # pixels of height; smaller faces are neither asked for nor punis
 UNSURE = 0.15  # score from which a box that is no sure face is no sure background either
 MATCH = 0.35  # intersection over union from which an anchor answers for a face (FaceBoxes, 3.4)
 NEGATIVES = 7  # hardest background anchors per face anchor
+# The rest is for training with a teacher.
+NATIVE = 0.5  # share of the views that show a picture in its own size, as it will be detected in
+FAINT = 0.05  # probability from which the box of a teacher's anchor is worth learning
 
 # Corners of the detector's box relative to the landmarks' box, in units of √(w·h) of the latter:
 # rows are constant, nose tip's x and y offset from the centre; columns x1 y1 x2 y2. Least squares
@@ -84,14 +95,20 @@ def read_image(data: bytes) -> np.ndarray:
 class TrainingPictures(Dataset):
     """Item i is batch i, a function of the seed and i alone, so that a resumed run sees the same.
 
-    Each is images (B, S, S, 3) uint8, labels (B, A) int64 (1 face, 0 background, -1 not counted)
-    and offsets (B, A, 4) float32.
+    Each is images (B, S, S, 3) uint8, labels (B, A) int64 (1 face, 0 background, -1 not counted),
+    offsets (B, A, 4) float32 and certain (B,) bool: whether the labels know every face in sight.
     """
 
     def __init__(
-        self, data: Path, seed: int, labels: Path | None = None, views: Path | None = None
+        self,
+        data: Path,
+        seed: int,
+        labels: Path | None = None,
+        views: Path | None = None,
+        taught: bool = False,
     ) -> None:
         self.seed = seed
+        self.taught = taught
         labels = json.loads((labels or data / "detector" / "train.json").read_text())
         self.pictures: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         with zipfile.ZipFile(data / "detector" / "train.zip") as file:
@@ -123,7 +140,7 @@ class TrainingPictures(Dataset):
         weight = 1 + 40 * np.clip(turn / 0.35, 0, 1) ** 3
         self.portrait_share = np.cumsum(weight / weight.sum())
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, index))
         side = int(rng.choice(list(SIDES), p=list(SIDES.values())))
         count = round(PIXELS_PER_BATCH / side**2)
@@ -136,7 +153,8 @@ class TrainingPictures(Dataset):
             images.append(photometric(rng, image))
             labels.append(label)
             offsets.append(offset)
-        return tuple(torch.from_numpy(np.stack(x)) for x in (images, labels, offsets))
+        certain = kinds == "portrait"
+        return tuple(torch.from_numpy(np.stack(x)) for x in (images, labels, offsets, certain))
 
     def view(self, rng: np.random.Generator, side: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """A square view of one picture, most often around one of its faces."""
@@ -154,7 +172,10 @@ class TrainingPictures(Dataset):
             scale = side / max(height, width) * math.exp(rng.uniform(-0.4, 0.9))
             centre = rng.uniform(0, 1, 2) * (width, height)
         # Larger, a crowd would show faces that nobody labelled because they were too small.
-        scale = np.clip(scale, 0.1, 1.2 if kind == "crowd" else 3.5)
+        unlabelled = kind == "crowd" and not self.taught
+        scale = np.clip(scale, 0.1, 1.2 if unlabelled else 3.5)
+        if self.taught and rng.random() < NATIVE:
+            scale = stretch = 1.0
         centre = centre * scale
         spread = rng.uniform(0.15, 0.85, 2) * side
         # Half the time the picture's own border stays out of sight where it is large enough.
@@ -431,6 +452,52 @@ def multibox_loss(
     }
 
 
+def distillation_loss(
+    loc: Tensor,
+    logits: Tensor,
+    taught_loc: Tensor,
+    taught_logits: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    certain: Tensor,
+) -> dict[str, Tensor]:
+    """Cross entropy with a teacher's probabilities and smooth L1 to its boxes, over all anchors.
+
+    The entropy is weighted by the distance of the probabilities (Li et al., Generalized Focal
+    Loss, NeurIPS 2020, equation 3, exponent 1), in place of mining. Where the labels have a face
+    that the teacher misses, the labels decide if they are certain; else only the box is learnt.
+
+    Args:
+        loc, taught_loc, offsets: (B, A, 4). logits, taught_logits: (B, A, 2).
+        labels: (B, A), 1 face, 0 background, -1 none. certain: (B,) bool.
+
+    Returns:
+        ``box`` and ``score``, each a sum over the batch per face anchor.
+    """
+    probability = taught_logits.softmax(dim=2)[..., 1]  # (B, A)
+    face = labels == 1
+    missed = face & (probability < 0.5)
+    seen = (face & (probability >= 0.5)).any(dim=1)
+    by_label = certain & ~seen & face.any(dim=1)  # (B,)
+    taught = ~by_label[:, None]
+    margin = logits[..., 1] - logits[..., 0]
+    distance = (margin.detach().sigmoid() - probability).abs()
+    entropy = F.binary_cross_entropy_with_logits(margin, probability, reduction="none")
+    score = (entropy * distance * (taught & ~missed)).sum()
+    sure = torch.where(probability > FAINT, probability, 0.0) * taught
+    box = (F.smooth_l1_loss(loc, taught_loc, reduction="none").sum(dim=2) * sure).sum()
+    labelled = 0.5 * (missed & taught)
+    box = box + (F.smooth_l1_loss(loc, offsets, reduction="none").sum(dim=2) * labelled).sum()
+    total = sure.sum().clamp(min=20)
+    terms = {"box": box / total, "score": score / total}
+    if by_label.any():
+        count = face[by_label].sum()
+        extra = multibox_loss(loc[by_label], logits[by_label], labels[by_label], offsets[by_label])
+        share = count / (total + count)
+        terms = {key: value + share * extra[key] for key, value in terms.items()}
+    return terms
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
@@ -461,7 +528,11 @@ def train(args: argparse.Namespace) -> None:
         average, step, elapsed = state["average"], state["step"], state["elapsed"]
     args.out.mkdir(parents=True, exist_ok=True)
 
-    pictures = TrainingPictures(args.data, args.seed, args.labels, args.views)
+    teacher = None
+    if args.teacher:
+        teacher = FaceBoxesNet().to(device, memory_format=torch.channels_last).eval()
+        teacher.load_state_dict(load_weights(args.teacher))
+    pictures = TrainingPictures(args.data, args.seed, args.labels, args.views, teacher is not None)
     loader = DataLoader(
         pictures, batch_size=None, sampler=itertools.count(step), num_workers=args.workers
     )
@@ -473,7 +544,7 @@ def train(args: argparse.Namespace) -> None:
         if not args.resume:
             log.writerow(["step", "seconds", "lr", "box", "score"])
         started = time.monotonic() - elapsed
-        for images, labels, offsets in loader:
+        for images, labels, offsets, certain in loader:
             elapsed = time.monotonic() - started
             progress = step / args.steps
             if args.minutes:
@@ -485,7 +556,16 @@ def train(args: argparse.Namespace) -> None:
                 group["lr"] = lr
             network.train()
             images = images.to(device).to(torch.float32).sub_(mean).permute(0, 3, 1, 2)
-            terms = multibox_loss(*network(images), labels.to(device), offsets.to(device))
+            labels, offsets = labels.to(device), offsets.to(device)
+            if teacher is not None:
+                with torch.inference_mode():
+                    taught = teacher(images)
+                taught = [output.clone() for output in taught]
+                terms = distillation_loss(
+                    *network(images), *taught, labels, offsets, certain.to(device)
+                )
+            else:
+                terms = multibox_loss(*network(images), labels, offsets)
             loss = 2 * terms["box"] + terms["score"]
             if not math.isfinite(loss.item()):
                 raise RuntimeError(f"the loss is {loss.item()} at step {step}: try a smaller --lr")
@@ -555,6 +635,9 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="in place of DATA/detector/train.json")
     parser.add_argument("--views", type=Path, help="packed set of faces turned in 3D")
     parser.add_argument("--init", type=Path, help="weights to begin with")
+    parser.add_argument(
+        "--teacher", type=Path, help="weights of the detector whose outputs are to be learnt"
+    )
     parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--minutes", type=float, help="finish by then, the schedule included")
     parser.add_argument("--lr", type=float, default=1.5e-3)
