@@ -18,10 +18,10 @@ above supplies them) and ``faces_train_*.zip`` with ``faces_train_labels.npz`` (
 landmarks); ``--views`` is a packed set of faces turned in 3D (``rotate_views.py``). Three kinds of
 training picture are made: views of one picture, mosaics of many small faces, and portraits of one
 face, most of them turned away. SSD's multibox loss (Liu et al., ECCV 2016) with hard negative
-mining; AdamW, cosine decay, averaged weights. With ``--teacher`` the loss is the distance to another
-detector's scores and boxes on the same pictures, so that doubt is learnt as well; only portraits in
-which that detector misses the face are still learnt from their labels. Runs on one CPU core;
-``--resume`` goes on where a run was stopped.
+mining; AdamW, cosine decay, averaged weights. With ``--teacher`` the loss is the distance to
+another detector's scores and boxes on the same pictures, so that doubt is learnt as well; only
+portraits in which that detector misses the face are still learnt from their labels. Runs on one
+CPU core; ``--resume`` goes on where a run was stopped.
 """
 
 import argparse

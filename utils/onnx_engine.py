@@ -49,7 +49,7 @@ class ExportError(RuntimeError):
 
 
 class OnnxNetwork:
-    """An ONNX graph with one input as a function of numpy arrays; threads may share it.
+    """An ONNX graph as a function of numpy arrays; threads may share it.
 
     Args:
         graph: content of an ``.onnx`` file.
@@ -67,16 +67,16 @@ class OnnxNetwork:
         self._session = onnxruntime.InferenceSession(
             graph, options, providers=["CPUExecutionProvider"]
         )
-        self._input = self._session.get_inputs()[0].name
+        self._inputs = [tensor.name for tensor in self._session.get_inputs()]
 
     @property
     def metadata(self) -> dict[str, str]:
         """What ``export_onnx`` wrote into the graph."""
         return self._session.get_modelmeta().custom_metadata_map
 
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """The outputs, in their order, of one batch."""
-        return self._session.run(None, {self._input: images})
+    def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        """The outputs, in their order, of one batch: an array for each input, in their order."""
+        return self._session.run(None, dict(zip(self._inputs, arrays, strict=True)))
 
 
 def missing_packages() -> list[str]:
@@ -117,7 +117,7 @@ def open_network(
     Args:
         weights: the file that the network's weights are in.
         export: makes the graph from them, checks included; called where no cache file fits.
-        expected: metadata that a cache file must have.
+        expected: metadata that a cache file must have; ``network`` is the network's name.
         threads: as for ``OnnxNetwork``.
 
     Raises:
@@ -140,6 +140,7 @@ def open_network(
             network = _open_file(path, threads)
             if network is not None and expected.items() <= network.metadata.items():
                 return network
+    logger.warning("exporting %s for ONNX Runtime, once for these weights", expected["network"])
     with _EXPORTING:
         graph = export()
     _store(graph, folders, weights.name, key)
@@ -207,22 +208,24 @@ def _store(graph: bytes, folders: Sequence[Path], name: str, key: str) -> None:
 
 def export_onnx(
     module: torch.nn.Module,
-    samples: Sequence[torch.Tensor],
+    samples: Sequence[torch.Tensor | tuple[torch.Tensor, ...]],
     outputs: Sequence[str],
     dynamic: dict[str, dict[int, str]],
     metadata: dict[str, str],
     reference: torch.nn.Module | None = None,
+    inputs: Sequence[str] = ("images",),
 ) -> bytes:
     """A PyTorch network as an ONNX graph, batch norm folded, compared with PyTorch.
 
     Args:
-        module: one tensor in, a tuple of tensors out; it is put into evaluation mode.
-        samples: inputs that the two are compared on; the first is traced. Give different sizes
-            along the dynamic axes.
-        outputs: their names; the input's is ``images``.
-        dynamic: for ``images`` and each output, the axes of varying size and what they are called.
-        metadata: to be stored in the graph; ``network`` is its name.
+        module: tensors in, a tuple of tensors out; it is put into evaluation mode.
+        samples: inputs that the two are compared on, a tensor or, for several inputs, a tuple of
+            them each; the first is traced. Give different sizes along the dynamic axes.
+        outputs: their names.
+        dynamic: for each input and output, the axes of varying size and what they are called.
+        metadata: to be stored in the graph.
         reference: what to compare with, where ``module`` is a rewritten form of it.
+        inputs: their names.
 
     Raises:
         ExportError: this machine's PyTorch cannot do it, or the ``onnx`` package is missing.
@@ -230,7 +233,6 @@ def export_onnx(
     """
     import torch
 
-    logger.warning("exporting %s for ONNX Runtime, once for these weights", metadata["network"])
     reference = (reference or module).eval()
     module.eval()
     file = io.BytesIO()
@@ -241,9 +243,9 @@ def export_onnx(
             warnings.simplefilter("ignore")  # TorchScript's exporter announces its successor, which
             torch.onnx.export(  # takes ten times as long (20 s) and further packages
                 module,
-                (samples[0],),
+                _as_tuple(samples[0]),
                 file,
-                input_names=["images"],
+                input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_axes=dynamic,
                 opset_version=OPSET,
@@ -256,36 +258,46 @@ def export_onnx(
     onnx.helper.set_model_props(model, metadata)
     graph = _simplified(model.SerializeToString())
 
-    _compare(OnnxNetwork(graph), reference, samples, outputs)
+    compare_with_torch(OnnxNetwork(graph), reference, samples, outputs)
     return graph
 
 
-def _compare(
-    network: OnnxNetwork,
+def _as_tuple(sample: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return sample if isinstance(sample, tuple) else (sample,)
+
+
+def compare_with_torch(
+    network: Callable[..., Sequence[np.ndarray]],
     reference: torch.nn.Module,
-    samples: Sequence[torch.Tensor],
+    samples: Sequence[torch.Tensor | tuple[torch.Tensor, ...]],
     outputs: Sequence[str],
 ) -> None:
-    """Raises RuntimeError where the graph is further from the truth than PyTorch in float32.
+    """Raises RuntimeError where the network is further from the truth than PyTorch in float32.
 
     The truth is PyTorch in float64: some networks amplify rounding beyond any fixed tolerance.
+
+    Args:
+        network: the exported form, an ``OnnxNetwork`` or what is called like one.
+        reference, samples, outputs: as for ``export_onnx``.
     """
     import torch
 
     exact = copy.deepcopy(reference).double()
     for sample in samples:
+        tensors = _as_tuple(sample)
         with torch.inference_mode():
-            theirs = [tensor.numpy() for tensor in reference(sample)]
-            truth = [tensor.numpy() for tensor in exact(sample.double())]
-        results = zip(outputs, network(sample.numpy()), theirs, truth, strict=True)
+            theirs = [tensor.numpy() for tensor in reference(*tensors)]
+            truth = [tensor.numpy() for tensor in exact(*(tensor.double() for tensor in tensors))]
+        ours = network(*(tensor.numpy() for tensor in tensors))
+        results = zip(outputs, ours, theirs, truth, strict=True)
         for name, our, their, true in results:
             rounding = float(np.abs(their - true).max(initial=0))
             allowed = max(TOLERANCE * float(np.abs(true).max(initial=0)), 2 * rounding)
             if our.shape != true.shape or not (np.abs(our - true) <= allowed).all():
                 raise RuntimeError(
                     f"the exported network disagrees with PyTorch in {name} on an input of shape "
-                    f"{tuple(sample.shape)} by more than {allowed:g}: use the torch engine, and "
-                    "please report it"
+                    f"{tuple(tensors[0].shape)} by more than {allowed:g}: use the torch engine, "
+                    "and please report it"
                 )
 
 
