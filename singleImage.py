@@ -2,6 +2,7 @@
 
 python singleImage.py -f photo.jpg
 python singleImage.py -f folder_of_photos -o out --save npz,json
+python singleImage.py -f photo.jpg --draw mesh,landmarks,pose
 python singleImage.py -f photo.jpg --save glb,html,uv,depth,pncc
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from utils import results
 from utils.inference import Face
+from utils.overlays import DRAWINGS
 from utils.photo_script import (
     add_photo_options,
     comma_list,
@@ -27,6 +29,10 @@ written for each photo NAME that has a face:
   OUT/rendering_overlay/NAME.jpg   the mesh over the photo
   OUT/landmarks/NAME.jpg           the 68 landmarks
   OUT/poses/NAME.jpg               pose axes: x red, y green, z blue
+with --draw, instead of these three:
+  OUT/drawn/NAME.jpg               all that --draw names, on one picture
+of a folder, also:
+  OUT/contact_sheet.jpg, _2, ...   all photos with faces, small
 
 with --save, also:
   OUT/numbers/NAME.npz, .json      boxes, parameters, landmarks, vertices (npz), pose; also of
@@ -55,6 +61,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_photo_options(parser)
+    parser.add_argument("--draw", type=comma_list(DRAWINGS), default=(), metavar="LIST",
+        help=f"one picture of any of {','.join(DRAWINGS)}")  # fmt: skip
     parser.add_argument("--save", type=comma_list(FORMATS), default=(), metavar="LIST",
         help=f"any of {','.join(FORMATS)}")  # fmt: skip
     return parse_photo_options(parser, arguments)
@@ -73,16 +81,24 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     photo_names = {name.casefold() for name, _ in options.photos}
 
-    def save(name: str, path: Path, image: np.ndarray, faces: list[Face]) -> None:
-        results.save_numbers(options.out, name, path, faces, options.save)
-        if faces:
-            own = results.face_names(name, len(faces), photo_names)
-            fitted = (image, faces, model.face_model, options.save)
-            results.save_pictures(options.out, name, image, faces)
-            results.save_maps(options.out, name, *fitted)
-            results.save_textured(options.out, own, *fitted)
+    sheets = results.ContactSheets(options.out) if len(options.photos) > 1 else None
 
-    return run_on_photos(options, model, save)
+    def save(name: str, path: Path, image: np.ndarray, faces: list[Face]) -> np.ndarray | None:
+        results.save_numbers(options.out, name, path, faces, options.save)
+        if not faces:
+            return None
+        own = results.face_names(name, len(faces), photo_names)
+        fitted = (image, faces, model.face_model, options.save)
+        picture = results.save_pictures(options.out, name, image, faces, options.draw)
+        results.save_maps(options.out, name, *fitted)
+        results.save_textured(options.out, own, *fitted)
+        return sheets.cell(picture) if sheets else None
+
+    if not sheets:
+        return run_on_photos(options, model, save)
+    code = run_on_photos(options, model, save, sheets.add)
+    sheets.write()
+    return code
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The Python API: ``from synergy3DMM import SynergyNet``.
 
 model = SynergyNet()
-faces = model(cv2.imread("photo.jpg"))              # list of Face, see utils/inference.py
-faces_of_each = model([image, another_image])       # list of lists
+faces = model("photo.jpg")                          # or an array; list of Face, utils/inference.py
+faces_of_each = model(["a.jpg", image])             # list of lists
+for faces in model(frames):                         # of any other iterable one after the other
+    picture = faces[0].draw(image, ["mesh", "pose"])
+faces[0].save("face.glb", image)                    # by suffix: npz, json, obj, glb, ply, html, png
 landmarks, vertices, poses = model.get_all_outputs(image)      # the published call
 upright = frontal(with_expression(faces[0], model.face_model, factor=0), model.face_model)
 """
@@ -10,13 +13,16 @@ upright = frontal(with_expression(faces[0], model.face_model, factor=0), model.f
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from typing import overload
 
 import numpy as np
 
 from FaceBoxes import FaceBoxes
 from utils import assets
+from utils.files import read_image
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.morphable_model import load_morphable_model
 from utils.onnx_engine import ExportError
@@ -25,6 +31,8 @@ from utils.runtime import choose_engine, open_regressor
 __all__ = ["Face", "SynergyNet", "expression_of", "frontal", "with_expression"]
 
 Path = str | os.PathLike
+Image = np.ndarray | Path
+Boxes = np.ndarray | Sequence[Sequence[float]]
 
 
 class SynergyNet:
@@ -41,7 +49,6 @@ class SynergyNet:
         score_threshold: detections must score above it.
         engine: ``torch``, ``onnx`` (ONNX Runtime, on the CPU) or ``auto``: onnx where it is
             installed, can be used with the weights, and the device is the CPU; else torch.
-
         threads: how many the onnx engine uses for one call; None: ``OMP_NUM_THREADS``, or the
             cores at hand. Those who call from many threads at once want 1.
 
@@ -98,27 +105,63 @@ class SynergyNet:
             *shown, self.engine, reason, self.device
         )
 
+    @overload
+    def __call__(
+        self, images: Image, boxes: Boxes | None = None, dense: bool = True
+    ) -> list[Face]: ...
+
+    @overload
     def __call__(
         self,
-        images: np.ndarray | Sequence[np.ndarray],
-        boxes: np.ndarray | Sequence[np.ndarray | None] | None = None,
+        images: list[Image] | tuple[Image, ...],
+        boxes: Sequence[Boxes | None] | None = None,
         dense: bool = True,
-    ) -> list[Face] | list[list[Face]]:
+    ) -> list[list[Face]]: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Iterable[Image],
+        boxes: Iterable[Boxes | None] | None = None,
+        dense: bool = True,
+    ) -> Iterator[list[Face]]: ...
+
+    def __call__(self, images, boxes=None, dense=True):
         """The faces of one picture, or of each of several; see ``FacePipeline``.
 
         Args:
-            images: one picture (H, W, 3) uint8 BGR (grey, BGRA and 16-bit are taken too), or a
-                sequence of them.
-            boxes: boxes to use instead of the detector: (n, 4) for one picture, a sequence of such
-                for several.
+            images: one picture: (H, W, 3) uint8 BGR (grey, BGRA, 16-bit and floating point in
+                [0, 1] are taken too), or the path of an image file. Or several: a list or tuple
+                of such, which go through the network together, or any other iterable (a
+                generator, a camera), of which one at a time is taken and nothing kept.
+            boxes: boxes to use instead of the detector, x1 y1 x2 y2 in pixels: (n, 4) for one
+                picture, one such or None (detect) for each of several.
             dense: make the dense mesh too.
 
         Returns:
-            A list of ``Face``, best score first; for a sequence, one such list per picture.
+            A list of ``Face``, best score first; for a list or tuple, a list of such lists; for
+            another iterable, an iterator over them.
+
+        Raises:
+            FileNotFoundError, ValueError: a file that is missing or no image, an array that is no
+                picture, boxes that cannot be cropped or are not one for each picture.
         """
-        if isinstance(images, np.ndarray):
-            return self.pipeline([images], None if boxes is None else [boxes], dense)[0]
-        return self.pipeline(images, boxes, dense)
+        if isinstance(images, (np.ndarray, str, os.PathLike)):
+            return self.pipeline([_picture(images)], None if boxes is None else [boxes], dense)[0]
+        if isinstance(images, (list, tuple)):
+            return self.pipeline([_picture(image) for image in images], boxes, dense)
+        if not isinstance(images, Iterable):
+            raise ValueError(
+                f"expected a picture, a path or several of them, got {type(images).__name__}"
+            )
+        return self._one_by_one(images, boxes, dense)
+
+    def _one_by_one(
+        self, images: Iterable[Image], boxes: Iterable[Boxes | None] | None, dense: bool
+    ) -> Iterator[list[Face]]:
+        pairs = zip(images, repeat(None)) if boxes is None else zip(images, boxes, strict=True)
+        for image, own in pairs:
+            yield self.pipeline([_picture(image)], [own], dense)[0]
 
     def get_all_outputs(
         self, image: np.ndarray
@@ -135,3 +178,8 @@ class SynergyNet:
             [face.vertices for face in faces],
             [[[face.yaw, face.pitch, face.roll], face.translation.tolist()] for face in faces],
         )
+
+
+def _picture(image: Image) -> np.ndarray:
+    """A path's picture; arrays as they are."""
+    return read_image(image) if isinstance(image, (str, os.PathLike)) else image

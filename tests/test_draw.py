@@ -1,5 +1,7 @@
 """Pictures: drawn where the numbers say, at any size, and the caller's image left alone."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from utils.draw import (
     draw_boxes,
     draw_landmarks,
     draw_pose_axes,
+    put_lines,
 )
 from utils.geometry import rotation_to_angles
 
@@ -213,3 +216,12 @@ def test_contact_sheet_puts_each_picture_in_its_cell():
     ):
         with pytest.raises(ValueError):
             contact_sheet(**wrong)
+
+
+def test_names_that_are_no_text_do_not_crash_opencv():
+    name = os.fsdecode(b"caf\xe9 \xff.jpg")
+    picture = np.full((40, 60, 3), 128, np.uint8)
+    sheet = contact_sheet([picture, picture], 2, (64, 64), [name * 9, name])
+    assert sheet.std() > 0
+    put_lines(picture, [name], 0, 0, 9)
+    assert (picture != 128).any()

@@ -14,6 +14,7 @@ from model_building import SynergyNet as Network
 from synergy3DMM import SynergyNet
 from utils import results
 from utils.checkpoint import write_checkpoint
+from utils.files import read_image, write_image
 from utils.inference import (
     MAX_BATCH,
     Face,
@@ -339,6 +340,40 @@ def test_api_on_one_picture_and_several(api):
     assert api(PHOTOS[1]) == []
 
 
+def test_api_on_paths_and_iterables(api, tmp_path):
+    path = tmp_path / "Zoë.png"
+    write_image(path, PHOTOS[0])
+    expected = api(PHOTOS[0])
+    for faces in (api(path), api(str(path)), api([PHOTOS[1], path])[1], api((path,))[0]):
+        for face, other in zip(faces, expected, strict=True):
+            assert_same_face(face, other)
+    with pytest.raises(FileNotFoundError, match="nowhere.jpg"):
+        api("nowhere.jpg")
+    with pytest.raises(ValueError, match="got int"):
+        api(3)
+
+
+def test_iterables_are_taken_one_at_a_time(api):
+    taken = []
+
+    def frames():
+        for i, image in enumerate(PHOTOS):
+            taken.append(i)
+            yield image
+
+    results_of = api(frames(), dense=False)
+    assert taken == []
+    first = next(results_of)
+    assert taken == [0]
+    assert [len(faces) for faces in (first, *results_of)] == [
+        len(faces) for faces in api(PHOTOS, dense=False)
+    ]
+    boxes = iter([None, np.array([[10, 10, 50, 50]]), None, []])
+    assert [len(f) for f in api(frames(), boxes)][1::2] == [1, 0]
+    with pytest.raises(ValueError, match="shorter"):
+        list(api(frames(), iter([None])))
+
+
 def test_the_published_call(api):
     landmarks, vertices, poses = api.get_all_outputs(PHOTOS[0])
     faces = api(PHOTOS[0])
@@ -423,6 +458,47 @@ def test_pictures(pipeline, tmp_path):
         "poses/a.jpg",
         "rendering_overlay/a.jpg",
     ]
+
+
+def test_a_face_saves_itself_by_suffix(two_faces, tmp_path):
+    face, image = two_faces[0], PHOTOS[0]
+    for name in ("a.npz", "a.json", "a.html", "deep/er/a.PNG", "a.ply"):
+        files = face.save(tmp_path / name, image)
+        assert files == [tmp_path / name] and files[0].stat().st_size > 100
+    assert {p.name for p in face.save(str(tmp_path / "b.obj"))} == {"b.obj"}  # no photo, no texture
+    textured = face.save(tmp_path / "c.obj", image)
+    assert {p.suffix for p in textured} == {".obj", ".mtl", ".png"}
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["landmarks"], [face.landmarks])
+    (record,) = json.loads((tmp_path / "a.json").read_text())["faces"]
+    assert record["yaw"] == pytest.approx(face.yaw, abs=1e-6)
+    np.testing.assert_array_equal(read_image(tmp_path / "deep/er/a.PNG"), face.draw(image))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.docx", "a.docx: a face is written as .npz"), ("a", "a face is written as"),
+     ("a.ply", "a.ply: needs the face's photo"), ("a.jpg", "a.jpg: needs the face's photo")],
+)  # fmt: skip
+def test_files_that_a_face_cannot_be(two_faces, tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        two_faces[0].save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_face_draws_itself(two_faces, pipeline):
+    image = PHOTOS[0].copy()
+    mesh = two_faces[0].draw(image, ["mesh"])
+    both = two_faces[0].draw(image)
+    np.testing.assert_array_equal(image, PHOTOS[0])
+    assert (mesh != image).any() and (both != mesh).any()
+    np.testing.assert_array_equal(two_faces[0].draw(image, []), image)
+    ((sparse, _),) = pipeline([image], dense=False)
+    np.testing.assert_array_equal(sparse.draw(image, ["box"]), two_faces[0].draw(image, ["box"]))
+    with pytest.raises(ValueError, match="mesh needs the dense mesh"):
+        sparse.draw(image)
+    with pytest.raises(ValueError, match="cannot draw"):
+        sparse.draw(image, ["moustache"])
 
 
 def names(folder) -> dict[str, str]:

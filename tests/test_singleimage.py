@@ -46,7 +46,7 @@ def test_everything_that_can_be_saved(run, face_model, monkeypatch):
     assert written() == (
         {f"{folder}/a.jpg" for folder in PUBLISHED}
         | {f"numbers/{name}.{form}" for name in ("a", "a_1") for form in ("npz", "json")}
-        | {"depth/a.png", "pncc/a.png"}
+        | {"depth/a.png", "pncc/a.png", "contact_sheet.jpg"}
         | {
             f"{folder}/{name}.{suffix}"
             for name in ("a", "a_1_")  # a_1 is the other photo
@@ -69,6 +69,31 @@ def test_everything_that_can_be_saved(run, face_model, monkeypatch):
     assert depth.dtype == np.uint8 and depth.shape == image.shape[:2]
     assert pncc.shape == image.shape
     assert 0 < (depth > 0).mean() < 1 and not pncc[depth == 0].any()
+
+
+def test_one_picture_of_what_is_to_be_drawn(run):
+    write_picture(Path("a.png"), photo((20, 30, 40)))
+    code, output = run("-f", "a.png", "--draw", "mesh,landmarks,pose")
+    assert code == 0, output
+    assert written() == {"drawn/a.jpg"}
+    code, output = run("-f", "a.png", "--draw", "moustache")
+    assert code == 2 and "moustache" in output
+
+
+def test_contact_sheets_show_every_photo_with_a_face_in_order(tmp_path):
+    sheets = results.ContactSheets(tmp_path)
+    full = sheets.COLUMNS * sheets.ROWS
+    for i in range(full + 2):
+        picture = np.full((50 + i, 80, 3), 3 * i, np.uint8)
+        sheets.add(f"photo {i}", None if i == 1 else sheets.cell(picture))
+    assert [path.name for path in tmp_path.iterdir()] == ["contact_sheet.jpg"]  # full, so written
+    sheets.write()
+    sheets.write()  # nothing is left
+    assert written(tmp_path) == {"contact_sheet.jpg", "contact_sheet_2.jpg"}
+    page = cv2.imread(str(tmp_path / "contact_sheet.jpg"))
+    pitch = page.shape[1] // sheets.COLUMNS
+    middles = page[sheets.CELL // 2, pitch // 2 :: pitch, 0].astype(int)
+    np.testing.assert_allclose(middles, [0, 6, 9, 12, 15, 18], atol=2)
 
 
 def test_only_what_is_asked_for(run):

@@ -64,6 +64,7 @@ def face_of(face_model, scale: float = 1.0) -> Face:
         rotation=rotation[0],
         scale=float(size[0]),
         translation=translation,
+        face_model=face_model,
     )
 
 

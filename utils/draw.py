@@ -213,6 +213,8 @@ def contact_sheet(
         raise ValueError(
             f"expected one caption per picture, got {len(captions)} for {len(images)} pictures"
         )
+    if captions is not None:
+        captions = [printable(caption) for caption in captions]
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     gap = max(min(cell) // 32, 2)
@@ -224,15 +226,22 @@ def contact_sheet(
     for i, image in enumerate(images):
         _check_image(image)
         y, x = gap + i // columns * pitch_y, gap + i % columns * pitch_x
-        scale = min(cell_h / image.shape[0], cell_w / image.shape[1])
-        h, w = (max(round(side * scale), 1) for side in image.shape[:2])
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        fitted = fit_into(image, cell_h, cell_w)
+        h, w = fitted.shape[:2]
         top, left = y + (cell_h - h) // 2, x + (cell_w - w) // 2
-        sheet[top : top + h, left : left + w] = cv2.resize(image, (w, h), interpolation=method)
+        sheet[top : top + h, left : left + w] = fitted
         if captions is not None:
             caption = _shorten(captions[i], cell_w - text, text)
             put_lines(sheet, [caption], x, y + cell_h, text)
     return sheet
+
+
+def fit_into(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A (H, W, C) picture as large as fits into ``height`` and ``width`` pixels, its shape kept."""
+    scale = min(height / image.shape[0], width / image.shape[1])
+    h, w = (max(round(side * scale), 1) for side in image.shape[:2])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, (w, h), interpolation=method)
 
 
 def _check_image(image: np.ndarray) -> None:
@@ -308,6 +317,11 @@ def _font(height: float) -> tuple[float, int]:
     return height / cv2.getTextSize("X", FONT, 1, 1)[0][1], max(round(height / 10), 1)
 
 
+def printable(text: str) -> str:
+    """Text that OpenCV can draw: lone surrogates, as odd file names have, make it crash."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _text_width(text: str, height: float) -> float:
     return cv2.getTextSize(text, FONT, *_font(height))[0][0]
 
@@ -325,6 +339,7 @@ def put_lines(canvas: np.ndarray, lines: list[str], x: float, y: float, height: 
 
     A panel rather than outlined letters: it reads on any background and at any size.
     """
+    lines = [printable(line) for line in lines]
     pitch, pad = 1.6 * height, 0.4 * height
     panel_w = max(_text_width(line, height) for line in lines) + 2 * pad
     panel_h = pitch * len(lines) - 0.6 * height + 2 * pad

@@ -12,8 +12,10 @@ All faces of a photo, and of a list of photos, go through the network together.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -54,6 +56,7 @@ class Face:
         rotation: (3, 3) float64, model frame (y up) to image axes with y up.
         scale: pixels of the image per unit of the model.
         translation: (3,) float64, image frame: where the model's origin lies.
+        face_model: the 3DMM that ``parameters`` speak of.
     """
 
     box: np.ndarray
@@ -69,6 +72,50 @@ class Face:
     rotation: np.ndarray
     scale: float
     translation: np.ndarray
+    face_model: MorphableModel = field(repr=False)
+
+    def draw(
+        self, image: np.ndarray, drawings: Sequence[str] = ("mesh", "landmarks")
+    ) -> np.ndarray:
+        """The photo with this face drawn on it.
+
+        Args:
+            image: its photo, as ``utils.files.to_bgr8`` takes it; it stays as it is.
+            drawings: some of ``utils.overlays.DRAWINGS``: mesh, depth, pncc, landmarks, box, pose.
+
+        Returns:
+            (H, W, 3) uint8 BGR.
+
+        Raises:
+            ValueError: another drawing, no picture, or a mesh asked of a face without one.
+        """
+        from utils.overlays import Overlays  # here: who only wants numbers draws nothing
+
+        return Overlays(self.face_model, drawings)(to_bgr8(image), [self])
+
+    def save(self, path: str | os.PathLike, image: np.ndarray | None = None) -> list[Path]:
+        """Writes the face as its path's suffix says; each file appears complete or not at all.
+
+        ``.npz``, ``.json``: the attributes above (json: without the dense mesh). ``.obj``,
+        ``.glb``, ``.ply``, ``.html``: the mesh in the model frame, metres, with the texture of
+        ``image`` where it is given (``.ply``: colours, for which it must be given). Any picture
+        suffix: ``image`` with ``draw`` on it.
+
+        Args:
+            path: its folder is made where it does not exist.
+            image: the face's photo, as ``utils.files.to_bgr8`` takes it.
+
+        Returns:
+            The files written.
+
+        Raises:
+            OSError: it cannot be written there.
+            ValueError: another suffix, no photo where one is needed, or a face without the dense
+                mesh that is to be written.
+        """
+        from utils.results import save_face  # here: who only wants numbers writes nothing
+
+        return save_face(Path(path), self, image)
 
 
 class FacePipeline:
@@ -169,6 +216,7 @@ def faces_from_parameters(
             rotation=rotation[i],
             scale=float(scale[i]),
             translation=translation[i],
+            face_model=face_model,
         )
         for i in range(len(parameters))
     ]

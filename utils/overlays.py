@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.draw import draw_boxes, draw_landmarks, draw_pose_axes, put_lines, text_height
-from utils.inference import Face
-from utils.morphable_model import MorphableModel
 from utils.render import (
     normalized_coordinate_code,
     render_depth,
     render_mesh_overlay,
     render_pncc,
 )
+
+if TYPE_CHECKING:
+    from utils.inference import Face
+    from utils.morphable_model import MorphableModel
 
 DENSE = ("mesh", "depth", "pncc")  # what needs the dense mesh; each covers the one before
 DRAWINGS = (*DENSE, "landmarks", "box", "pose")  # in the order of drawing
@@ -52,7 +55,13 @@ class Overlays:
 
         Returns:
             (H, W, 3) uint8 BGR.
+
+        Raises:
+            ValueError: a face without dense mesh where ``dense``.
         """
+        if self.dense and any(face.vertices is None for face in faces):
+            wanted = ", ".join(d for d in DENSE if d in self.drawings)
+            raise ValueError(f"{wanted} needs the dense mesh: call the model with dense=True")
         canvas = self._dense(image, faces) if self.dense and faces else image.copy()
         for face in faces:
             if "landmarks" in self.drawings:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -81,7 +81,8 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
 def run_on_photos(
     options: argparse.Namespace,
     find_faces: Callable[[np.ndarray], list[Face]],
-    save: Callable[[str, Path, np.ndarray, list[Face]], None],
+    save: Callable[[str, Path, np.ndarray, list[Face]], Any],
+    saved: Callable[[str, Any], None] = lambda name, result: None,
 ) -> int:
     """Reads each photo, finds its faces, saves; says what happened; 0, or 1 if a photo failed.
 
@@ -93,35 +94,40 @@ def run_on_photos(
         options: with ``photos``, ``out`` and ``jobs``.
         find_faces: of a (H, W, 3) uint8 BGR picture.
         save: gets name, path, picture and faces, of which there may be none.
+        saved: gets the name of each photo that did not fail and what ``save`` returned for it, in
+            their order and one at a time.
     """
 
-    def work(photo: tuple[str, Path]) -> list[Face] | OSError | ValueError:
+    def work(photo: tuple[str, Path]) -> tuple[list[Face], Any] | OSError | ValueError:
         name, path = photo
         try:
             image = read_image(path)
             faces = find_faces(image)
-            save(name, path, image, faces)
+            result = save(name, path, image, faces)
         except (OSError, ValueError) as error:  # this photo's fault; the others go on
             return error
-        return [replace(face, vertices=None) for face in faces]  # enough for the summary
+        return [replace(face, vertices=None) for face in faces], result  # enough for the summary
 
     failures = without_face = 0
     if options.jobs == 1:
         outcomes = map(work, options.photos)
     else:
         outcomes = in_order(work, options.photos, options.jobs, ahead=2 * options.jobs)
-    for (_, path), outcome in zip(with_progress(options.photos), outcomes, strict=True):
+    for (name, path), outcome in zip(with_progress(options.photos), outcomes, strict=True):
         if isinstance(outcome, Exception):
             failures += 1
             message = str(outcome)
             if str(path) not in message:
                 message = f"{path}: {message}"
             say(f"failed: {message}", file=sys.stderr)
-        elif outcome:
-            say(f"{path}: {results.summary(outcome)}")
+            continue
+        faces, result = outcome
+        if faces:
+            say(f"{path}: {results.summary(faces)}")
         else:
             without_face += 1
             say(f"{path}: no face found")
+        saved(name, result)
     done = len(options.photos) - failures - without_face
     summary = [f"{results.count(done, 'photo')} with faces written to {options.out}"]
     if without_face:

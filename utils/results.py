@@ -7,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.draw import draw_landmarks, draw_pose_axes
+from utils.draw import contact_sheet, fit_into
 from utils.files import atomic_write, write_image, write_npz
 from utils.inference import Face
 from utils.mesh_io import MESH_SUFFIXES, save_mesh
 from utils.morphable_model import MorphableModel
-from utils.render import (
-    normalized_coordinate_code,
-    render_depth,
-    render_mesh_overlay,
-    render_pncc,
-)
+from utils.overlays import Overlays
+from utils.render import normalized_coordinate_code, render_depth, render_pncc
 
 PHOTO_SUFFIXES = frozenset(
     ".avif .bmp .dib .exr .gif .hdr .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .pic .png .pnm .ppm .pxm "
@@ -25,6 +21,8 @@ PHOTO_SUFFIXES = frozenset(
 )
 NUMBER_FORMATS = ("npz", "json")
 MAP_FORMATS = ("depth", "pncc")
+# the published pictures: folder, what is drawn
+PICTURES = {"rendering_overlay": ("mesh",), "landmarks": ("landmarks",), "poses": ("pose",)}
 # what has the photo's own texture, one file a face
 TEXTURED_FORMATS = (*(suffix[1:] for suffix in MESH_SUFFIXES), "uv")
 
@@ -71,20 +69,69 @@ def face_names(name: str, count: int, others: set[str]) -> list[str]:
     return names
 
 
-def draw_pictures(image: np.ndarray, faces: Sequence[Face]) -> dict[str, np.ndarray]:
-    """The three published pictures of a photo with at least one face, by the folder they go to."""
-    overlay = render_mesh_overlay(image, [face.vertices for face in faces], faces[0].triangles)
-    landmarks, poses = image.copy(), image.copy()
-    for face in faces:
-        draw_landmarks(landmarks, face.landmarks, copy=False)
-        draw_pose_axes(poses, face.rotation, face.landmarks, copy=False)
-    return {"rendering_overlay": overlay, "landmarks": landmarks, "poses": poses}
+def draw_pictures(
+    image: np.ndarray, faces: Sequence[Face], drawings: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Pictures of a photo with at least one face, by the folder they go to.
+
+    The three published ones, or a single one, ``drawn``, of ``drawings`` (``utils.overlays``).
+    """
+    wanted = {"drawn": drawings} if drawings else PICTURES
+    model = faces[0].face_model
+    return {folder: Overlays(model, names)(image, faces) for folder, names in wanted.items()}
 
 
-def save_pictures(out: Path, name: str, image: np.ndarray, faces: Sequence[Face]) -> None:
-    """Writes ``draw_pictures`` under ``out``."""
-    for folder, picture in draw_pictures(image, faces).items():
+def save_pictures(
+    out: Path,
+    name: str,
+    image: np.ndarray,
+    faces: Sequence[Face],
+    drawings: Sequence[str] = (),
+) -> np.ndarray:
+    """Writes ``draw_pictures`` under ``out``; returns the first of them."""
+    pictures = draw_pictures(image, faces, drawings)
+    for folder, picture in pictures.items():
         write_image(out / folder / f"{name}.jpg", picture)
+    return next(iter(pictures.values()))
+
+
+class ContactSheets:
+    """All photos of a folder, small, on pages: ``out/contact_sheet.jpg``, ``..._2.jpg``, ...
+
+    A page is written as soon as it is full, so that no more than one is in memory.
+    """
+
+    COLUMNS, ROWS, CELL = 6, 6, 240
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.pages = 0
+        self.cells: list[np.ndarray] = []
+        self.captions: list[str] = []
+
+    @classmethod
+    def cell(cls, picture: np.ndarray) -> np.ndarray:
+        """A (H, W, 3) picture in the size in which a page shows it."""
+        return fit_into(picture, cls.CELL, cls.CELL)
+
+    def add(self, name: str, cell: np.ndarray | None) -> None:
+        """The next photo's cell; None leaves it out."""
+        if cell is None:
+            return
+        self.cells.append(cell)
+        self.captions.append(name)
+        if len(self.cells) == self.COLUMNS * self.ROWS:
+            self.write()
+
+    def write(self) -> None:
+        """What is left, as the last page."""
+        if not self.cells:
+            return
+        self.pages += 1
+        number = f"_{self.pages}" if self.pages > 1 else ""
+        sheet = contact_sheet(self.cells, self.COLUMNS, (self.CELL, self.CELL), self.captions)
+        write_image(self.out / f"contact_sheet{number}.jpg", sheet)
+        self.cells, self.captions = [], []
 
 
 def save_maps(
@@ -141,15 +188,44 @@ def save_numbers(
     faces have none) and the mesh's triangles once; the json has a list of faces. Frames and units
     are those of ``utils.inference.Face``.
     """
-    if "npz" in formats:
+    for form in NUMBER_FORMATS:
+        if form in formats:
+            write_numbers(out / "numbers" / f"{name}.{form}", faces, {"photo": str(photo)})
+
+
+def write_numbers(path: Path, faces: Sequence[Face], about: dict[str, str]) -> None:
+    """One file of ``save_numbers``, ``.npz`` or ``.json``; ``about`` goes into the json."""
+    if path.suffix.lower() == ".npz":
         keys = [key for key in ARRAYS if all(getattr(face, key) is not None for face in faces)]
         arrays = {key: np.array([getattr(face, key) for face in faces]) for key in keys}
         arrays["triangles"] = faces[0].triangles if faces else np.zeros((0, 3), np.int32)
-        write_npz(out / "numbers" / f"{name}.npz", arrays)
-    if "json" in formats:
-        content = {"photo": str(photo), "faces": [face_to_json(face) for face in faces]}
-        with atomic_write(out / "numbers" / f"{name}.json", "w") as file:
+        write_npz(path, arrays)
+    else:
+        content = {**about, "faces": [face_to_json(face) for face in faces]}
+        with atomic_write(path, "w") as file:
             json.dump(content, file)
+
+
+def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:
+    """The work of ``Face.save``."""
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".json"):
+        write_numbers(path, [face], {})
+        return [path]
+    needs_photo = suffix in PHOTO_SUFFIXES or suffix == ".ply"
+    if not needs_photo and suffix not in MESH_SUFFIXES:
+        expected = ", ".join([".npz", ".json", *MESH_SUFFIXES, ".png", ".jpg"])
+        raise ValueError(f"{path}: a face is written as {expected}, not {suffix!r}")
+    if needs_photo and image is None:
+        raise ValueError(f"{path}: needs the face's photo: face.save(path, image)")
+    if suffix in PHOTO_SUFFIXES:
+        write_image(path, face.draw(image))
+        return [path]
+    from utils.texture import face_mesh, textured_face  # here: most runs unwrap no texture
+
+    if image is None:
+        return save_mesh(path, face_mesh(face, face.face_model))
+    return save_mesh(path, textured_face(face, image, face.face_model))
 
 
 ARRAYS = (
