@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils import texture
+from utils.cli import script_parser
 from utils.files import read_image, write_image
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.mesh_io import FRAMES, MESH_SUFFIXES, save_mesh
@@ -63,9 +64,7 @@ exit code: 0 all done, 1 some photos failed, 2 wrong usage
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__, EPILOG, "-f PATH [options]")
     add_photo_options(parser)
     add = parser.add_argument
     add("--precropped", action="store_true", help="each photo is one face's square crop")

@@ -15,6 +15,7 @@ from FaceBoxes import FaceBoxes
 from utils import assets, evaluation
 from utils import benchmark_report as report
 from utils.aflw2000 import AFLW_LIST, DEFAULT_FOLDER, PHOTOS, open_aflw21, open_benchmark
+from utils.cli import script_parser
 from utils.morphable_model import load_morphable_model
 from utils.runtime import choose_engine
 
@@ -32,9 +33,7 @@ exit code: 0 done, 1 a picture could not be read, 2 wrong usage or files that do
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__, EPILOG)
     add = parser.add_argument
     add("-w", "--weights", type=Path, help="SynergyNet checkpoint (default: published, or starter)")
     add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")

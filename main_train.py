@@ -18,6 +18,7 @@ from loss_definition import LOOPS
 from model_building import HEADS
 from utils.assets import find_face_model
 from utils.augmentation import AUGMENTATIONS
+from utils.cli import script_parser
 from utils.datasets import open_training_set, pack
 from utils.distributed import join_world
 from utils.morphable_model import MorphableModel, load_morphable_model
@@ -36,9 +37,7 @@ exit code: 0 done, 1 stopped by a fault on the way, 2 wrong usage, 130 stopped b
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__, EPILOG)
 
     def add(group, name: str, help: str, **settings) -> None:
         default = settings.get("default")
@@ -69,7 +68,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add(data, "--workers", "threads that read pictures", type=int, default=2)
 
     model = parser.add_argument_group("model")
-    add(model, "--backbone", "image encoder", choices=BACKBONES, default="mobilenet_v2")
+    add(model, "--backbone", f"image encoder: {', '.join(BACKBONES)}",
+        choices=BACKBONES, default="mobilenet_v2", metavar="NAME")  # fmt: skip
     add(model, "--heads", "see model_building.py", choices=HEADS, default="published")
     add(model, "--loop", "see loss_definition.py", choices=LOOPS, default="full")
     add(model, "--face-model", "3DMM folder or .npz (default: published, or starter)", type=Path)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import results
+from utils.cli import script_parser
 from utils.inference import Face
 from utils.overlays import DRAWINGS
 from utils.photo_script import (
@@ -57,9 +58,7 @@ exit code: 0 all done, 1 some photos failed, 2 wrong usage
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__, EPILOG, "-f PATH [options]")
     add_photo_options(parser)
     parser.add_argument("--draw", type=comma_list(DRAWINGS), default=(), metavar="LIST",
         help=f"one picture of any of {','.join(DRAWINGS)}")  # fmt: skip

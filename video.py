@@ -15,6 +15,7 @@ import cv2
 from tqdm import tqdm
 
 from utils import video_numbers
+from utils.cli import script_parser
 from utils.model_options import add_model_options, open_model
 from utils.overlays import DRAWINGS
 from utils.photo_script import comma_list
@@ -37,9 +38,7 @@ exit code: 0 all done, 1 the video is damaged or was not finished, 2 wrong usage
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__, EPILOG, "-f VIDEO [options]")
     add = parser.add_argument
     add("-f", "--files", required=True, metavar="VIDEO", help="a video, or a camera's number")
     add("-o", "--out", type=Path, metavar="VIDEO",

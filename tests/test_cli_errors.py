@@ -331,3 +331,22 @@ def test_malicious_face_models_do_not_run(capsys, tmp_path, name):
         np.save(folder / name, np.array([Evil(trace)], dtype=object), allow_pickle=True)
     assert name in refused(capsys, tmp_path, "--face-model", folder)
     assert not trace.exists()
+
+
+SCRIPTS = ("singleImage.py", "artistic.py", "video.py", "benchmark.py", "main_train.py")
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "-m tools.export_onnx", "-m tools.prepare_data"])
+def test_help_is_short_and_ends_with_examples_and_exit_codes(script):
+    command = [sys.executable, *script.split(), "-h"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 75 and max(map(len, lines)) <= 100
+    assert lines[0].startswith("usage: ") and lines[1] == ""
+    start = lines.index("examples:")
+    assert lines[start - 2].startswith("exit code: 0 ")
+    examples = lines[start + 1 :]
+    assert examples and all(
+        line.startswith(("  python ", "  bash ", "  torchrun ")) for line in examples
+    )

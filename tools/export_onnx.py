@@ -3,9 +3,11 @@
 synergynet_parameters  normalised crops -> the 62 parameters, whitened and not
 synergynet_face        crops and their roi boxes -> parameters, pose, landmarks, dense mesh, all
                        in the photo's pixels: the numbers of synergy3DMM.Face
+
+python -m tools.export_onnx
+python -m tools.export_onnx -w pretrained/best_pose.pth.tar -o somewhere --format onnx --sparse
 """
 
-import argparse
 import io
 import json
 import sys
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from model_building import SynergyNet, load_synergynet
 from utils import assets
-from utils.cli import run_script
+from utils.cli import run_script, script_parser
 from utils.files import atomic_write
 from utils.geometry import POLE
 from utils.inference import faces_from_parameters
@@ -61,9 +63,6 @@ EPILOG = """\
 B, the number of faces, is free. The files are compared with PyTorch and numpy before they are
 written. Metadata in them say what goes in and out; with the mesh, synergynet_triangles.npy
 holds its triangles, (T, 3) int32. They contain the face model: its licence binds their users.
-
-python -m tools.export_onnx
-python -m tools.export_onnx -w pretrained/best_pose.pth.tar -o somewhere --format onnx --sparse
 
 exit code: 0 all written, 1 the export failed, 2 wrong usage
 """
@@ -448,12 +447,8 @@ def check_writable(folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.export_onnx",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser(__doc__, EPILOG)
+    parser.prog = "python -m tools.export_onnx"
     add = parser.add_argument
     add("-w", "--weights", type=Path, metavar="FILE",
         help="SynergyNet checkpoint (default: published, or starter)")  # fmt: skip

@@ -9,7 +9,6 @@ labels, since the .mat files hold coefficients of a whole face model (--bases, s
 docs/benchmark.md).
 """
 
-import argparse
 import re
 import shutil
 import sys
@@ -34,7 +33,7 @@ from utils.aflw2000 import (
     dense_indices,
     write_dense,
 )
-from utils.cli import first_lines
+from utils.cli import first_lines, script_parser
 from utils.files import new_folder, read_image, read_npy, read_npz, write_image
 from utils.matlab import read_mat
 from utils.metrics import bin_masks, label_rotation
@@ -311,12 +310,8 @@ def _read_reannotated(path: Path, count: int) -> np.ndarray:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.prepare_aflw2000",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser(__doc__, EPILOG, "--raw DIR [options]")
+    parser.prog = "python -m tools.prepare_aflw2000"
     add = parser.add_argument
     add("--raw", type=Path, required=True, metavar="DIR", help="the unpacked download")
     add("--out", type=Path, default=DEFAULT_FOLDER, help=f"where to (default: {DEFAULT_FOLDER})")

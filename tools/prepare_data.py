@@ -5,7 +5,6 @@ python -m tools.prepare_data labels.json --out runs/mine     or .csv; photos are
 python main_train.py --data runs/mine --held-out 0.1 --epochs 10 --batch-size 64
 """
 
-import argparse
 import csv
 import json
 import pickle
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from utils.assets import find_face_model, shown
 from utils.augmentation import similarity_on_parameters
-from utils.cli import first_lines
+from utils.cli import first_lines, script_parser
 from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
 from utils.draw import contact_sheet, draw_landmarks
 from utils.files import new_folder, read_image, write_image, write_npz
@@ -368,12 +367,8 @@ def write_sheet(folder: Path, face_model: MorphableModel, used: list[Sample], se
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.prepare_data",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser(__doc__, EPILOG, "LABELS --out FOLDER [options]")
+    parser.prog = "python -m tools.prepare_data"
     add = parser.add_argument
     add("labels", type=Path, nargs="+", help="folder, .json or .csv (forms below)")
     add("--out", type=Path, required=True, help="folder to write, new or empty")
