@@ -23,7 +23,7 @@ import numpy as np
 from utils.cores import openmp_threads, usable_cores
 
 try:
-    from . import sim3dr_cython as _kernel
+    import Sim3DR.sim3dr_cython as _kernel  # `from` raises another error if missing
 except ModuleNotFoundError:  # not built; a kernel that is there but broken is an error
     from . import fallback as _kernel
 

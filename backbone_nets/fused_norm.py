@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 try:
-    from backbone_nets import fused_norm_cython as kernel
+    import backbone_nets.fused_norm_cython as kernel  # `from` raises another error if missing
 except ModuleNotFoundError:  # not built; a kernel that is there but broken is an error
     kernel = None
 

@@ -1,14 +1,33 @@
-"""The README's promises that can be checked without running anything: links, targets, file ids."""
+"""The README's promises: links, targets, file ids, and its commands, which are run.
 
+Every command in the ```bash and ```python blocks of README.md and docs/ is run as it stands, in a
+copy of the repository, or stands in ``NOT_RUN`` with the reason why not and where it is tested. A
+new command needs nothing where its script is one of ``RUN`` and the files it names are among those
+that ``copy`` or ``MADE_BY`` make; else add it to one of these places. (```sh blocks install things
+on other systems: they are only read.)
+"""
+
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import pytest
+import torch
+from moving_pictures import film, write_film
 
+from synergy3DMM import SynergyNet
 from tools.fetch_published import PUBLISHED, url
+from utils import assets
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
 
 
 @pytest.mark.parametrize(
@@ -20,6 +39,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
         "docs/benchmark.md",
         "docs/performance.md",
         "docs/training.md",
+        "docs/troubleshooting.md",
         "docs/synergy_ablation.md",
     ],
 )
@@ -40,3 +60,190 @@ def test_every_published_download_is_linked():
     linked = set(re.findall(r"https://drive\.google\.com/file/d/[\w-]+", README))
     assert linked == {url(file_id) for item in PUBLISHED.values() for file_id in item.ids}
     assert all(f"| `{name}` |" in README for name in PUBLISHED)
+
+
+# ------------------------------------------------------------------------------------- commands
+
+# What is run: `python SCRIPT ...` or `python -m MODULE ...`, in the copy of the repository.
+RUN = {
+    "singleImage.py",
+    "artistic.py",
+    "video.py",
+    "benchmark.py",
+    "tools.draw_conventions",
+    "tools.export_onnx",
+    "tools.prepare_data",
+}
+
+# What is not: why, and the file that tests it instead. All else must be in RUN.
+NOT_RUN = {
+    "make demo": (
+        "builds; the same as singleImage.py's first command here",
+        "tests/test_readme.py",
+    ),
+    "make test": ("this is it", "pyproject.toml"),
+    "make train-demo": ("takes minutes", "tests/test_training.py"),
+    "make benchmark-demo": ("takes minutes", "tests/test_benchmark.py"),
+    "python video.py -f 0 --show": ("needs a camera and a display", "tests/test_video.py"),
+    "python artistic.py -f art-all/122.png": (
+        "needs the published photos and UV maps",
+        "tests/test_artistic.py",
+    ),
+    "python -m tools.prepare_aflw2000 --raw AFLW2000 --out aflw2000_data": (
+        "needs the original download",
+        "tests/test_prepare_aflw2000.py",
+    ),
+    "bash train_script.sh": ("needs GPUs and the published data", "tests/test_training.py"),
+    "bash train_script.sh --pack runs/packed --compile": (
+        "needs GPUs and the published data",
+        "tests/test_training.py",
+    ),
+    "python benchmark.py -w pretrained/best.pth.tar": (
+        "such weights would be taken for everything here; benchmark.py alone is run",
+        "tests/test_benchmark.py",
+    ),
+    "python benchmark.py -w mine.pth.tar --out runs/mine --boxes jitter detector": (
+        "takes 20 seconds",
+        "tests/test_benchmark.py",
+    ),
+    "python benchmark.py --compare runs/a/results.json runs/b/results.json": (
+        "needs two runs",
+        "tests/test_benchmark.py",
+    ),
+}
+
+# What commands and Python blocks need that another command makes: by a word in them.
+MADE_BY = {
+    "benchmark.py": (
+        "aflw2000_data",
+        "-m tools.render_faces aflw2000_data --layout aflw2000 --count 9",
+    ),
+    "exported/": ("exported", "-m tools.export_onnx"),
+}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page, content) of every fenced block of a language."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    texts = [(page, (ROOT / page).read_text(encoding="utf-8")) for page in PAGES]
+    return [(page, block) for page, text in texts for block in fence.findall(text)]
+
+
+def commands() -> list[str]:
+    """The lines of the ```bash blocks, each once: comments off, continued lines joined."""
+    joined = [block.replace("\\\n", " ") for _, block in blocks("bash")]
+    lines = [line for block in joined for line in block.splitlines()]
+    return list(dict.fromkeys(filter(None, (shlex.join(shlex.split(x, True)) for x in lines))))
+
+
+def script_of(command: str) -> str | None:
+    """The script or module that a command gives to Python."""
+    program, *arguments = shlex.split(command)
+    if program != "python" or not arguments:
+        return None
+    return arguments[1] if arguments[0] == "-m" else arguments[0]
+
+
+TO_RUN = [command for command in commands() if command not in NOT_RUN]
+
+
+def test_every_command_is_run_or_has_a_reason():
+    assert [command for command in TO_RUN if script_of(command) not in RUN] == []
+    assert NOT_RUN.keys() <= set(commands())  # none that the pages no longer have
+    assert all((ROOT / where).is_file() for _, where in NOT_RUN.values())
+    assert len(TO_RUN) >= 10
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """What the commands need of the repository, with the starter kit, and the files they name."""
+    starter = (assets.WEIGHTS[1], assets.FACE_MODELS[1], assets.DETECTOR_WEIGHTS[1])
+    model = SynergyNet(*starter, device="cpu")  # so that the exported networks are there to copy
+    copy = tmp_path_factory.mktemp("commands") / "repository"
+    shutil.copytree(
+        ROOT,
+        copy,
+        ignore=lambda folder, names: [
+            name for name in names if not _is_needed(Path(folder, name).relative_to(ROOT))
+        ],
+    )
+    write_film(copy / "in.mp4", film(lambda t: [(20 + t, 30), (200, 40)], 6))
+
+    # weights under another name, with their exported network
+    weights = copy / "pretrained" / "best_pose.pth.tar"
+    shutil.copy(starter[0], weights)
+    for cached in (copy / "pretrained").glob(f".onnx_cache/{starter[0].name}.*"):
+        shutil.copy(cached, str(cached).replace(starter[0].name, weights.name))
+    # and as a training of one's own may leave them
+    content = torch.load(starter[0], weights_only=True)
+    torch.save(content | {"options": SimpleNamespace(lr=0.1)}, copy / "mine.pth")
+
+    # a photo with landmarks, as in the 300-W collection
+    photo = cv2.imread(str(copy / "img" / "astronaut.jpg"))
+    (copy / "300W").mkdir()
+    for i in range(2):
+        cv2.imwrite(str(copy / "300W" / f"face_{i}.png"), photo)
+        rows = "\n".join(f"{x + 1} {y + 1}" for x, y in model(photo)[0].landmarks[:2].T)
+        text = f"version: 1\nn_points: 68\n{{\n{rows}\n}}\n"
+        (copy / "300W" / f"face_{i}.pts").write_text(text)
+    return copy
+
+
+def _is_needed(path: Path) -> bool:
+    """Whether a file or folder of the repository is copied: code, the photo, the starter kit."""
+    if path.name == "__pycache__" or path.suffix in (".pth", ".onnx", ".npz"):
+        return path.name.startswith(("starter_", "face_model"))
+    if len(path.parts) == 1:
+        code = ("FaceBoxes", "Sim3DR", "backbone_nets", "tools", "utils")
+        return path.suffix == ".py" or path.name in (*code, "img", "pretrained", "starter_kit")
+    if path.parts[0] == "starter_kit":
+        return path.parts[1] == "face_model"
+    return path.suffix != ".tar"
+
+
+def run(arguments: list[str], folder: Path, text: str | None = None) -> str:
+    """What a run of Python in a folder prints; it must succeed."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def make_ready(text: str, folder: Path) -> None:
+    """Makes what a command or block needs and no command has made yet."""
+    for word, (result, command) in MADE_BY.items():
+        if word in text and not (folder / result).exists():
+            run(command.split(), folder)
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    """When each file was written; compiled Python aside."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.parametrize("command", TO_RUN)
+def test_the_command_writes_what_it_says(command, copy):
+    arguments = shlex.split(command)[1:]
+    make_ready(command, copy)
+    before = stamps(copy)
+    run(arguments, copy)
+    written = [path for path, stamp in stamps(copy).items() if before.get(path) != stamp]
+    assert written
+    assert all(path.stat().st_size for path in written)
+    for option in {"-o", "--out"} & set(arguments):
+        assert (copy / arguments[arguments.index(option) + 1]).exists()
+
+
+@pytest.mark.parametrize("block", [block for _, block in blocks("python")])
+def test_the_python_block_runs(block, copy):
+    make_ready(block, copy)
+    run(["-W", "error", "-"], copy, block)

@@ -549,3 +549,26 @@ def test_kernel_under_sanitizers(tmp_path, sanitizers):
     if "unexpected memory mapping" in run.stderr:
         pytest.skip("the thread sanitizer does not work with this kernel's address layout")
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_packages_that_were_not_built_are_found_out(tmp_path):
+    """A clone on a machine without a compiler: no extension lies beside the sources."""
+    for name in ("Sim3DR", "backbone_nets", "FaceBoxes", "utils"):
+        ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "weights")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    code = """
+import sys, warnings
+# an editable install would find this checkout's extensions
+sys.meta_path = [f for f in sys.meta_path if "__editable__" not in str(getattr(f, "__module__", f))]
+warnings.simplefilter("ignore")
+import numpy as np, Sim3DR, FaceBoxes.nms
+from backbone_nets import fused_norm
+assert fused_norm.kernel is None
+vertices = np.array([[0, 0, 0], [9, 0, 0], [0, 9, 0]], np.float32)
+depth = Sim3DR.zbuffer(vertices, np.array([[0, 1, 2]], np.int32), 10, 10).depth
+assert (depth == 0).any() and Sim3DR._kernel.__name__ == "Sim3DR.fallback"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,7 +84,7 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         torch.zeros(1, device=name)
     except Exception as error:  # drivers fail in many ways
-        reason = str(error).strip().splitlines()[0]
+        reason = textwrap.shorten(str(error).strip().splitlines()[0], 160)  # torch lists all it has
         raise RuntimeError(
             f"device {name!r} does not work here ({reason}); choose another with --device"
         ) from error
