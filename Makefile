@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 PHOTO ?= img/astronaut.jpg
 OUT ?= inference_output
 BENCHMARK ?= runs/benchmark_demo
@@ -24,7 +25,7 @@ SOURCES := pyproject.toml setup.py \
 MISSING := $(foreach folder,$(NATIVE),$(if $(wildcard $(folder)/*.so),,FORCE))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo train-demo benchmark-demo test lint format published gui clean FORCE
+.PHONY: help venv build demo train-demo benchmark-demo test test-oldest lint format published gui clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +50,12 @@ benchmark-demo: build ## Render a small benchmark set, score the weights on it, 
 
 test: build ## Run the tests
 	$(PY) -m pytest
+
+# Wheels that old exist for Python 3.10 to 3.12: name one of these if python3 is newer.
+test-oldest: ## Run the tests with the oldest supported versions of everything: PYTHON=python3.12
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -r requirements-oldest.txt -e '.[test]'
+	$(OLDEST)/bin/python -m pytest
 
 lint: build ## Check style and formatting
 	$(PY) -m ruff check .
