@@ -21,6 +21,7 @@ from utils.augmentation import AUGMENTATIONS
 from utils.cli import script_parser
 from utils.datasets import open_training_set, pack
 from utils.distributed import join_world
+from utils.memory import is_out_of_memory
 from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.preprocessing import CROP_SIZE
 from utils.training import NonFiniteError, Trainer
@@ -133,12 +134,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; the CPU is not concerned
+    on_the_way = False
     try:
         face_model = load_morphable_model(options.face_model or find_face_model())
         if options.pack:
             provide_pack(options.data, options.pack, face_model)
         with join_world(options.device) as world:
             trainer = Trainer(options, face_model, world)
+            on_the_way = True  # what fails from here on is no wrong usage
             if options.dry_run:
                 trainer.dry_run()
             else:
@@ -148,10 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except (OSError, ValueError) as error:
         print(f"main_train.py: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        # CUDA's own kind of error, and what the CPU's allocator says
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        return 1 if on_the_way else 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         print(
             f"main_train.py: out of memory with --batch-size {options.batch_size}; give a smaller "

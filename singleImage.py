@@ -8,6 +8,7 @@ python singleImage.py -f photo.jpg --save glb,html,uv,depth,pncc
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from utils.photo_script import (
     load_model,
     parse_photo_options,
     run_on_photos,
+    say,
 )
 
 FORMATS = (*results.NUMBER_FORMATS, *results.TEXTURED_FORMATS, *results.MAP_FORMATS)
@@ -95,9 +97,18 @@ def main(arguments: list[str] | None = None) -> int:
 
     if not sheets:
         return run_on_photos(options, model, save)
-    code = run_on_photos(options, model, save, sheets.add)
-    sheets.write()
-    return code
+    failed = []
+
+    def tried(step: Callable[..., None], *arguments: object) -> None:
+        try:
+            step(*arguments)
+        except OSError as error:  # a page that cannot be written costs no photo
+            failed.append(error)
+            say(f"failed: {error}", file=sys.stderr)
+
+    code = run_on_photos(options, model, save, lambda *photo: tried(sheets.add, *photo))
+    tried(sheets.write)
+    return 1 if failed else code
 
 
 if __name__ == "__main__":

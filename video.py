@@ -107,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     # of a damaged video FFmpeg and OpenCV say much; we say it in one line
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # 4.8, 5
+    set_log_level(0)  # silent
     sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
     sys.exit(main())

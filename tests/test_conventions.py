@@ -1,5 +1,7 @@
 """The pictures of the conventions in docs/: up to date, legible, and right about the signs."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -56,7 +58,8 @@ def test_the_signs_are_what_one_sees(face_model, name, sign):
 
 def test_other_angles_than_asked_for_are_an_error(face_model, monkeypatch):
     mirrored = Rotation.from_euler("y", 10, degrees=True)  # yaw -10
-    monkeypatch.setattr(conventions.Rotation, "from_euler", lambda *_, **__: mirrored)
+    stub = SimpleNamespace(from_euler=lambda *_, **__: mirrored)
+    monkeypatch.setattr(conventions, "Rotation", stub)
     with pytest.raises(ValueError, match=r"asked for yaw 10.* give -10\.000"):
         conventions.mean_face(face_model, yaw=10)
 

@@ -192,6 +192,7 @@ def decode(files: Files, form: str, parameters: np.ndarray, roi_boxes: np.ndarra
     names = [tensor.name for tensor in files.session("face").get_outputs()][1:]
     if form == "onnx":
         whole = onnx.load(files.folder / "synergynet_face.onnx")
+        whole.graph.value_info.extend(whole.graph.output)  # older extractors look only there
         part = onnx.utils.Extractor(whole).extract_model(["parameters", "roi_boxes"], names)
         session = onnxruntime.InferenceSession(
             part.SerializeToString(), providers=["CPUExecutionProvider"]

@@ -226,6 +226,7 @@ def test_shared_norms_and_other_sequentials_keep_their_activation():
     assert isinstance(norm, FusedBatchNorm2d) and norm.activation is None
 
 
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # pickle, torch 2.4
 def test_copies_and_pickles():
     fused = fuse_batch_norm(layer(5, "relu6"))
     x = channels_last(torch.randn(2, 5, 4, 4))

@@ -1,5 +1,6 @@
 """Weights on disk: the published layout read safely, ours written without licensed data."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -121,5 +122,7 @@ def learnable_state(content: dict[str, Any]) -> dict[str, Tensor]:
 
 def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
     """Saves a dict of tensors and plain values under ``path``, complete or not at all."""
+    whole = io.BytesIO()  # where the disk is full, torch's own writing hides the reason
+    torch.save(content, whole)
     with atomic_write(path) as file:
-        torch.save(content, file)
+        file.write(whole.getbuffer())

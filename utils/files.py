@@ -171,10 +171,19 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             yield file
         os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(partial):
             os.unlink(partial)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # the system's "no space left" does not say for what
         raise
+
+
+def remove_partials(folder: str | os.PathLike) -> None:
+    """Removes what killed runs left of ``atomic_write`` in a folder that nobody else writes to."""
+    for path in Path(folder).glob(".*.partial"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -3,7 +3,13 @@
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from utils.morphable_model import CAMERA, NUM_LANDMARKS, Y_FLIP, MorphableModel
+from utils.morphable_model import (
+    CAMERA,
+    NUM_LANDMARKS,
+    NUM_PARAMETERS,
+    Y_FLIP,
+    MorphableModel,
+)
 
 CHIN = 8  # the middle one of the jaw's points, 0 to 16
 MIN_POINTS = 20  # labelled points that a face needs at least
@@ -109,6 +115,8 @@ def fit_landmarks(
         raise ValueError(
             f"{needed} landmarks of a face must be finite; faces {bad[:5].tolist()} have fewer"
         )
+    if not len(labels):  # older releases of scipy rotate no empty batch
+        return np.zeros((0, NUM_PARAMETERS), np.float32), np.zeros(0, np.float32)
     fits = [
         _Fit(face_model, part, noise, visible_contour, ridge).run(iterations, tolerance)
         for part in np.array_split(labels, max(1, -(-len(labels) // BATCH)))

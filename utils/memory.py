@@ -1,4 +1,4 @@
-"""How the process gives memory back to the system."""
+"""How the process gives memory back to the system, and how it is told that there is none."""
 
 import ctypes
 import sys
@@ -23,3 +23,13 @@ def keep_freed_memory() -> bool:
     if not hasattr(library, "gnu_get_libc_version"):  # musl has a mallopt that does nothing
         return False
     return bool(library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, -1))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, numpy or torch (a GPU's memory, or the CPU's) found no more memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)  # MPS and the CPU's allocator have no kind of error of their own
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
+    )

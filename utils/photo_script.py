@@ -15,6 +15,7 @@ from utils import results
 from utils.cores import usable_cores
 from utils.files import read_image
 from utils.inference import Face
+from utils.memory import is_out_of_memory
 from utils.model_options import add_model_options, open_model
 from utils.onnx_engine import cpu_threads
 from utils.parallel import in_order
@@ -98,7 +99,7 @@ def run_on_photos(
             their order and one at a time.
     """
 
-    def work(photo: tuple[str, Path]) -> tuple[list[Face], Any] | OSError | ValueError:
+    def work(photo: tuple[str, Path]) -> tuple[list[Face], Any] | Exception:
         name, path = photo
         try:
             image = read_image(path)
@@ -106,6 +107,10 @@ def run_on_photos(
             result = save(name, path, image, faces)
         except (OSError, ValueError) as error:  # this photo's fault; the others go on
             return error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return MemoryError(str(error) or "not enough memory for it")
         return [replace(face, vertices=None) for face in faces], result  # enough for the summary
 
     failures = without_face = 0

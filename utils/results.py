@@ -130,8 +130,8 @@ class ContactSheets:
         self.pages += 1
         number = f"_{self.pages}" if self.pages > 1 else ""
         sheet = contact_sheet(self.cells, self.COLUMNS, (self.CELL, self.CELL), self.captions)
+        self.cells, self.captions = [], []  # also where the page cannot be written
         write_image(self.out / f"contact_sheet{number}.jpg", sheet)
-        self.cells, self.captions = [], []
 
 
 def save_maps(

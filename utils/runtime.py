@@ -5,6 +5,7 @@ Importing this module imports neither; a choice that falls on ONNX Runtime never
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.memory import is_out_of_memory
 from utils.onnx_engine import missing_packages, open_network
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from model_building import SynergyNet
     from utils.morphable_model import MorphableModel
+
+logger = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ENGINES = ("auto", "torch", "onnx")
@@ -116,6 +120,9 @@ def open_regressor(
 class TorchRegressor:
     """The image-to-parameters network in PyTorch (``utils.inference.Regressor``).
 
+    Where the device has no memory for all crops at once they go through in parts, half as many at
+    a time until they fit; later calls begin with the size that did.
+
     Args:
         model: a ``SynergyNet`` in evaluation mode; only its ``I2P`` part is used.
         device: where it runs.
@@ -126,14 +133,53 @@ class TorchRegressor:
 
         self.device = torch.device(device)
         self.network = model.I2P.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.largest: int | None = None  # crops at once, once the memory was too small for more
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
-        """(n, 3, 120, 120) float32 -> (n, 62) float32 whitened parameters."""
+        """(n, 3, 120, 120) float32 -> (n, 62) float32 whitened parameters.
+
+        Raises:
+            MemoryError: the device has no memory for a single crop.
+        """
+        size = self.largest or max(len(crops), 1)
+        while True:
+            try:
+                parts = [
+                    self._forward(crops[start : start + size])
+                    for start in range(0, max(len(crops), 1), size)
+                ]
+                return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = textwrap.shorten(str(error), 160)
+            # Out here the error is gone, and with it the arrays that its traceback held.
+            size = self._smaller(min(size, len(crops)), reason)
+
+    def _forward(self, crops: np.ndarray) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
             images = torch.from_numpy(crops).to(self.device, memory_format=torch.channels_last)
             return self.network(images)[0].float().cpu().numpy()
+
+    def _smaller(self, size: int, reason: str) -> int:
+        """Half of a size that was too much, remembered; said the first time."""
+        import torch
+
+        if size <= 1:
+            raise MemoryError(
+                f"{self.device}: out of memory with a single crop ({reason}); end what else uses "
+                "the device, or choose another with --device"
+            )
+        if self.largest is None:
+            logger.warning(
+                "%s: out of memory with %d crops at once; going on with fewer", self.device, size
+            )
+        self.largest = min(size // 2, self.largest or size)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self.largest
 
 
 class OnnxRegressor:

@@ -36,6 +36,7 @@ from utils.datasets import (
 )
 from utils.distributed import World
 from utils.evaluation import score_aflw2000
+from utils.files import remove_partials
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.memory import keep_freed_memory
 from utils.metrics import YAW_BINS, bin_means, nme
@@ -368,6 +369,7 @@ class Trainer:
         log = None
         if world.is_main:
             tqdm.write(self.sizes)
+            remove_partials(options.out)  # of a killed run: checkpoints in size
             log = TrainingLog(options.out, progress.epoch)
         started = time.time()
         while progress.epoch < options.epochs:
