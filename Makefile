@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
+EXAMPLES ?= 20000
 PHOTO ?= img/astronaut.jpg
 OUT ?= inference_output
 BENCHMARK ?= runs/benchmark_demo
@@ -25,7 +26,7 @@ SOURCES := pyproject.toml setup.py \
 MISSING := $(foreach folder,$(NATIVE),$(if $(wildcard $(folder)/*.so),,FORCE))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo train-demo benchmark-demo test test-oldest lint format published gui clean FORCE
+.PHONY: help venv build demo train-demo benchmark-demo test fuzz test-oldest lint format published gui clean FORCE
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +51,9 @@ benchmark-demo: build ## Render a small benchmark set, score the weights on it, 
 
 test: build ## Run the tests
 	$(PY) -m pytest
+
+fuzz: build ## Try EXAMPLES random inputs at each door to native code
+	FUZZ=$(EXAMPLES) $(PY) -m pytest -q -p no:cacheprovider tests/test_fuzz.py
 
 # Wheels that old exist for Python 3.10 to 3.12: name one of these if python3 is newer.
 test-oldest: ## Run the tests with the oldest supported versions of everything: PYTHON=python3.12
