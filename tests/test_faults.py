@@ -1,0 +1,262 @@
+"""What faults from outside do: kills, full disks, unwritable places, too little memory."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+import main_train
+import singleImage
+from tools.check_faults import Folder, check_kind, read_whole
+from utils import training
+from utils.checkpoint import write_checkpoint
+from utils.datasets import PackedFaces, write_packed
+from utils.files import atomic_write, read_image, remove_partials, write_image, write_npz
+from utils.memory import is_out_of_memory
+from utils.photo_script import run_on_photos
+from utils.runtime import TorchRegressor
+
+# ------------------------------------------------------------------------------------- killed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+@pytest.mark.parametrize("kind", ["folder", "export"])
+def test_killed_runs_leave_whole_files_and_can_be_repeated(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(Folder, "PHOTOS", 2)
+    tally = check_kind(kind, 2, 0, tmp_path)
+    assert tally.faults == []
+    assert tally.rounds == 2 and tally.files > 0
+
+
+def test_damage_is_seen(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    write_image(tmp_path / "a.jpg", noise)
+    write_image(tmp_path / "a.png", noise)
+    write_npz(tmp_path / "a.npz", {"noise": noise})
+    write_checkpoint(tmp_path / "a.pth.tar", {"state_dict": {"noise": torch.from_numpy(noise)}})
+    (tmp_path / "a.json").write_text('{"noise": [1, 2]}')
+    np.save(tmp_path / "a.npy", noise)
+    for path in tmp_path.iterdir():
+        read_whole(path)
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises((OSError, ValueError)):
+            read_whole(path)
+
+
+def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".last.pth.tar.x1y2.partial", "last.pth.tar", ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / ".set.abc.partial").mkdir()
+    remove_partials(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"last.pth.tar", ".hidden", ".set.abc.partial"}
+
+
+# ---------------------------------------------------------------------------------- a full disk
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+import {0}
+sys.exit({0}.main(sys.argv[2:]))
+"""
+
+
+def limited(script: str, size: int, *arguments: object) -> subprocess.CompletedProcess:
+    """A script in a process that can write files of ``size`` bytes at most, like a full disk."""
+    return subprocess.run(
+        [sys.executable, "-c", LIMITED.format(script), str(size), *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def write_photos(folder: Path, sides: list[int]) -> None:
+    photo = read_image(ROOT / "img" / "astronaut.jpg")[:300, 60:360]
+    for side in sides:
+        write_image(folder / f"{side}.png", cv2.resize(photo, (side, side)))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes there")
+def test_a_full_disk_costs_what_does_not_fit_and_names_it(tmp_path):
+    write_photos(tmp_path / "photos", [140, 150, 700])
+    out = tmp_path / "out"
+    done = limited(
+        "singleImage", 60_000, "-f", tmp_path / "photos", "-o", out, "--save", "json",
+        "--device", "cpu", "--jobs", "1", "--draw", "landmarks",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1 and "too large" in failed[0] and "700.jpg" in failed[0]
+    assert "2 photos with faces written" in done.stdout and "1 photo failed" in done.stdout
+    files = {p.relative_to(out).as_posix(): p for p in out.rglob("*") if p.is_file()}
+    drawn = {"drawn/140.jpg", "drawn/150.jpg"}
+    numbers = {f"numbers/{side}.json" for side in (140, 150, 700)}
+    assert files.keys() == drawn | numbers | {"contact_sheet.jpg"}  # nothing half, no .partial
+    for path in files.values():
+        read_whole(path)
+
+
+def test_a_page_that_cannot_be_written_costs_no_photo(tmp_path, monkeypatch, capsys):
+    write_photos(tmp_path / "photos", [60, 70])
+
+    def fail(self):
+        raise OSError(28, "No space left on device", "contact_sheet.jpg")
+
+    monkeypatch.setattr(singleImage, "load_model", lambda options: lambda image: [])
+    monkeypatch.setattr(singleImage.results.ContactSheets, "write", fail)
+    arguments = ["-f", tmp_path / "photos", "-o", tmp_path / "out", "--save", "json"]
+    assert singleImage.main([str(argument) for argument in arguments]) == 1
+    assert "failed: [Errno 28] No space left on device: 'contact_sheet.jpg'" in (
+        capsys.readouterr().err
+    )
+    for side in (60, 70):
+        assert json.loads((tmp_path / "out" / "numbers" / f"{side}.json").read_text())["photo"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_the_systems_no_space_left_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: '.*numbers\.npz'"):
+        with atomic_write(tmp_path / "numbers.npz"), open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"content")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", ["singleImage.py", "artistic.py"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, script):
+    write_photos(tmp_path, [60])
+    (tmp_path / "file").write_text("no folder")
+    out = tmp_path / "file" / "out"  # permissions would not stop an administrator
+    command = [sys.executable, script, "-f", tmp_path / "60.png", "-o", out, "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert str(out) in done.stderr and "Traceback" not in done.stderr
+
+
+# ----------------------------------------------------------------------------- too little memory
+
+
+class SmallMemory(nn.Module):
+    """The mean of each crop, 62 times; more than ``most`` crops at once do not fit."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.sizes = most, []
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        self.sizes.append(len(images))
+        if len(images) > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return images.mean((1, 2, 3))[:, None].expand(-1, 62), None
+
+
+def small_regressor(most: int) -> tuple[TorchRegressor, SmallMemory]:
+    network = SmallMemory(most)
+    model = nn.Module()
+    model.I2P = network
+    return TorchRegressor(model, "cpu"), network
+
+
+CROPS = np.random.default_rng(0).normal(size=(21, 3, 8, 8)).astype(np.float32)
+
+
+def test_too_many_crops_for_the_memory_go_through_in_parts(caplog):
+    regressor, network = small_regressor(most=5)
+    means = np.repeat(CROPS.mean((1, 2, 3))[:, None], 62, 1)
+    np.testing.assert_allclose(regressor(CROPS), means, atol=1e-6)
+    assert network.sizes == [21, 10, *[5] * 4, 1]
+    np.testing.assert_allclose(regressor(CROPS[:7]), means[:7], atol=1e-6)
+    assert network.sizes[7:] == [5, 2]
+    assert regressor(CROPS[:0]).shape == (0, 62)
+    assert [record.getMessage() for record in caplog.records] == [
+        "cpu: out of memory with 21 crops at once; going on with fewer"
+    ]
+
+
+def test_a_crop_that_does_not_fit_ends_with_a_message(tmp_path, capsys):
+    regressor, network = small_regressor(most=0)
+    with pytest.raises(MemoryError, match="out of memory with a single crop .*--device"):
+        regressor(CROPS[:4])
+    assert network.sizes == [4, 2, 1]
+    # of a folder, it fails the photo
+    write_photos(tmp_path, [60])
+    options = singleImage.parse_options(["-f", str(tmp_path), "-o", str(tmp_path)])
+    code = run_on_photos(options, lambda image: regressor(CROPS), lambda *photo: None)
+    assert code == 1
+    assert "60.png: cpu: out of memory with a single crop" in capsys.readouterr().err
+
+
+def test_other_errors_of_the_network_are_not_taken_for_it(monkeypatch):
+    regressor, network = small_regressor(most=0)
+    monkeypatch.setattr(network, "forward", lambda images: images @ images[:, :, :2])
+    with pytest.raises(RuntimeError, match=r"mat|size"):
+        regressor(CROPS[:4])
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+
+
+# ------------------------------------------------------------------------------------ training
+# Too little memory and resuming: test_training.py. Threads that read: test_datasets.py.
+
+
+@pytest.fixture
+def train(face_npz, face_model, parameters, tmp_path) -> list[str]:
+    """Arguments of a short run on noise, into ``tmp_path / "run"``."""
+    rng = np.random.default_rng(0)
+    pictures = iter(rng.integers(0, 256, (12, 48, 48, 3)).astype(np.uint8))
+    write_packed(tmp_path / "set", pictures, 12, 48, parameters=np.tile(parameters, (2, 1)))
+    sets = ["--data", tmp_path / "set", "--val", tmp_path / "set", "--face-model", face_npz]
+    small = (
+        "--backbone mobilenet_025 --train-size 32 --batch-size 6 --lr 0.01 --device cpu --threads 1"
+    )
+    arguments = [*sets, "--out", tmp_path / "run", *small.split(), "--epochs", "1"]
+    return [str(argument) for argument in arguments]
+
+
+def test_a_picture_that_cannot_be_read_ends_the_training_with_its_reason(
+    train, monkeypatch, capsys
+):
+    def fail(self, indices):
+        raise ValueError("picture.jpg: the JPEG is cut short")
+
+    monkeypatch.setattr(PackedFaces, "images", fail)
+    assert main_train.main(train) == 1
+    assert "main_train.py: picture.jpg: the JPEG is cut short" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_named_and_the_last_one_kept(
+    train, tmp_path, monkeypatch, capsys
+):
+    assert main_train.main(train) == 0
+    last = tmp_path / "run" / "last.pth.tar"
+    before = last.read_bytes()
+    real: Callable = training.write_checkpoint
+
+    def on_full_disk(path, content):
+        resource = pytest.importorskip("resource")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            real(path, content)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(training, "write_checkpoint", on_full_disk)
+    at = train.index("--epochs")
+    assert main_train.main([*train[:at], "--epochs", "2", "--resume"]) == 1
+    error = capsys.readouterr().err
+    assert "too large" in error and ".pth.tar'" in error
+    assert last.read_bytes() == before
+    assert not list(last.parent.glob(".*.partial"))
