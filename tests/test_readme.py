@@ -38,6 +38,7 @@ PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").gl
         "starter_kit/CARD.md",
         "docs/benchmark.md",
         "docs/performance.md",
+        "docs/reliability.md",
         "docs/training.md",
         "docs/troubleshooting.md",
         "docs/synergy_ablation.md",
