@@ -90,14 +90,17 @@ def _checked(detections: np.ndarray) -> np.ndarray:
         raise ValueError(f"detections must have shape (n, 5): x1 y1 x2 y2 score, got {rows.shape}")
     if rows.dtype.kind not in "fiu":
         raise TypeError(f"detections must hold real numbers, got dtype {rows.dtype}")
-    bad = ~(np.abs(rows) <= LARGEST).all(axis=1)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        packed = np.ascontiguousarray(rows, dtype=np.float32)
+    # After the conversion: the least integer has no absolute value, float16 cannot hold LARGEST.
+    bad = ~(np.abs(packed) <= np.float32(LARGEST)).all(axis=1)
     if bad.any():
         first = int(np.argmax(bad))
         raise ValueError(
             f"{int(bad.sum())} of {len(rows)} detections are not finite or beyond {LARGEST:g}; "
             f"the first is row {first}: {rows[first].tolist()}"
         )
-    return np.ascontiguousarray(rows, dtype=np.float32)
+    return packed
 
 
 def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -480,7 +480,7 @@ def read_run(path: Path) -> dict:
         samples = {k: np.array(v, dtype=np.float64) for k, v in run["samples"].items()}
         fine = len({len(column) for column in samples.values()}) == 1 and "yaw" in samples
         fine = fine and isinstance(run["settings"]["labels"], str)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fine = False
     if not fine:
         raise ValueError(f"{path}: not a results.json of benchmark.py")

@@ -165,7 +165,11 @@ class PublishedFaces(Faces):
         for name in (PUBLISHED_LIST, PUBLISHED_PARAMETERS, PUBLISHED_CROPS):
             if not (self.folder / name).exists():
                 raise FileNotFoundError(f"{self.folder / name}: missing; {_FROM_DOWNLOAD}")
-        lines = (self.folder / PUBLISHED_LIST).read_text(encoding="utf-8").splitlines()
+        listing = self.folder / PUBLISHED_LIST
+        try:
+            lines = listing.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{listing}: not a list of file names ({error})") from error
         self.names = [line.strip() for line in lines if line.strip()]
         path = self.folder / PUBLISHED_PARAMETERS
         whitened = read_array_pickle(path)

@@ -1,6 +1,5 @@
 """Reading strangers' files safely and writing our own atomically."""
 
-import codecs
 import io
 import os
 import pickle
@@ -59,6 +58,13 @@ class _PickledScalar(_PickledArray):
         self.state = (), dtype, False, data
 
 
+def _encode(text: str, encoding: str) -> bytes:
+    """Stands for ``codecs.encode``, in which old protocols wrap an array's bytes."""
+    if encoding != "latin1":  # "hex" doubles its input, thirty of them in a row fill any memory
+        raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}, expected latin1")
+    return text.encode(encoding)
+
+
 # What an honest pickle of arrays and plain containers refers to, in numpy 1 and 2 spelling, and
 # what is put in its place: numpy's own functions trust the file, and a bad one crashes them.
 _STAND_INS = {
@@ -67,12 +73,16 @@ _STAND_INS = {
     "numpy.core.multiarray._reconstruct": _PickledArray,
     "numpy.core.multiarray.scalar": _PickledScalar,
     "numpy.core.numeric._frombuffer": _PickledBuffer,
-    "_codecs.encode": codecs.encode,
+    "_codecs.encode": _encode,
 }
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that knows plain containers and arrays' stand-ins and nothing else."""
+class _ArrayUnpickler(pickle._Unpickler):
+    """An unpickler that knows plain containers and arrays' stand-ins and nothing else.
+
+    The one in Python, not the faster one in C: that one keeps a table as long as the highest number
+    in the file, so that nine bytes can make it fill gigabytes.
+    """
 
     def find_class(self, module: str, name: str) -> object:
         known = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
@@ -257,7 +267,13 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
             upright = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
             image = _turned_like(image, upright)
     except cv2.error as error:
-        raise ValueError(f"{path}: OpenCV cannot decode it ({error.err})") from error
+        reason = f"OpenCV cannot decode it ({error.err})"
+        if "CV_IO_MAX_IMAGE" in error.err:  # OpenCV names its constants, not what one can set
+            reason = (
+                "it says that it is larger than OpenCV reads; if that is true, set the environment "
+                "variables OPENCV_IO_MAX_IMAGE_PIXELS, _WIDTH and _HEIGHT to what it needs"
+            )
+        raise ValueError(f"{path}: {reason}") from error
     if image is None:
         raise ValueError(f"{path}: not a picture in a format that OpenCV reads, or damaged")
     if image.dtype.kind == "f":

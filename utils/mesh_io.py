@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def _save_obj(path: Path, mesh: TexturedMesh) -> list[Path]:
     if mesh.texture is None:
         parts.append(_rows("f", triangles, "%d"))
     else:
-        picture, material = path.with_suffix(".png"), path.with_suffix(".mtl")
+        picture, material = (path.with_name(_reference(path.stem) + s) for s in (".png", ".mtl"))
         write_image(picture, mesh.texture)
         with atomic_write(material) as file:
             lines = (b"newmtl face", b"Ka 0 0 0", b"Kd 1 1 1", b"Ks 0 0 0", b"illum 1")
@@ -174,6 +175,16 @@ def _save_obj(path: Path, mesh: TexturedMesh) -> list[Path]:
     with atomic_write(path) as file:
         file.writelines(parts)
     return [path, *files]
+
+
+def _reference(stem: str) -> str:
+    """A name that OBJ and MTL can refer to.
+
+    They have no quotes: in the name of a stranger's photo a line break would begin a line of its
+    own, a dash in front an option; readers drop a space there.
+    """
+    stem = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda c: f"%{ord(c[0]):02X}", stem)
+    return f"_{stem}" if stem.startswith(("-", "#", " ")) else stem
 
 
 def _rows(keyword: str, values: np.ndarray, form: str, per_form: int = 1) -> bytes:

@@ -43,6 +43,8 @@ MIRRORED_LANDMARKS = np.array(
     + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
     + [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
 )
+LARGEST = 1e30  # of a face model's numbers, so that float32 holds their sums
+MAX_INDEX = 2**31 - 1
 Y_FLIP = 121.0  # 120 + 1: the published camera counts rows from the bottom, from one
 
 
@@ -207,7 +209,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: {basis}_scale has shape {scale.shape}, expected one number for each "
                     f"column of {basis}_sim {columns.shape}"
                 )
-            arrays[f"{basis}_sim"] = columns.astype(np.float32) * scale.astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):  # refused when it is taken
+                arrays[f"{basis}_sim"] = columns.astype(np.float32) * scale.astype(np.float32)
     return arrays
 
 
@@ -220,7 +223,12 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
         ValueError: an array is missing or has another shape than the rest asks for.
     """
 
-    def take(name: str, shape: tuple[int, ...] | None = None, optional: bool = False):
+    def take(
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        optional: bool = False,
+        largest: float = LARGEST,
+    ):
         if name not in arrays:
             if optional:
                 return None
@@ -228,8 +236,10 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
         array = arrays[name]
         if not isinstance(array, np.ndarray):
             raise ValueError(f"{path}: {name} must be an array, found {type(array).__name__}")
-        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise ValueError(f"{path}: {name} must hold finite numbers, found {array.dtype}")
+        if array.dtype.kind not in "fiu" or not _within(array, largest):
+            raise ValueError(
+                f"{path}: {name} must hold finite numbers within ±{largest:g}, found {array.dtype}"
+            )
         if shape is not None and array.shape != shape:
             raise ValueError(f"{path}: {name} has shape {array.shape}, expected {shape}")
         return array
@@ -253,7 +263,9 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
         basis[:SHAPE, :, block] = w_shp[block].transpose(2, 1, 0)
         basis[SHAPE:, :, block] = w_exp[block].transpose(2, 1, 0)
 
-    keypoints = take("keypoints_sim", (3 * NUM_LANDMARKS,)).reshape(NUM_LANDMARKS, 3)
+    keypoints = take("keypoints_sim", (3 * NUM_LANDMARKS,), largest=MAX_INDEX).reshape(
+        NUM_LANDMARKS, 3
+    )
     landmark_indices = keypoints[:, 0].astype(np.int64) // 3
     if (keypoints != 3 * landmark_indices[:, None] + np.arange(3)).any():
         raise ValueError(f"{path}: keypoints_sim must index the xyz of 68 vertices, in that order")
@@ -276,9 +288,11 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
         uv = take("uv", (num_vertices, 2)).astype(np.float32)
     kept_vertices = kept_triangles = None
     if "keptInd" in arrays and "deletedTri" in arrays:
-        kept_vertices = take("keptInd").astype(np.int64).ravel()
+        kept_vertices = take("keptInd", largest=MAX_INDEX).astype(np.int64).ravel()
         _check_range(path, "keptInd", kept_vertices, num_vertices)
-        kept_triangles = _triangles(path, "deletedTri", take("deletedTri"), len(kept_vertices))
+        kept_triangles = _triangles(
+            path, "deletedTri", take("deletedTri", largest=MAX_INDEX), len(kept_vertices)
+        )
 
     return MorphableModel(
         mean=mean,
@@ -290,12 +304,17 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
         flip=np.float32([[1], [-1], [1]]),
         flip_offset=np.float32([[0], [Y_FLIP], [0]]),
         landmark_indices=landmark_indices,
-        triangles=_triangles(path, "tri", take("tri"), num_vertices),
+        triangles=_triangles(path, "tri", take("tri", largest=MAX_INDEX), num_vertices),
         uv=uv,
         kept_vertices=kept_vertices,
         kept_triangles=kept_triangles,
         source=str(path),
     )
+
+
+def _within(array: np.ndarray, largest: float) -> bool:
+    """Whether all numbers lie within ±largest; NaN does not."""
+    return array.size == 0 or (-largest <= float(array.min()) and float(array.max()) <= largest)
 
 
 def _triangles(path: Path, name: str, triangles: np.ndarray, num_vertices: int) -> np.ndarray:

@@ -58,10 +58,23 @@ def crop_faces(image: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
 
     Returns:
         (n, 120, 120, 3) uint8 BGR.
+
+    Raises:
+        ValueError: a roi box is not finite, too far away, or has a side of more than 32767 pixels.
     """
     height, width = image.shape[:2]
     crops = np.zeros((len(roi_boxes), CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
-    corners = np.round(np.asarray(roi_boxes, dtype=np.float64)[:, :4]).astype(np.int64)
+    corners = np.round(np.asarray(roi_boxes, dtype=np.float64)[:, :4])
+    usable = (np.abs(corners) <= 2 * MAX_COORDINATE).all(1)  # false for NaN
+    with np.errstate(invalid="ignore"):  # infinite boxes are refused below
+        usable &= (corners[:, 2:] - corners[:, :2] <= MAX_ROI_SIDE).all(1)
+    if not usable.all():
+        bad = corners[~usable][0].tolist()
+        raise ValueError(
+            f"roi box {bad} cannot be cropped: expected finite numbers and sides of at most "
+            f"{MAX_ROI_SIDE} pixels"
+        )
+    corners = corners.astype(np.int64)
     for crop, (x1, y1, x2, y2) in zip(crops, corners, strict=True):
         inside = image[max(y1, 0) : max(min(y2, height), 0), max(x1, 0) : max(min(x2, width), 0)]
         if inside.size == 0:
