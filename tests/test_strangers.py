@@ -1,0 +1,226 @@
+"""Attacks through files: what a picture, list, pickle or file name could do, and does not.
+
+More of them where their readers are tested: archives in ``test_fetch_published.py``, pickles and
+arrays in ``test_files.py``, checkpoints in ``test_checkpoint.py``, all of them through the command
+line in ``test_cli_errors.py``.
+"""
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import trimesh
+from conftest import ROOT
+from test_artistic import Model
+from test_files import png
+from test_inference import photo
+
+import singleImage
+from utils.aflw2000 import AFLW_LIST, open_aflw21
+from utils.benchmark_report import read_run
+from utils.datasets import PublishedFaces
+from utils.files import read_array_pickle, read_image
+from utils.texture import textured_face
+
+# ---------------------------------------------------------------------------------- memory bombs
+
+
+def peak_of(code: str, *arguments: object, **environment: str) -> tuple[int, str]:
+    """MiB that a process takes at most, and what it prints."""
+    code = "import resource, sys\nfrom utils.files import *\n" + code
+    code += "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    *printed, peak = done.stdout.splitlines()
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return int(peak) // unit, "\n".join(printed)
+
+
+READ = "try: print(READER(sys.argv[1]))\nexcept ValueError as error: print('refused:', error)"
+BOMBS = {
+    # put the only object at place 268,435,455 of the table
+    "table": b"\x80\x02Nr\xff\xff\xff\x0f0.",
+    # a text of one byte, encoded as hexadecimal digits again and again, twice as long each time
+    "hex": b"\x80\x03c_codecs\nencode\nq\x000"
+    + 40 * b"h\x00"
+    + b"C\x01a"
+    + 40 * b"X\x03\x00\x00\x00hex\x86R"
+    + b".",
+    "length": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"short.",
+    "array": b"\x80\x05\x96" + struct.pack("<Q", 1 << 33) + b"short.",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource is POSIX")
+@pytest.mark.parametrize("kind", BOMBS)
+def test_pickles_that_would_fill_the_memory(tmp_path, kind):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(BOMBS[kind])
+    peak, printed = peak_of(READ.replace("READER", "read_array_pickle"), path)
+    assert peak < 400  # numpy and OpenCV take a tenth of that
+    assert "refused" in printed or kind == "table"
+
+
+def test_the_hex_bomb_is_refused_for_what_it_is(tmp_path):
+    path = tmp_path / "hex.pkl"
+    path.write_bytes(BOMBS["hex"])
+    with pytest.raises(ValueError, match="bytes encoded as 'hex', expected latin1"):
+        read_array_pickle(path)
+    path.write_bytes(pickle.dumps(np.arange(300.0), 2))  # honest bytes of every value
+    np.testing.assert_array_equal(read_array_pickle(path), np.arange(300.0))
+
+
+def absurd(kind: str) -> bytes:
+    """A picture file of some bytes whose header says that it is larger than any."""
+    if kind == "png":
+        return png(60_000, 60_000, 2, b"\0" * 100)
+    if kind == "widest png":
+        return png(2**31 - 1, 2**31 - 1, 2, b"\0" * 100)
+    if kind == "ppm":
+        return b"P6 1000000 100000 255\n123"
+    content = cv2.imencode(f".{kind}", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+    if kind == "bmp":
+        return content[:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + content[26:]
+    frame = content.index(b"\xff\xc0") + 5
+    return content[:frame] + struct.pack(">HH", 65535, 65535) + content[frame + 4 :]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource is POSIX")
+@pytest.mark.parametrize("kind", ["png", "widest png", "ppm", "bmp", "jpg"])
+def test_pictures_of_absurd_size(tmp_path, kind):
+    path = tmp_path / f"absurd.{kind.split()[-1]}"
+    path.write_bytes(absurd(kind))
+    peak, printed = peak_of(READ.replace("READER", "read_image"), path)
+    assert peak < 400
+    assert printed.startswith("refused:") and str(path) in printed
+
+
+def test_the_limit_of_pictures_can_be_moved(tmp_path):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.zeros((40, 50, 3), np.uint8))
+    code = READ.replace("READER(sys.argv[1])", "read_image(sys.argv[1]).shape")
+    for limit, expected in (("1999", "refused"), ("2000", "(40, 50, 3)")):
+        _, printed = peak_of(code, path, OPENCV_IO_MAX_IMAGE_PIXELS=limit)
+        assert printed.startswith(expected)
+        assert ("OPENCV_IO_MAX_IMAGE_PIXELS" in printed) == (expected == "refused")
+
+
+def test_a_header_that_promises_more_than_there_is(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(9000, 9000, 2, b"\0" * 100))
+    with pytest.raises(ValueError, match="damaged"):
+        read_image(path)
+
+
+# ----------------------------------------------------------------------------------------- lists
+
+
+def test_lists_that_lead_elsewhere(tmp_path):
+    for name in ("../evil.jpg", "/etc/passwd", "a/../../b.jpg"):
+        (tmp_path / AFLW_LIST).parent.mkdir(exist_ok=True)
+        (tmp_path / AFLW_LIST).write_text(f"fine.jpg\n{name}\n")
+        with pytest.raises(ValueError, match="no plain file name"):
+            open_aflw21(tmp_path)
+
+
+def test_lists_and_results_that_are_no_text(tmp_path, face_model):
+    (tmp_path / "3dmm_data").mkdir()
+    (tmp_path / "train_aug_120x120").mkdir()
+    (tmp_path / "3dmm_data/param_all_norm_v201.pkl").write_bytes(b"")
+    listing = tmp_path / "3dmm_data/train_aug_120x120.list.train"
+    listing.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(ValueError, match=f"{listing}: not a list of file names"):
+        PublishedFaces(tmp_path, face_model)
+    (tmp_path / "results.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="not a results.json"):
+        read_run(tmp_path / "results.json")
+
+
+# ----------------------------------------------------------------------------------- file names
+
+NAMES = [
+    "line\nf 1 1 1\nmtllib evil.mtl",
+    "cr\rv 0 0 0",
+    "<script>alert(1)<&script>",
+    "</title><img src=x onerror=alert(1)>".replace("/", "&"),
+    "\"'`$(touch evil)`;touch evil; %s {0} \\u0041",
+    ".",
+    "..",
+    "...",
+    "-o evil",
+    "--out=evil",
+    " spaces ",
+    "# comment",
+    "tab\tescape\x1b[2J",
+    "C:\\evil",
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows admits no such names")
+def test_hostile_photo_names(call, monkeypatch, face_model, tmp_path):
+    monkeypatch.setattr(singleImage, "load_model", lambda options: Model(face_model))
+    monkeypatch.setattr(  # a smaller texture
+        "utils.texture.textured_face", lambda *arguments: textured_face(*arguments, size=64)
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    picture = cv2.imencode(".png", photo((20, 30, 40)))[1].tobytes()
+    for name in NAMES:
+        (tmp_path / "in" / f"{name}.png").write_bytes(picture)
+    code, output = call(singleImage.main, "-f", "in", "-o", "out", "--save", "json,obj,html,npz")
+    assert code == 0, output
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+    assert {path.name for path in (tmp_path / "in").iterdir()} == {f"{n}.png" for n in NAMES}
+    folders = {"rendering_overlay", "landmarks", "poses", "numbers", "obj", "html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == folders | {"contact_sheet.jpg"}
+
+    out = tmp_path / "out"
+    for folder, suffix in (("landmarks", "jpg"), ("numbers", "json"), ("obj", "obj")):
+        found = {path.name for path in (out / folder).glob(f"*.{suffix}")}
+        found |= {path.name for path in (out / folder).glob(f".*.{suffix}")}
+        assert found == {f"{name}.{suffix}" for name in NAMES}
+    for name in NAMES:
+        content = json.loads((out / "numbers" / f"{name}.json").read_text())
+        assert content["photo"] == str(Path("in") / f"{name}.png") and len(content["faces"]) == 1
+        page = (out / "html" / f"{name}.html").read_text(encoding="utf-8")
+        head = page[: page.index("<body>")]
+        assert "<script>alert" not in page and "<img" not in head
+        assert "Content-Security-Policy" in head
+        check_obj(out / "obj" / f"{name}.obj")
+
+
+def check_obj(path: Path) -> None:
+    """The OBJ and its MTL hold the lines that they should, and the picture is found."""
+    lines = path.read_bytes().splitlines()
+    assert {line.split()[0] for line in lines} == {b"mtllib", b"usemtl", b"v", b"vt", b"vn", b"f"}
+    (library,) = (line for line in lines if line.startswith(b"mtllib"))
+    material = path.parent / os.fsdecode(library.partition(b" ")[2])
+    lines = material.read_bytes().splitlines()
+    assert [line.split()[0] for line in lines] == b"newmtl Ka Kd Ks illum map_Kd".split()
+    assert not lines[-1].partition(b" ")[2].startswith((b"-", b" ", b"#"))
+    mesh = trimesh.load(path, process=False)
+    assert mesh.visual.material.image.size == (64, 64)
+
+
+def test_a_photo_whose_own_chunks_lie(tmp_path):
+    """A length that points beyond the file, and a text that unpacks to much more."""
+    path = tmp_path / "a.png"
+    whole = png(
+        4, 4, 2, (b"\0" + b"\x7f" * 12) * 4, (b"zTXt", b"a\0\0" + zlib.compress(bytes(9**7)))
+    )
+    path.write_bytes(whole)
+    assert (read_image(path) == 127).all()
+    path.write_bytes(whole[:33] + b"\x7f\xff\xff\xff" + whole[37:])
+    with pytest.raises(ValueError, match="a.png"):
+        read_image(path)
