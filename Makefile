@@ -4,7 +4,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
+# What `make fuzz` tries: of each kind of argument and file; of bytes for each native kernel.
 EXAMPLES ?= 20000
+RUNS ?= 500000
+CLANG ?= clang++
 PHOTO ?= img/astronaut.jpg
 OUT ?= inference_output
 BENCHMARK ?= runs/benchmark_demo
@@ -52,8 +55,22 @@ benchmark-demo: build ## Render a small benchmark set, score the weights on it, 
 test: build ## Run the tests
 	$(PY) -m pytest
 
-fuzz: build ## Try EXAMPLES random inputs at each door to native code
-	FUZZ=$(EXAMPLES) $(PY) -m pytest -q -p no:cacheprovider tests/test_fuzz.py
+fuzz: build ## Try EXAMPLES random inputs at each door and file reader, RUNS at each native kernel
+	@command -v $(CLANG) >/dev/null || { echo "libFuzzer comes with clang, which is not here:" \
+	    "apt-get install clang libclang-rt-dev (or name it, CLANG=clang++-18)" >&2; exit 1; }
+	$(call libfuzzer,sim3dr,Sim3DR,Sim3DR/mesh.cpp Sim3DR/rasterizer.cpp)
+	$(call libfuzzer,fused_norm,backbone_nets,backbone_nets/fused_norm_kernel.cpp)
+	FUZZ=$(EXAMPLES) $(PY) -m pytest -q -p no:cacheprovider tests/test_fuzz.py tests/test_fuzz_python.py
+
+# The inputs that it found useful stay in build/fuzz/NAME/corpus and are where the next run begins.
+define libfuzzer
+	@mkdir -p build/fuzz/$(1)/corpus
+	$(CLANG) -std=c++17 -g -O2 -pthread -Wno-parentheses -fno-sanitize-recover=all \
+	    -fsanitize=fuzzer,address,undefined,float-cast-overflow -I $(2) \
+	    tests/native/fuzz_$(1).cpp $(3) -o build/fuzz/$(1)/fuzzer
+	build/fuzz/$(1)/fuzzer -runs=$(RUNS) -max_len=1024 -len_control=0 -timeout=30 \
+	    -print_final_stats=1 -artifact_prefix=build/fuzz/$(1)/ build/fuzz/$(1)/corpus
+endef
 
 # Wheels that old exist for Python 3.10 to 3.12: name one of these if python3 is newer.
 test-oldest: ## Run the tests with the oldest supported versions of everything: PYTHON=python3.12

@@ -102,6 +102,14 @@ def test_coding_round_trip():
     np.testing.assert_allclose(decode(encode(boxes, priors), priors), boxes, atol=1e-6)
 
 
+def test_offsets_are_tenths_and_fifths():
+    """As published: of the centre in tenths of the anchor's sides, of their logarithm in fifths."""
+    anchor = np.float32([[0.5, 0.4, 0.2, 0.1]])
+    box = decode(np.float32([[1, -2, 0, 3]]), anchor)[0]
+    centre, size = np.array([0.52, 0.38]), np.array([0.2, 0.1 * np.exp(0.6)])
+    np.testing.assert_allclose(box, [*(centre - size / 2), *(centre + size / 2)], atol=1e-6)
+
+
 def test_zero_offsets_decode_to_the_anchor():
     priors = anchors(32, 32)
     boxes = decode(np.zeros_like(priors), priors)

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import shutil
+import struct
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -83,6 +84,13 @@ class _ArrayUnpickler(pickle._Unpickler):
     The one in Python, not the faster one in C: that one keeps a table as long as the highest number
     in the file, so that nine bytes can make it fill gigabytes.
     """
+
+    def _load_bytearray(self) -> None:
+        """As many bytes as there are; Python's own makes room for as many as the file promises."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: _load_bytearray}
 
     def find_class(self, module: str, name: str) -> object:
         known = f"{module}.{name}".replace("numpy._core.", "numpy.core.")

@@ -1,0 +1,242 @@
+"""Whether the tests notice when the numerics are wrong: ``python -m tools.mutation_check``.
+
+Each mutation changes one line of a copy of the tree and runs the tests that should fail then; a
+mutant that they pass is a gap in them. The unchanged copy must pass first. Run it after changing
+numerics or their tests. It takes some three minutes, most of it to start tests and to compile.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# what is not needed to run the tests, and large
+LEFT_OUT = (".git", ".venv*", ".ci", "build", "runs", "inference_output", "__pycache__", ".*_cache")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One wrong line.
+
+    Attributes:
+        what: what it does to the numerics.
+        file, old, new: ``old`` stands once in the file.
+        tests: what must fail.
+    """
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "sign of pitch",
+        "utils/geometry.py",
+        "pitch = np.arctan2(rotation[:, 1, 2], rotation[:, 2, 2])",
+        "pitch = np.arctan2(-rotation[:, 1, 2], rotation[:, 2, 2])",
+        "tests/test_geometry.py",
+    ),
+    Mutation(
+        "third row of the rotation turned round",
+        "utils/geometry.py",
+        "np.cross(rows[:, 0], rows[:, 1])",
+        "np.cross(rows[:, 1], rows[:, 0])",
+        "tests/test_geometry.py",
+    ),
+    Mutation(
+        "roi box 1.2 -> 1.25",
+        "utils/preprocessing.py",
+        "ROI_ENLARGEMENT = 1.2 ",
+        "ROI_ENLARGEMENT = 1.25 ",
+        "tests/test_preprocessing.py",
+    ),
+    Mutation(
+        "pixels divided by 127.5",
+        "utils/preprocessing.py",
+        "PIXEL_MEAN, PIXEL_STD = 127.5, 128.0",
+        "PIXEL_MEAN, PIXEL_STD = 127.5, 127.5",
+        "tests/test_preprocessing.py",
+    ),
+    Mutation(
+        "scale of y taken from x",
+        "utils/preprocessing.py",
+        "scale_y = (boxes[:, 3] - boxes[:, 1]) / CROP_SIZE",
+        "scale_y = (boxes[:, 2] - boxes[:, 0]) / CROP_SIZE",
+        "tests/test_preprocessing.py",
+    ),
+    Mutation(
+        "mean and deviation swapped",
+        "utils/morphable_model.py",
+        "return whitened * self.param_std + self.param_mean",
+        "return whitened * self.param_mean + self.param_std",
+        "tests/test_morphable_model.py",
+    ),
+    Mutation(
+        "y flip at 120, not 121",
+        "utils/morphable_model.py",
+        "Y_FLIP = 121.0",
+        "Y_FLIP = 120.0",
+        "tests/test_morphable_model.py",
+    ),
+    Mutation(
+        "camera transposed",
+        "utils/morphable_model.py",
+        "return camera[:, :, :3] @ shape",
+        "return camera[:, :, :3].swapaxes(1, 2) @ shape",
+        "tests/test_morphable_model.py",
+    ),
+    Mutation(
+        "parameter loss without the camera",
+        "loss_definition.py",
+        "squared[:, :CAMERA].mean(1) + squared[:, CAMERA:].mean(1)",
+        "squared[:, CAMERA:].mean(1)",
+        "tests/test_losses.py",
+    ),
+    Mutation(
+        "Wing loss: constant of the wrong sign",
+        "loss_definition.py",
+        "near, distance - offset",
+        "near, distance + offset",
+        "tests/test_losses.py",
+    ),
+    Mutation(
+        "NME over the sum of the box's sides",
+        "utils/metrics.py",
+        "np.nanmin(xy, axis=2)).prod(1)",
+        "np.nanmin(xy, axis=2)).sum(1)",
+        "tests/test_metrics.py",
+    ),
+    Mutation(
+        "variances of anchors swapped",
+        "FaceBoxes/anchors.py",
+        "VARIANCES = (0.1, 0.2)",
+        "VARIANCES = (0.2, 0.1)",
+        "tests/test_faceboxes.py",
+    ),
+    # The compiled suppression would need Cython here; the same tests run on both.
+    Mutation(
+        "suppression above, not from, the threshold on",
+        "FaceBoxes/nms.py",
+        "boxes[order]).astype(np.float64) < threshold]",
+        "boxes[order]).astype(np.float64) <= threshold]",
+        "tests/test_faceboxes.py",
+    ),
+    Mutation(
+        "boxes without their last pixel's width",
+        "FaceBoxes/nms.py",
+        "width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0]) + one",
+        "width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0])",
+        "tests/test_faceboxes.py",
+    ),
+    Mutation(
+        "equal depths: the last triangle wins",
+        "Sim3DR/rasterizer.cpp",
+        "inside(u, v) & (z > depths[k])",
+        "inside(u, v) & (z >= depths[k])",
+        "tests/test_fuzz_native.py",
+    ),
+    Mutation(
+        "weights of two corners swapped",
+        "Sim3DR/rasterizer.cpp",
+        "(1.0f - u - v) * a + v * b + u * c",
+        "(1.0f - u - v) * a + u * b + v * c",
+        "tests/test_fuzz_native.py",
+    ),
+    Mutation(
+        "variance over n - 1",
+        "backbone_nets/fused_norm_kernel.cpp",
+        "squares / plan.rows : 0.0",
+        "squares / (plan.rows - 1) : 0.0",
+        "tests/test_fuzz_native.py",
+    ),
+    Mutation(
+        "One-Euro filter: the cut-off does not rise with speed",
+        "utils/smoothing.py",
+        "rate = frames * (self.rest + self.motion * self._significance(difference))",
+        "rate = frames * (self.rest + 0 * self._significance(difference))",
+        "tests/test_smoothing.py",
+    ),
+    Mutation(
+        "followed crops too low",
+        "utils/tracking.py",
+        "ROI_RISE = 0.105",
+        "ROI_RISE = -0.105",
+        "tests/test_tracking.py",
+    ),
+    Mutation(
+        "mirroring swaps two landmarks wrongly",
+        "utils/morphable_model.py",
+        "[45, 44, 43, 42, 47, 46,",
+        "[44, 45, 43, 42, 47, 46,",
+        "tests/test_augmentation.py",
+    ),
+)
+
+
+def killed_by(mutation: Mutation, tree: Path) -> str:
+    """The first test that fails on a tree with the mutation, or "" where none does."""
+    path = tree / mutation.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutation.old) != 1:
+        raise ValueError(
+            f"{mutation.file}: {mutation.old!r} stands {text.count(mutation.old)} times"
+        )
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        done = run_tests(mutation.tests.split(), tree)
+    finally:
+        path.write_text(text, encoding="utf-8")
+    if done.returncode == 0:
+        return ""
+    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    if done.returncode != 1 or not failed:  # a mutant that cannot be imported proves nothing
+        raise RuntimeError(f"{mutation.what}: pytest did not run\n{done.stdout}{done.stderr}")
+    return failed[0].removeprefix("tests/")
+
+
+def run_tests(tests: list[str], tree: Path) -> subprocess.CompletedProcess:
+    """The tests on a tree, up to the first that fails."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        epilog="exit code: 0 all mutants are noticed, 1 some survive, 2 the tests fail anyway",
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="mutations of files with TEXT")
+    options = parser.parse_args(arguments)
+    chosen = [m for m in MUTATIONS if options.only in m.file]
+    if not chosen:
+        parser.error(f"no mutation of a file with {options.only!r}")
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+        unchanged = run_tests(sorted({t for m in chosen for t in m.tests.split()}), tree)
+        if unchanged.returncode:
+            print(f"The tests fail without any mutation:\n{unchanged.stdout}", file=sys.stderr)
+            return 2
+        print("| file | mutation | noticed by | s |\n|---|---|---|---|", flush=True)
+        for mutation in chosen:
+            start = time.monotonic()
+            killer = killed_by(mutation, tree)
+            survivors += not killer
+            seconds = time.monotonic() - start
+            verdict = f"`{killer}`" if killer else "**nothing**"
+            print(f"| {mutation.file} | {mutation.what} | {verdict} | {seconds:.0f} |", flush=True)
+    print(f"\n{len(chosen)} mutants, {survivors} survive")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
