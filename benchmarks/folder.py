@@ -18,6 +18,7 @@ import contextlib
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -53,6 +54,14 @@ def plain_loop(model: SynergyNet, photos: list[tuple[str, Path]], out: Path) -> 
             results.save_pictures(out, name, image, faces)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing is printed, progress bars neither."""
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        with contextlib.redirect_stderr(nothing):
+            yield
+
+
 def resident_mb() -> float:
     """Of this process; NaN where the system has no /proc."""
     try:
@@ -84,9 +93,8 @@ def main() -> None:
 
         def ours_once() -> float:
             start = time.perf_counter()
-            with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-                with contextlib.redirect_stderr(quiet):  # its progress bar
-                    run_on_photos(options, ours, save)
+            with quiet():
+                run_on_photos(options, ours, save)
             return time.perf_counter() - start
 
         ours = load_model(options)

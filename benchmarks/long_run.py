@@ -12,7 +12,6 @@ last, and the differences. Linux (/proc).
 """
 
 import argparse
-import contextlib
 import os
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.folder import resident_mb
+from benchmarks.folder import quiet, resident_mb
 from singleImage import parse_options
 from utils import assets, results
 from utils.files import read_image, write_image
@@ -116,9 +115,8 @@ def main() -> None:
             if faces:
                 results.save_pictures(options.out, name, image, faces)
 
-        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-            with contextlib.redirect_stderr(quiet):  # its progress bar
-                run_on_photos(options, model, save, lambda name, result: meter.step())
+        with quiet():
+            run_on_photos(options, model, save, lambda name, result: meter.step())
         rows.append(meter.row())
 
         tracker = FaceTracker(model.pipeline)

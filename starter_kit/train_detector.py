@@ -563,9 +563,8 @@ def train(args: argparse.Namespace) -> None:
             images = images.to(device).to(torch.float32).sub_(mean).permute(0, 3, 1, 2)
             labels, offsets = labels.to(device), offsets.to(device)
             if teacher is not None:
-                with torch.inference_mode():
+                with torch.no_grad():
                     taught = teacher(images)
-                taught = [output.clone() for output in taught]
                 terms = distillation_loss(
                     *network(images), *taught, labels, offsets, certain.to(device)
                 )

@@ -25,7 +25,6 @@ Exit code: 0 no fault, 1 faults found, 2 wrong usage. Linux and macOS.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -53,6 +52,7 @@ from model_building import SynergyNet as Network
 from synergy3DMM import SynergyNet
 from utils import assets, training, training_log
 from utils.checkpoint import read_checkpoint, write_checkpoint
+from utils.cli import script_parser
 from utils.datasets import PUBLISHED_LIST, PUBLISHED_PARAMETERS
 from utils.files import read_array_pickle, read_image, read_npz, write_image
 from utils.morphable_model import load_morphable_model
@@ -507,9 +507,7 @@ def table(tallies: list[Tally]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__, module="tools.check_faults")
     add = parser.add_argument
     add("--rounds", type=int, default=100, help="kills of each kind (default: 100)")
     add("--seed", type=int, default=0, help="of the moments (default: 0)")

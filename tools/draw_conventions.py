@@ -50,7 +50,7 @@ TURNS = {"yaw": 40.0, "pitch": 25.0, "roll": 25.0}  # degrees shown, to both sid
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = script_parser(__doc__)
+    parser = script_parser(__doc__, module="tools.draw_conventions")
     parser.add_argument(
         "-o", "--out", type=Path, default=ROOT / "docs", help="folder to write (default: docs)"
     )

@@ -11,7 +11,6 @@ of a picture is its name up to the first underscore.
 (n, 3, 68) in 1/32 pixel): how many of the faces are found, by source.
 """
 
-import argparse
 import json
 import time
 import zipfile
@@ -23,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from FaceBoxes import FaceBoxes
-from utils.cli import run_script
+from utils.cli import run_script, script_parser
 from utils.files import atomic_write
 
 OVERLAP = 0.5  # intersection over union from which a detection is on a face
@@ -166,8 +165,8 @@ def faces_found(detectors: list[FaceBoxes], faces: Path) -> dict[str, list[str]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = script_parser(
+        __doc__, usage="WEIGHTS [WEIGHTS] [options]", module="tools.evaluate_detector"
     )
     parser.add_argument("weights", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, help="PREFIX of PREFIX.zip and PREFIX.json")

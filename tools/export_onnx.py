@@ -36,7 +36,7 @@ from utils.onnx_engine import (
     missing_packages,
 )
 from utils.photo_script import comma_list
-from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
+from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD, normalize_crops
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
 # Of the largest magnitude: what the geometry may differ by from numpy's on the same parameters. On
@@ -242,7 +242,7 @@ def make_graphs(model: SynergyNet, face_model: MorphableModel, dense: bool) -> l
         torch.randint(256, (n, CROP_SIZE, CROP_SIZE, 3), dtype=torch.uint8, generator=generator)
         for n in BATCHES
     ]
-    images = [((c.float() - PIXEL_MEAN) / PIXEL_STD).permute(0, 3, 1, 2) for c in crops]
+    images = [torch.from_numpy(normalize_crops(c.numpy())) for c in crops]
     corners = [torch.rand(n, 2, generator=generator) * 250 - 50 for n in BATCHES]
     sides = [torch.rand(n, 1, generator=generator) * 200 + 40 for n in BATCHES]
     roi_boxes = [torch.cat([c, c + s], 1) for c, s in zip(corners, sides, strict=True)]
@@ -253,7 +253,7 @@ def make_graphs(model: SynergyNet, face_model: MorphableModel, dense: bool) -> l
             encoder,
             ("images",),
             ("whitened", "parameters"),
-            [(i.contiguous(),) for i in images],
+            [(i,) for i in images],
         ),
         Graph(
             "synergynet_face",
@@ -447,8 +447,7 @@ def check_writable(folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = script_parser(__doc__, EPILOG)
-    parser.prog = "python -m tools.export_onnx"
+    parser = script_parser(__doc__, EPILOG, module="tools.export_onnx")
     add = parser.add_argument
     add("-w", "--weights", type=Path, metavar="FILE",
         help="SynergyNet checkpoint (default: published, or starter)")  # fmt: skip

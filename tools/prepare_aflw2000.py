@@ -310,8 +310,7 @@ def _read_reannotated(path: Path, count: int) -> np.ndarray:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = script_parser(__doc__, EPILOG, "--raw DIR [options]")
-    parser.prog = "python -m tools.prepare_aflw2000"
+    parser = script_parser(__doc__, EPILOG, "--raw DIR [options]", module="tools.prepare_aflw2000")
     add = parser.add_argument
     add("--raw", type=Path, required=True, metavar="DIR", help="the unpacked download")
     add("--out", type=Path, default=DEFAULT_FOLDER, help=f"where to (default: {DEFAULT_FOLDER})")

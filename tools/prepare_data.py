@@ -367,8 +367,9 @@ def write_sheet(folder: Path, face_model: MorphableModel, used: list[Sample], se
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = script_parser(__doc__, EPILOG, "LABELS --out FOLDER [options]")
-    parser.prog = "python -m tools.prepare_data"
+    parser = script_parser(
+        __doc__, EPILOG, "LABELS --out FOLDER [options]", module="tools.prepare_data"
+    )
     add = parser.add_argument
     add("labels", type=Path, nargs="+", help="folder, .json or .csv (forms below)")
     add("--out", type=Path, required=True, help="folder to write, new or empty")

@@ -4,13 +4,13 @@ python -m tools.render_faces OUT --count 2500              # for main_train.py -
 python -m tools.render_faces OUT --layout aflw2000         # for benchmark.py --data OUT
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import cv2
 
 from utils.assets import find_face_model
+from utils.cli import script_parser
 from utils.morphable_model import load_morphable_model
 from utils.synthetic_sets import write_benchmark_set, write_training_set
 
@@ -18,9 +18,7 @@ LAYOUTS = {"training": (write_training_set, 2500), "aflw2000": (write_benchmark_
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__, usage="OUT [options]", module="tools.render_faces")
     parser.add_argument("out", type=Path, help="folder to write, new or empty")
     parser.add_argument(
         "--layout", choices=LAYOUTS, default="training", help="of which published data"

@@ -8,7 +8,6 @@ landmarks before training and after. It shows that training works; of photos suc
 nothing.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from loss_definition import LOOPS
 from model_building import SynergyNet, load_synergynet
 from utils.assets import find_face_model
 from utils.augmentation import make_augmentation
+from utils.cli import script_parser
 from utils.datasets import Faces, open_training_set
 from utils.draw import contact_sheet, draw_landmarks
 from utils.files import write_image
@@ -40,9 +40,7 @@ TRAINING = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__, module="tools.train_demo")
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/train_demo"), help="folder to write")
     add("--faces", type=int, default=2000, help="rendered for training (default: 2000)")

@@ -30,13 +30,16 @@ class ShortHelp(argparse.RawDescriptionHelpFormatter):
         )
 
 
-def script_parser(doc: str, epilog: str = "", usage: str = "[options]") -> argparse.ArgumentParser:
+def script_parser(
+    doc: str, epilog: str = "", usage: str = "[options]", module: str | None = None
+) -> argparse.ArgumentParser:
     """A parser whose help is a script's docstring, its options, ``epilog`` and then the examples.
 
     Args:
         doc: paragraphs; those of command lines are the examples.
         epilog: what is written, units, exit codes.
         usage: what follows the script's name in the first line.
+        module: what a tool is started by, ``python -m MODULE``.
     """
     is_example = re.compile(r"\s*(python|bash|torchrun) ").match
     paragraphs = doc.strip("\n").split("\n\n")
@@ -44,6 +47,7 @@ def script_parser(doc: str, epilog: str = "", usage: str = "[options]") -> argpa
     examples = [textwrap.indent(textwrap.dedent(p), "  ") for p in paragraphs if is_example(p)]
     parts = [epilog.strip("\n"), *(["examples:\n" + "\n".join(examples)] if examples else [])]
     return argparse.ArgumentParser(
+        prog=f"python -m {module}" if module else None,
         usage=f"%(prog)s {usage}",
         description="\n\n".join(description).strip("\n"),
         epilog="\n\n".join(part for part in parts if part),

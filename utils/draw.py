@@ -213,8 +213,6 @@ def contact_sheet(
         raise ValueError(
             f"expected one caption per picture, got {len(captions)} for {len(images)} pictures"
         )
-    if captions is not None:
-        captions = [printable(caption) for caption in captions]
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     gap = max(min(cell) // 32, 2)
@@ -327,6 +325,7 @@ def _text_width(text: str, height: float) -> float:
 
 
 def _shorten(text: str, width: float, height: float) -> str:
+    text = printable(text)
     if _text_width(text, height) <= width:
         return text
     while text and _text_width(text + "...", height) > width:
