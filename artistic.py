@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils import texture
-from utils.cli import script_parser
+from utils.cli import complain, script_parser
 from utils.files import read_image, write_image
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.mesh_io import FRAMES, MESH_SUFFIXES, save_mesh
@@ -50,6 +50,7 @@ written for each photo NAME that has a face; further faces are NAME_1, NAME_2, .
   OUT/confidence/NAME.png          --texture photo: white where the photo saw the face well, grey
                                    where it was mirrored, black where it was made up
   OUT/rendering_overlay/NAME.jpg   --precropped: the fitted mesh over the photo
+  OUT/finished.jsonl               of a folder: the photos that are done, for --resume
   OUT/turntable/NAME.gif, .mp4     --turntable: the head, upright, swaying to both sides
 
 --neutral, --expression, --expression-from and --frontal change the mesh that is written; its
@@ -134,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.expression_from:
             expression = expression_of_photo(options.expression_from, model)
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"artistic.py: {error}", file=sys.stderr)
+        complain("artistic.py", error)
         return 2
     photo_names = {name.casefold() for name, _ in options.photos}
 

@@ -15,7 +15,7 @@ from FaceBoxes import FaceBoxes
 from utils import assets, evaluation
 from utils import benchmark_report as report
 from utils.aflw2000 import AFLW_LIST, DEFAULT_FOLDER, PHOTOS, open_aflw21, open_benchmark
-from utils.cli import script_parser
+from utils.cli import complain, script_parser
 from utils.morphable_model import load_morphable_model
 from utils.runtime import choose_engine
 
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
             detector = FaceBoxes(path, device, engine=engine)
         options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
+        complain("benchmark.py", error)
         return 2
 
     settings = {
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         run["settings"] = settings
         report.write_results(options.out, run, data, prediction)
     except (OSError, ValueError, RuntimeError) as error:  # a damaged picture, a full disk
-        print(f"benchmark.py: {error}", file=sys.stderr)
+        complain("benchmark.py", error)
         return 1
     for table in report.own_tables(run["scores"]):
         print(f"\n{report.table_text(table)}")

@@ -18,7 +18,7 @@ from loss_definition import LOOPS
 from model_building import HEADS
 from utils.assets import find_face_model
 from utils.augmentation import AUGMENTATIONS
-from utils.cli import script_parser
+from utils.cli import complain, script_parser
 from utils.datasets import open_training_set, pack
 from utils.distributed import join_world
 from utils.memory import is_out_of_memory
@@ -147,10 +147,10 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 trainer.run()
     except NonFiniteError as error:
-        print(f"main_train.py: {error}", file=sys.stderr)
+        complain("main_train.py", error)
         return 1
     except (OSError, ValueError) as error:
-        print(f"main_train.py: {error}", file=sys.stderr)
+        complain("main_train.py", error)
         return 1 if on_the_way else 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -174,7 +174,12 @@ def provide_pack(data: Path, folder: Path, face_model: MorphableModel) -> None:
     if done.exists():
         return
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        pack(open_training_set(data, face_model), folder)
+        try:
+            pack(open_training_set(data, face_model), folder)
+        except OSError:
+            if not done.exists():
+                raise
+            print(f"{folder}: packed by another process meanwhile; using that")
     while not done.exists():
         time.sleep(1)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from utils import results
-from utils.cli import script_parser
+from utils.cli import complain, say, script_parser
+from utils.files import read_image
 from utils.inference import Face
 from utils.overlays import DRAWINGS
 from utils.photo_script import (
@@ -23,7 +24,6 @@ from utils.photo_script import (
     load_model,
     parse_photo_options,
     run_on_photos,
-    say,
 )
 
 FORMATS = (*results.NUMBER_FORMATS, *results.TEXTURED_FORMATS, *results.MAP_FORMATS)
@@ -36,6 +36,7 @@ with --draw, instead of these three:
   OUT/drawn/NAME.jpg               all that --draw names, on one picture
 of a folder, also:
   OUT/contact_sheet.jpg, _2, ...   all photos with faces, small
+  OUT/finished.jsonl               the photos that are done, for --resume
 
 with --save, also:
   OUT/numbers/NAME.npz, .json      boxes, parameters, landmarks, vertices (npz), pose; also of
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             require_texture_coordinates(model.face_model)
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"singleImage.py: {error}", file=sys.stderr)
+        complain("singleImage.py", error)
         return 2
     photo_names = {name.casefold() for name, _ in options.photos}
 
@@ -95,6 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
         results.save_textured(options.out, own, *fitted)
         return sheets.cell(picture) if sheets else None
 
+    def kept(name: str) -> np.ndarray | None:
+        picture = results.picture_path(options.out, name, options.draw)
+        return sheets.cell(read_image(picture)) if sheets and picture.exists() else None
+
     if not sheets:
         return run_on_photos(options, model, save)
     failed = []
@@ -106,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             failed.append(error)
             say(f"failed: {error}", file=sys.stderr)
 
-    code = run_on_photos(options, model, save, lambda *photo: tried(sheets.add, *photo))
+    code = run_on_photos(options, model, save, lambda *photo: tried(sheets.add, *photo), kept)
     tried(sheets.write)
     return 1 if failed else code
 

@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 
 import cv2
-from tqdm import tqdm
 
 from utils import video_numbers
-from utils.cli import script_parser
+from utils.cli import complain, say, script_parser
 from utils.model_options import add_model_options, open_model
 from utils.overlays import DRAWINGS
 from utils.photo_script import comma_list
@@ -93,14 +92,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.video or options.save:
             options.numbers.parent.mkdir(parents=True, exist_ok=True)  # tried before all the work
         model = open_model(options)
-        tqdm.write(model.description)
+        say(model.description)
     except (OSError, ValueError, RuntimeError) as error:
-        tqdm.write(f"video.py: {error}", file=sys.stderr)
+        complain("video.py", error)
         return 2
     try:
         return run_on_video(options, model)
     except (OSError, ValueError) as error:
-        tqdm.write(f"failed: {error}", file=sys.stderr)
+        say(f"failed: {error}", sys.stderr)
         return 1
 
 

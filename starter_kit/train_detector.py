@@ -67,6 +67,7 @@ TAUGHT_SHARES = {
     "mosaic": 0.32, "portrait": 0.14, "frame": 0.07, "photo": 0.08, "crowd": 0.2, "scene": 0.19,
 }  # fmt: skip
 NATIVE = 0.5  # share of the views that show a picture in its own size, as it will be detected in
+BLOCK = 128  # batches after which the first comes again; a multiple of the number of workers
 FAINT = 0.05  # probability from which the box of a teacher's anchor is worth learning
 
 # Corners of the detector's box relative to the landmarks' box, in units of √(w·h) of the latter:
@@ -96,7 +97,10 @@ def read_image(data: bytes) -> np.ndarray:
 
 
 class TrainingPictures(Dataset):
-    """Item i is batch i, a function of the seed and i alone, so that a resumed run sees the same.
+    """Item i is a batch, a function of the seed and i alone, so that a resumed run sees the same.
+
+    Blocks of batches come ``repeats`` times in turn, because making one costs as much as learning
+    from it ("data echoing", Choi et al., 2019).
 
     Each is images (B, S, S, 3) uint8, labels (B, A) int64 (1 face, 0 background, -1 not counted),
     offsets (B, A, 4) float32 and certain (B,) bool: whether the labels know every face in sight.
@@ -109,9 +113,12 @@ class TrainingPictures(Dataset):
         labels: Path | None = None,
         views: Path | None = None,
         taught: bool = False,
+        repeats: int = 1,
     ) -> None:
         self.seed = seed
         self.taught = taught
+        self.repeats = repeats
+        self.made: dict[int, tuple[Tensor, ...]] = {}  # the batches of one block
         labels = json.loads((labels or data / "detector" / "train.json").read_text())
         self.pictures: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         with zipfile.ZipFile(data / "detector" / "train.zip") as file:
@@ -144,6 +151,15 @@ class TrainingPictures(Dataset):
         self.portrait_share = np.cumsum(weight / weight.sum())
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        block, place = divmod(index, self.repeats * BLOCK)
+        batch = block * BLOCK + place % BLOCK
+        if batch not in self.made:
+            if batch % BLOCK == 0 or len(self.made) >= BLOCK:
+                self.made.clear()
+            self.made[batch] = self.make(batch)
+        return self.made[batch]
+
+    def make(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, index))
         side = int(rng.choice(list(SIDES), p=list(SIDES.values())))
         count = round(PIXELS_PER_BATCH / side**2)
@@ -537,11 +553,14 @@ def train(args: argparse.Namespace) -> None:
     if args.teacher:
         teacher = FaceBoxesNet().to(device, memory_format=torch.channels_last).eval()
         teacher.load_state_dict(load_weights(args.teacher))
-    pictures = TrainingPictures(args.data, args.seed, args.labels, args.views, teacher is not None)
+    pictures = TrainingPictures(
+        args.data, args.seed, args.labels, args.views, teacher is not None, args.repeats
+    )
     loader = DataLoader(
         pictures, batch_size=None, sampler=itertools.count(step), num_workers=args.workers
     )
     mean = torch.tensor(MEAN_BGR, device=device)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
     bar = tqdm(total=args.steps, initial=step, desc="train")
     sums, counted = {"box": 0.0, "score": 0.0}, 0
     with open(args.out / "log.csv", "a" if args.resume else "w", newline="") as file:
@@ -562,14 +581,14 @@ def train(args: argparse.Namespace) -> None:
             network.train()
             images = images.to(device).to(torch.float32).sub_(mean).permute(0, 3, 1, 2)
             labels, offsets = labels.to(device), offsets.to(device)
+            with half:
+                predicted = [rows.float() for rows in network(images)]
             if teacher is not None:
                 with torch.no_grad():
                     taught = teacher(images)
-                terms = distillation_loss(
-                    *network(images), *taught, labels, offsets, certain.to(device)
-                )
+                terms = distillation_loss(*predicted, *taught, labels, offsets, certain.to(device))
             else:
-                terms = multibox_loss(*network(images), labels, offsets)
+                terms = multibox_loss(*predicted, labels, offsets)
             loss = 2 * terms["box"] + terms["score"]
             if not math.isfinite(loss.item()):
                 raise RuntimeError(f"the loss is {loss.item()} at step {step}: try a smaller --lr")
@@ -650,6 +669,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="processes that make pictures")
+    parser.add_argument("--repeats", type=int, default=1, help="times that each batch is used")
+    parser.add_argument("--bf16", action="store_true", help="half precision in the network")
     parser.add_argument("--save-every", type=int, default=250, metavar="STEPS")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--export", type=Path, help="write the averaged weights there and stop")

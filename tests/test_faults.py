@@ -16,8 +16,8 @@ from torch import nn
 
 import main_train
 import singleImage
-from tools.check_faults import Folder, check_kind, read_whole
-from utils import training
+from tools.check_faults import Folder, check_kind, is_equal, read_whole
+from utils import assets, training
 from utils.checkpoint import write_checkpoint
 from utils.datasets import PackedFaces, write_packed
 from utils.files import atomic_write, read_image, remove_partials, write_image, write_npz
@@ -58,6 +58,108 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / ".set.abc.partial").mkdir()
     remove_partials(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"last.pth.tar", ".hidden", ".set.abc.partial"}
+
+
+def test_checkpoints_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(list(tmp_path.iterdir())))
+    write_checkpoint(tmp_path / "a.pth.tar", {"epoch": 1})
+    ((partial,),) = flushed
+    assert partial.suffix == ".partial" and [p.name for p in tmp_path.iterdir()] == ["a.pth.tar"]
+    write_npz(tmp_path / "a.npz", {"a": np.zeros(3)})  # one of thousands, easily made again
+    assert len(flushed) == 1
+
+
+# ------------------------------------------------------------------------- a folder that goes on
+
+
+class Seen:
+    """A model that finds no face and counts the pictures."""
+
+    description = "made up"
+
+    def __init__(self) -> None:
+        self.widths: list[int] = []
+
+    def __call__(self, image: np.ndarray) -> list:
+        self.widths.append(image.shape[1])
+        return []
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch, call):
+    """Runs singleImage.py on three photos, 60, 70 and 80 pixels wide; the widths that it saw."""
+    write_photos(tmp_path / "photos", [60, 70, 80])
+
+    def run_folder(*arguments: str) -> tuple[list[int], str]:
+        model = Seen()
+        monkeypatch.setattr("utils.photo_script.open_model", lambda options, threads: model)
+        common = ["-f", tmp_path / "photos", "-o", tmp_path / "out", "--save", "json"]
+        code, output = call(singleImage.main, *common, *arguments)
+        assert code == 0, output
+        return sorted(model.widths), output
+
+    return run_folder
+
+
+def test_a_folder_goes_on_where_it_was_stopped(run_folder, tmp_path):
+    listed = tmp_path / "out" / "finished.jsonl"
+    assert run_folder("--resume")[0] == [60, 70, 80]  # nothing to go on from
+    whole = listed.read_text()
+    seen, output = run_folder("--resume", "--jobs", "1")
+    assert seen == [] and "3 photos finished before" in output
+    # killed in the middle of a line
+    lines = whole.splitlines(keepends=True)
+    (cut,) = [line for line in lines if "70.png" in line]
+    listed.write_text("".join(line for line in lines if line != cut) + cut[:-9])
+    assert run_folder("--resume")[0] == [70]
+    assert run_folder("--resume")[0] == []
+    # a photo that changed, other settings, no --resume: done again
+    write_photos(tmp_path / "photos", [80])
+    assert run_folder("--resume")[0] == [80]
+    assert run_folder("--resume", "--draw", "pose")[0] == [60, 70, 80]
+    assert run_folder("--resume")[0] == []  # of either settings
+    assert run_folder()[0] == [60, 70, 80]
+    assert len(listed.read_text().splitlines()) == 3
+
+
+def test_photos_that_failed_are_tried_again(run_folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.results.save_numbers", lambda out, name, *rest: 1 / (name != "70"))
+        with pytest.raises(ZeroDivisionError):
+            run_folder("--jobs", "1")
+    assert run_folder("--resume")[0] == [70, 80]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a file that is read cannot be replaced there")
+def test_two_runs_at_once_into_one_folder_with_one_cache(tmp_path):
+    write_photos(tmp_path / "photos", [150, 160, 170])
+    weights, detector = tmp_path / "w.pth.tar", tmp_path / "d.pth"
+    weights.write_bytes(assets.find_weights().read_bytes())
+    detector.write_bytes(assets.find_detector_weights().read_bytes())
+
+    def start(out: str) -> subprocess.Popen:
+        command = [sys.executable, "singleImage.py", "-f", tmp_path / "photos"]
+        command += ["-o", tmp_path / out, "-w", weights, "--detector-weights", detector]
+        command += "--save npz,json,obj --engine onnx --jobs 2".split()
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    both = [start("out"), start("out")]
+    for process in both:
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+    alone = start("alone")
+    _, error = alone.communicate(timeout=120)
+    assert alone.returncode == 0 and "exporting" not in error, error
+    caches = [path.name for path in (tmp_path / ".onnx_cache").iterdir()]
+    assert len(caches) == 2 and all(name.endswith(".onnx") for name in caches)
+    files = sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
+    expected = sorted(p for p in (tmp_path / "alone").rglob("*") if p.is_file())
+    assert [p.relative_to(tmp_path / "out") for p in files] == [
+        p.relative_to(tmp_path / "alone") for p in expected
+    ]
+    for a, b in zip(files, expected, strict=True):
+        assert a.name == "finished.jsonl" or is_equal(read_whole(a), read_whole(b))
 
 
 # ---------------------------------------------------------------------------------- a full disk
@@ -104,9 +206,10 @@ def test_a_full_disk_costs_what_does_not_fit_and_names_it(tmp_path):
     files = {p.relative_to(out).as_posix(): p for p in out.rglob("*") if p.is_file()}
     drawn = {"drawn/140.jpg", "drawn/150.jpg"}
     numbers = {f"numbers/{side}.json" for side in (140, 150, 700)}
-    assert files.keys() == drawn | numbers | {"contact_sheet.jpg"}  # nothing half, no .partial
+    assert files.keys() == drawn | numbers | {"contact_sheet.jpg", "finished.jsonl"}  # nothing half
     for path in files.values():
         read_whole(path)
+    assert "700.png" not in files["finished.jsonl"].read_text()
 
 
 def test_a_page_that_cannot_be_written_costs_no_photo(tmp_path, monkeypatch, capsys):
@@ -204,6 +307,12 @@ def test_other_errors_of_the_network_are_not_taken_for_it(monkeypatch):
     with pytest.raises(RuntimeError, match=r"mat|size"):
         regressor(CROPS[:4])
     assert not is_out_of_memory(ValueError("out of memory"))
+    with pytest.raises(cv2.error) as caught:
+        cv2.resize(CROPS[0, 0], (2**20, 2**22))  # terabytes
+    assert is_out_of_memory(caught.value)
+    with pytest.raises(cv2.error) as caught:
+        cv2.resize(CROPS[0, 0], (0, 0))
+    assert not is_out_of_memory(caught.value)
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
 
 

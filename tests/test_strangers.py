@@ -19,15 +19,18 @@ import numpy as np
 import pytest
 import trimesh
 from conftest import ROOT
+from PIL import Image
 from test_artistic import Model
 from test_files import png
 from test_inference import photo
 
+import benchmark
 import singleImage
+import video
 from utils.aflw2000 import AFLW_LIST, open_aflw21
 from utils.benchmark_report import read_run
 from utils.datasets import PublishedFaces
-from utils.files import read_array_pickle, read_image
+from utils.files import read_array_pickle, read_image, read_npz
 from utils.texture import textured_face
 
 # ---------------------------------------------------------------------------------- memory bombs
@@ -110,7 +113,7 @@ def test_pictures_of_absurd_size(tmp_path, kind):
     assert printed.startswith("refused:") and str(path) in printed
 
 
-def test_the_limit_of_pictures_can_be_moved(tmp_path):
+def test_the_limit_of_opencv_can_be_moved(tmp_path):
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), np.zeros((40, 50, 3), np.uint8))
     code = READ.replace("READER(sys.argv[1])", "read_image(sys.argv[1]).shape")
@@ -120,11 +123,81 @@ def test_the_limit_of_pictures_can_be_moved(tmp_path):
         assert ("OPENCV_IO_MAX_IMAGE_PIXELS" in printed) == (expected == "refused")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="resource is POSIX")
+@pytest.mark.parametrize("reader", ["read_image", "read_uv_map"])
+def test_a_picture_that_really_is_that_large(tmp_path, reader):
+    side = 17_000  # 289 million black pixels of one bit each: 38 kB
+    content = bytearray(png(side, side, 0, bytes((1 + side // 8) * side)))
+    content[24] = 1  # bits a pixel
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path = tmp_path / "bomb.png"
+    path.write_bytes(content)
+    code = "from utils.texture import read_uv_map\n" + READ.replace("READER", reader)
+    peak, printed = peak_of(code, path)
+    assert peak < 200  # 290 or more otherwise
+    assert f"{path}: it says that it has 17000x17000 pixels" in printed
+    assert "SYNERGYNET_MAX_PIXELS" in printed
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "progressive jpg", "bmp", "tif", "big tif", "gif"])
+def test_the_limit_of_pictures_can_be_moved(tmp_path, monkeypatch, kind):
+    path = tmp_path / f"a.{kind.split()[-1]}"
+    picture = Image.new("RGB", (50, 40), (200, 100, 50))
+    if kind == "big tif":
+        Path(path).write_bytes(big_endian_tiff(50, 40))
+    else:
+        picture.save(path, progressive=True) if "progressive" in kind else picture.save(path)
+    monkeypatch.setenv("SYNERGYNET_MAX_PIXELS", "1999")
+    with pytest.raises(ValueError, match=r"50x40 pixels, more than 1,999; .*SYNERGYNET_MAX_PIXELS"):
+        read_image(path)
+    monkeypatch.setenv("SYNERGYNET_MAX_PIXELS", "2000")
+    if kind != "gif" or cv2.haveImageReader(str(path)):  # older OpenCV reads none
+        assert read_image(path).shape == (40, 50, 3)
+    monkeypatch.setenv("SYNERGYNET_MAX_PIXELS", "much")
+    with pytest.raises(ValueError, match="SYNERGYNET_MAX_PIXELS='much': expected a number"):
+        read_image(path)
+
+
+def big_endian_tiff(width: int, height: int) -> bytes:
+    """Grey, without compression; numbers begin with their greatest byte."""
+    tags = [(256, 3, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8),
+            (277, 3, 1), (278, 4, height), (279, 4, width * height)]  # fmt: skip
+    entries = b"".join(
+        struct.pack(">HHIHH" if kind == 3 else ">HHII", tag, kind, 1, value, *[0] * (kind == 3))
+        for tag, kind, value in tags
+    )
+    table = struct.pack(">H", len(tags)) + entries + bytes(4)
+    return b"MM\0*" + struct.pack(">I", 8 + width * height) + bytes(width * height) + table
+
+
+def test_arrays_that_unpack_to_too_much(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, a=np.zeros(500_000), b=np.zeros(500_000))
+    assert path.stat().st_size < 20_000
+    with pytest.raises(ValueError, match=r"a.npz: .*unpacks to 8,0.* at most 8,000,000"):
+        read_npz(path, limit=8_000_000)
+    assert read_npz(path, limit=8_001_000)["b"].shape == (500_000,)
+    content = path.read_bytes()  # a file that says it is small; zipfile stops there
+    small = content.replace(struct.pack("<I", 4_000_128), struct.pack("<I", 1000))
+    path.write_bytes(small)
+    assert small != content
+    with pytest.raises(ValueError, match="a.npz"):
+        read_npz(path)
+
+
 def test_a_header_that_promises_more_than_there_is(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png(9000, 9000, 2, b"\0" * 100))
     with pytest.raises(ValueError, match="damaged"):
         read_image(path)
+
+
+@pytest.mark.parametrize("script", [singleImage, video, benchmark])
+def test_names_move_no_cursor(call, tmp_path, script):
+    option = "--data" if script is benchmark else "-f"
+    code, output = call(script.main, option, tmp_path / "a\x1b[2J\x9b2J\rb")
+    assert code == 2
+    assert r"a\x1b[2J\x9b2J\x0db" in output and not {"\x1b", "\x9b", "\r"} & set(output)
 
 
 # ----------------------------------------------------------------------------------------- lists
@@ -184,6 +257,8 @@ def test_hostile_photo_names(call, monkeypatch, face_model, tmp_path):
         (tmp_path / "in" / f"{name}.png").write_bytes(picture)
     code, output = call(singleImage.main, "-f", "in", "-o", "out", "--save", "json,obj,html,npz")
     assert code == 0, output
+    assert "\x1b" not in output and r"tab\x09escape\x1b[2J" in output
+    assert len([line for line in output.splitlines() if "1 face" in line]) == len(NAMES)
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
     assert {path.name for path in (tmp_path / "in").iterdir()} == {f"{n}.png" for n in NAMES}
     folders = {"rendering_overlay", "landmarks", "poses", "numbers", "obj", "html"}

@@ -394,6 +394,21 @@ def test_a_set_is_packed_once(options, tmp_path, capsys):
     assert_same_runs(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_set_that_another_process_packed_meanwhile_is_taken(tmp_path, monkeypatch, capsys):
+    def pack(faces, folder):
+        if folder.name == "pack":
+            folder.mkdir()
+            (folder / "labels.npz").touch()
+        raise FileExistsError(f"{folder}: exists")
+
+    monkeypatch.setattr(main_train, "pack", pack)
+    monkeypatch.setattr(main_train, "open_training_set", lambda *arguments: None)
+    main_train.provide_pack(tmp_path, tmp_path / "pack", None)
+    assert f"{tmp_path / 'pack'}: packed by another process" in capsys.readouterr().out
+    with pytest.raises(FileExistsError):
+        main_train.provide_pack(tmp_path, tmp_path / "other", None)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [

@@ -310,13 +310,20 @@ def test_ctrl_c_keeps_what_is_finished(run, frames, monkeypatch, tmp_path, end):
     assert nothing_half_written(tmp_path)
 
 
-def test_a_full_disk_keeps_what_is_finished(run, frames, monkeypatch, tmp_path):
-    full = OSError(28, "No space left on device")
-    capture = Interrupting(frames, video_script.FaceTracker, monkeypatch, 4, full)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "No space left"),
+        (MemoryError(), "failed: in.mp4: not enough memory"),
+        (RuntimeError("CUDA out of memory"), "failed: in.mp4: CUDA out of memory"),
+    ],
+)
+def test_full_disk_and_memory_keep_what_is_finished(run, frames, monkeypatch, error, said):
+    capture = Interrupting(frames, video_script.FaceTracker, monkeypatch, 4, error)
     monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
     Path("in.mp4").touch()
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
-    assert code == 1 and "No space left" in output
+    assert code == 1 and said in output
     assert len(lines_of(Path("o.jsonl"))) == len(read_film(Path("o.avi"))) == 4
 
 

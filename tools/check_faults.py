@@ -8,7 +8,7 @@ Four kinds of runs, small ones (starter face model, 1 to 4 seconds each):
 training   main_train.py that saves every 2nd step; then again with --resume
 packing    main_train.py's packing of a training set; then again
 export     the first SynergyNet() with ONNX Runtime on weights without a cache; then again
-folder     singleImage.py on a folder with --save npz,json,obj; then again
+folder     singleImage.py on a folder with --save npz,json,obj; then again with --resume
 
 An undisturbed run of each gives the time it takes and the files it writes. Each round starts
 another, kills it (SIGKILL) at a moment drawn uniformly in that time, imports not included, and
@@ -194,11 +194,9 @@ class Kind:
     Attributes:
         unfinished: suffixes of files that a killed run may leave with another content than the
             undisturbed run's, though whole.
-        repeats: whether the second run does all the work again, whatever the first one left.
     """
 
     unfinished: tuple[str, ...] = ()
-    repeats = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -388,7 +386,7 @@ class Export(Kind):
 
 class Folder(Kind):
     PHOTOS = 3
-    repeats = True
+    MADE_ANEW = ("finished.jsonl", "contact_sheet.jpg")  # names files; shows what it reads again
 
     def prepare(self) -> None:
         photo = read_image(assets.ROOT / "img" / "astronaut.jpg")
@@ -401,15 +399,33 @@ class Folder(Kind):
     def work(self, place: Path, again: bool) -> tuple[Callable, tuple]:
         arguments = ["-f", str(self.folder / "photos"), "-o", str(place / "out")]
         arguments += "--save npz,json,obj --device cpu --jobs 2".split()
+        arguments += ["--resume"] * again
         return singleImage.main, (arguments,)
 
+    def files(self, place: Path) -> dict[str, Path]:
+        return {n: p for n, p in super().files(place).items() if n not in self.MADE_ANEW}
+
+    def check(self, place: Path, complete: bool) -> tuple[int, list[str]]:
+        count, faults = super().check(place, complete)
+        sheet = place / "out" / "contact_sheet.jpg"
+        if sheet.exists():
+            read_whole(sheet)
+        elif complete:
+            faults.append("contact_sheet.jpg: missing")
+        if complete:
+            again = [p.name for p, t in self.kept.items() if p.stat().st_mtime_ns != t]
+            faults += [f"{name}: was reported done, and was made again" for name in again]
+        return count, faults
+
     def lost(self, place: Path, found: dict[str, object]) -> list[str]:
-        faults = []
+        faults, self.kept = [], {}
         for line in (place / "log.txt").read_text().splitlines():
             path, colon, rest = line.partition(": ")
             if colon and " face" in rest and Path(path).parent.name == "photos":
                 stem = Path(path).stem
                 wanted = [n for n in self.expected if Path(n).stem.split("_")[0] == stem]
+                paths = [place / "out" / name for name in wanted]
+                self.kept |= {p: p.stat().st_mtime_ns for p in paths if p.exists()}
                 faults += [
                     f"{name}: missing, though {stem} was reported done"
                     for name in wanted
@@ -481,7 +497,7 @@ def check_kind(name: str, rounds: int, seed: int, folder: Path, minutes: float =
             if second.code:
                 log = (place / "log_again.txt").read_text().strip().splitlines()
                 faults.append(f"the second run ended with code {second.code}: {log[-1:]}")
-            if kind.repeats or not files:
+            if not files:
                 kind.seconds = second.seconds
             files, more = kind.check(place, complete=True)
             tally.files += files

@@ -124,5 +124,5 @@ def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
     """Saves a dict of tensors and plain values under ``path``, complete or not at all."""
     whole = io.BytesIO()  # where the disk is full, torch's own writing hides the reason
     torch.save(content, whole)
-    with atomic_write(path) as file:
+    with atomic_write(path, durable=True) as file:
         file.write(whole.getbuffer())

@@ -5,8 +5,32 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import IO, NoReturn
 
 MAX_SHOWN = 10  # lines of a list on the screen
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """The text with ``\\x1b`` in place of an escape, so that strangers' file names move no cursor.
+
+    All control characters but line breaks.
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def say(line: str, file: IO[str] | None = None) -> None:
+    """Writes one line to a stream (default: stdout), above the progress bar where one is shown."""
+    line, stream = plain(line).replace("\n", "\\n"), file or sys.stdout
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(line, file=stream)
+    else:
+        stream.write(f"{line}\n")
+
+
+def complain(script: str, error: object) -> None:
+    """What is wrong, on stderr: the script's name and an error's message."""
+    print(plain(f"{script}: {error}"), file=sys.stderr)
 
 
 def first_lines(lines: Sequence[str]) -> str:
@@ -30,6 +54,11 @@ class ShortHelp(argparse.RawDescriptionHelpFormatter):
         )
 
 
+class ScriptParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(plain(message))
+
+
 def script_parser(
     doc: str, epilog: str = "", usage: str = "[options]", module: str | None = None
 ) -> argparse.ArgumentParser:
@@ -46,7 +75,7 @@ def script_parser(
     description = [p for p in paragraphs if not is_example(p)]
     examples = [textwrap.indent(textwrap.dedent(p), "  ") for p in paragraphs if is_example(p)]
     parts = [epilog.strip("\n"), *(["examples:\n" + "\n".join(examples)] if examples else [])]
-    return argparse.ArgumentParser(
+    return ScriptParser(
         prog=f"python -m {module}" if module else None,
         usage=f"%(prog)s {usage}",
         description="\n\n".join(description).strip("\n"),
@@ -64,6 +93,6 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         code = main()
     except (OSError, ValueError) as error:
-        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
+        complain(sys.argv[0].rsplit("/", 1)[-1], error)
         code = 2
     sys.exit(code)

@@ -154,16 +154,22 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
     return array
 
 
-def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_npz(path: str | os.PathLike, limit: int = 4 * 2**30) -> dict[str, np.ndarray]:
     """All arrays of an ``.npz`` file by name; pickled objects are refused.
+
+    Args:
+        limit: bytes that the arrays may take together; some kB of zeros unpack to gigabytes.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or holds Python objects.
+        ValueError: the file is damaged, holds Python objects or unpacks to more than ``limit``.
     """
     try:
         # opened here, so that numpy closes it on damaged archives too
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            total = sum(entry.file_size for entry in file.zip.infolist())
+            if total > limit:
+                raise ValueError(f"unpacks to {total:,} bytes, expected at most {limit:,}")
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise
@@ -172,11 +178,12 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = False) -> Iterator[IO]:
     """A file that appears under its final name complete or not at all.
 
     The content goes to a uniquely named ``.partial`` sibling, which takes the final name when the
-    block ends without an exception and is removed otherwise.
+    block ends without an exception and is removed otherwise. ``durable``: it is on the disk before
+    it has the name, so that a power cut leaves the old content or the new (some milliseconds).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +194,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         encoding = None if "b" in mode else "utf-8"
         with os.fdopen(handle, mode, encoding=encoding) as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
     except BaseException as error:
@@ -242,6 +252,14 @@ def _umask() -> int:
 _UMASK_LOCK = threading.Lock()
 
 
+def max_pixels() -> int:
+    """The largest picture that is read: SYNERGYNET_MAX_PIXELS, or 2^28 (0.8 GB as BGR)."""
+    text = os.environ.get("SYNERGYNET_MAX_PIXELS", str(2**28))
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"SYNERGYNET_MAX_PIXELS={text!r}: expected a number of pixels")
+    return int(text)
+
+
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """A picture file as BGR.
 
@@ -255,7 +273,9 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file.
         IsADirectoryError: the path is a folder.
-        ValueError: the file is empty, not a picture, cut short, or of a kind that is no photo.
+        ValueError: the file is empty, not a picture, cut short, of a kind that is no photo, or says
+            that it is larger than ``max_pixels`` (in formats that pack a few colours to nothing;
+            other formats have OpenCV's own limit).
     """
     path = Path(path)
     if path.is_dir():
@@ -263,6 +283,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     content = path.read_bytes()  # cv2.imread fails on some systems' non-ASCII paths
     if not content:
         raise ValueError(f"{path}: the file is empty")
+    refuse_absurd_size(path, content)
     is_jpeg = content.startswith(b"\xff\xd8\xff")
     if is_jpeg and not _jpeg_is_complete(content):
         # libjpeg fills the missing part with grey and only warns; say it instead.
@@ -292,13 +313,63 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from error
 
 
+def refuse_absurd_size(path: Path, content: bytes) -> None:
+    """Raises ValueError where a picture file says that it is larger than ``max_pixels``."""
+    width, height = _stated_size(content)
+    if width * height > max_pixels():
+        raise ValueError(
+            f"{path}: it says that it has {width}x{height} pixels, more than {max_pixels():,}; if "
+            "that is true and there is the memory for it, set the environment variable "
+            "SYNERGYNET_MAX_PIXELS to more"
+        )
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """Code and offset of each segment of a JPEG's header, the start of its scan the last one."""
+    at = 2
+    while content[at : at + 1] == b"\xff" and at + 1 < len(content):
+        code = content[at + 1]
+        yield code, at
+        if code == 0xDA:  # start of scan
+            return
+        is_fill = code == 0xFF
+        at += 1 if is_fill else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    yield 0, at
+
+
 def _jpeg_is_complete(content: bytes) -> bool:
     """Whether an end marker follows the picture's data; a thumbnail's in the header is not it."""
-    at = 2
-    while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xda":  # start of scan
-        is_fill = content[at + 1 : at + 2] == b"\xff"
-        at += 1 if is_fill else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    *_, (_, at) = _jpeg_segments(content)
     return content.find(b"\xff\xd9", at) >= 0  # what follows it (a phone's film) does not matter
+
+
+def _stated_size(content: bytes) -> tuple[int, int]:
+    """Width and height in a header of PNG, JPEG, BMP, GIF or TIFF; zeros where none is found."""
+
+    def numbers(format_: str, at: int) -> tuple[int, ...]:
+        piece = content[at : at + struct.calcsize(format_)]
+        return struct.unpack(format_, piece.ljust(struct.calcsize(format_), b"\0"))
+
+    if content.startswith(b"\x89PNG"):
+        return numbers(">II", 16)
+    if content.startswith(b"\xff\xd8\xff"):
+        sizes = [numbers(">HH", at + 5)[::-1] for code, at in _jpeg_segments(content)
+                 if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC)]  # fmt: skip
+        return max(sizes, default=(0, 0))
+    if content.startswith(b"BM"):
+        width, height = numbers("<ii", 18)
+        return abs(width), abs(height)
+    if content.startswith(b"GIF8"):
+        return numbers("<HH", 6)
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        order = "<" if content[0] == ord("I") else ">"
+        (at,) = numbers(f"{order}I", 4)
+        sizes = {}
+        for i in range(*numbers(f"{order}H", at)):
+            tag, kind = numbers(f"{order}HH", at + 2 + 12 * i)
+            (sizes[tag],) = numbers(f"{order}{'H' if kind == 3 else 'I'}", at + 10 + 12 * i)
+        return sizes.get(256, 0), sizes.get(257, 0)
+    return 0, 0
 
 
 def _turned_like(stored: np.ndarray | None, upright: np.ndarray | None) -> np.ndarray | None:

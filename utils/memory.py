@@ -4,6 +4,7 @@ import ctypes
 import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of glibc's malloc.h
+_CV_NO_MEMORY = -4  # cv2.Error.StsNoMem
 
 
 def keep_freed_memory() -> bool:
@@ -26,9 +27,11 @@ def keep_freed_memory() -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, numpy or torch (a GPU's memory, or the CPU's) found no more memory."""
+    """Whether Python, numpy, OpenCV or torch (on a GPU or the CPU) found no more memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if type(error).__module__ == "cv2":
+        return getattr(error, "code", None) == _CV_NO_MEMORY
     text = str(error)  # MPS and the CPU's allocator have no kind of error of their own
     return isinstance(error, RuntimeError) and (
         "out of memory" in text or "can't allocate memory" in text

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils import results
+from utils.cli import say
 from utils.cores import usable_cores
 from utils.files import read_image
+from utils.finished import FinishedPhotos
 from utils.inference import Face
 from utils.memory import is_out_of_memory
 from utils.model_options import add_model_options, open_model
@@ -24,20 +26,26 @@ if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
 
 
+# options on which no photo's results depend, beside ``model.description``
+_WITHOUT_EFFECT = "files png out photos jobs resume finished device engine".split()
+
+
 def add_photo_options(parser: argparse.ArgumentParser) -> None:
-    """``-f --png -o -w --face-model --detector-weights --device --engine --threshold --jobs``."""
+    """``-f --png -o``, those of ``add_model_options``, ``--jobs --resume``."""
     add = parser.add_argument
     add("-f", "--files", type=Path, required=True, metavar="PATH", help="a photo or a folder")
     add("--png", action="store_true", help="of a folder, take the PNG files only")
     add("-o", "--out", type=Path, default=Path("inference_output"), help="where to write")
     add_model_options(parser)
     add("-j", "--jobs", type=int, help="photos at once (default: the cores, at most 8)")
+    add("--resume", action="store_true",
+        help="leave out the photos that a run with the same options finished")  # fmt: skip
 
 
 def parse_photo_options(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> argparse.Namespace:
-    """Parses, and finds the photos: ``photos`` is a list of (name, path)."""
+    """Parses, and finds the photos: ``photos`` is a list of (name, path), ``finished`` None."""
     options = parser.parse_args(arguments)
     try:
         options.photos = results.find_photos(options.files, options.png)
@@ -48,6 +56,7 @@ def parse_photo_options(
     elif options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     options.jobs = min(options.jobs, len(options.photos))
+    options.finished = None
     return options
 
 
@@ -69,6 +78,8 @@ def comma_list(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 def load_model(options: argparse.Namespace) -> SynergyNet:
     """The model of the options, its description shown; the output folder is made.
 
+    Of a folder of photos, ``options.finished`` becomes the list of those that are done.
+
     Raises:
         OSError, ValueError, RuntimeError: a file is missing or does not fit, the device does not
             work, or the folder cannot be made.
@@ -76,6 +87,11 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
     model = open_model(options, threads=max(1, cpu_threads() // options.jobs))
     options.out.mkdir(parents=True, exist_ok=True)  # tried before any photo is read
     say(model.description)
+    if options.files.is_dir():
+        settings = vars(options).items()
+        settings = {key: value for key, value in settings if key not in _WITHOUT_EFFECT}
+        settings["model"] = model.description
+        options.finished = FinishedPhotos(options.out, settings, options.resume)
     return model
 
 
@@ -84,6 +100,7 @@ def run_on_photos(
     find_faces: Callable[[np.ndarray], list[Face]],
     save: Callable[[str, Path, np.ndarray, list[Face]], Any],
     saved: Callable[[str, Any], None] = lambda name, result: None,
+    kept: Callable[[str], Any] = lambda name: None,
 ) -> int:
     """Reads each photo, finds its faces, saves; says what happened; 0, or 1 if a photo failed.
 
@@ -97,23 +114,29 @@ def run_on_photos(
         save: gets name, path, picture and faces, of which there may be none.
         saved: gets the name of each photo that did not fail and what ``save`` returned for it, in
             their order and one at a time.
+        kept: gets the name of a photo that an earlier run finished; what ``save`` returned then.
     """
+    finished = options.finished
 
-    def work(photo: tuple[str, Path]) -> tuple[list[Face], Any] | Exception:
+    def work(photo: tuple[str, Path]) -> tuple[list[Face] | None, Any] | Exception:
         name, path = photo
         try:
+            if finished and path in finished:
+                return None, kept(name)
             image = read_image(path)
             faces = find_faces(image)
             result = save(name, path, image, faces)
+            if finished:
+                finished.add(path)
         except (OSError, ValueError) as error:  # this photo's fault; the others go on
             return error
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return MemoryError(str(error) or "not enough memory for it")
         return [replace(face, vertices=None) for face in faces], result  # enough for the summary
 
-    failures = without_face = 0
+    failures = without_face = before = 0
     if options.jobs == 1:
         outcomes = map(work, options.photos)
     else:
@@ -127,14 +150,18 @@ def run_on_photos(
             say(f"failed: {message}", file=sys.stderr)
             continue
         faces, result = outcome
-        if faces:
+        if faces is None:
+            before += 1
+        elif faces:
             say(f"{path}: {results.summary(faces)}")
         else:
             without_face += 1
             say(f"{path}: no face found")
         saved(name, result)
-    done = len(options.photos) - failures - without_face
+    done = len(options.photos) - failures - without_face - before
     summary = [f"{results.count(done, 'photo')} with faces written to {options.out}"]
+    if before:
+        summary.append(f"{results.count(before, 'photo')} finished before")
     if without_face:
         summary.append(f"{results.count(without_face, 'photo')} without a face")
     if failures:
@@ -150,12 +177,3 @@ def with_progress(photos: list[tuple[str, Path]]) -> Iterable[tuple[str, Path]]:
     from tqdm import tqdm  # here: it takes a tenth of the time of a run on one photo
 
     return tqdm(photos, unit="photo")
-
-
-def say(line: str, file: IO[str] | None = None) -> None:
-    """Writes a line to a stream (default: stdout), above the progress bar where one is shown."""
-    stream = file or sys.stdout
-    if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(line, file=stream)
-    else:
-        stream.write(f"{line}\n")

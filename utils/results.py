@@ -95,6 +95,11 @@ def save_pictures(
     return next(iter(pictures.values()))
 
 
+def picture_path(out: Path, name: str, drawings: Sequence[str] = ()) -> Path:
+    """Where ``save_pictures`` writes the first picture of a photo."""
+    return out / ("drawn" if drawings else next(iter(PICTURES))) / f"{name}.jpg"
+
+
 class ContactSheets:
     """All photos of a folder, small, on pages: ``out/contact_sheet.jpg``, ``..._2.jpg``, ...
 

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 import Sim3DR
-from utils.files import to_bgr8
+from utils.files import refuse_absurd_size, to_bgr8
 from utils.inference import Face
 from utils.mesh_io import TexturedMesh
 from utils.morphable_model import MIRRORED_LANDMARKS, MorphableModel
@@ -69,9 +69,11 @@ def read_uv_map(path: str | os.PathLike) -> np.ndarray:
     remedy = "give its folder with --uv-dir, or use --texture photo: the photo's own texture"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: this UV map is missing; {remedy}")
-    content = np.frombuffer(path.read_bytes(), np.uint8)
+    content = path.read_bytes()
+    refuse_absurd_size(path, content)
     try:
-        picture = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
+        data = np.frombuffer(content, np.uint8)
+        picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(content) else None
     except cv2.error as error:
         raise ValueError(f"{path}: OpenCV cannot decode this UV map ({error.err})") from error
     if picture is None:

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from utils.cli import say
+from utils.memory import is_out_of_memory
 from utils.overlays import Overlays
 from utils.parallel import in_order
 from utils.results import count
@@ -48,7 +50,7 @@ def run_on_video(
     Raises:
         OSError, ValueError: nothing can be read, or the results cannot be written there.
     """
-    reader = reader or VideoReader(options.files, tqdm.write)
+    reader = reader or VideoReader(options.files, say)
     tracker = FaceTracker(model.pipeline, options.smooth, options.detect_every)
     overlays = Overlays(model.face_model, options.draw)
     wanted = options.video is not None or options.show  # a picture is
@@ -81,12 +83,15 @@ def run_on_video(
                 failure = "stopped"
         except OSError as error:
             failure = str(error)
-        except BaseException:
-            if writing:
-                writing.exception()  # waits
-            if writer:
-                writer.abandon()
-            raise
+        except BaseException as error:
+            if isinstance(error, Exception) and is_out_of_memory(error):
+                failure = str(error) or "not enough memory"
+            else:
+                if writing:
+                    writing.exception()  # waits
+                if writer:
+                    writer.abandon()
+                raise
         finally:
             bar.close()
             reader.close()
@@ -98,18 +103,18 @@ def run_on_video(
                     message = writer.close(None if reader.is_live else reader.source)
                     written.append(options.video)
                     if message:
-                        tqdm.write(message)
+                        say(message)
                 else:
                     writer.abandon()
             except OSError as error:
                 failure = str(error)
     if failure:
-        tqdm.write(f"failed: {reader.name}: {failure}", file=sys.stderr)
+        say(f"failed: {reader.name}: {failure}", sys.stderr)
     written += [options.numbers.with_suffix(f".{form}") for form in options.save]
     summary = f"{count(tracker.last_id, 'face')} in {faces_seen} of {count(done, 'frame')}"
     if written:
         summary += f"; written: {', '.join(map(str, written))}"
-    tqdm.write(f"{reader.name}: {summary}")
+    say(f"{reader.name}: {summary}")
     return 1 if failure or reader.is_damaged else 0
 
 
