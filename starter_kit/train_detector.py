@@ -62,10 +62,16 @@ SMALLEST = 14  # pixels of height; smaller faces are neither asked for nor punis
 UNSURE = 0.15  # score from which a box that is no sure face is no sure background either
 MATCH = 0.35  # intersection over union from which an anchor answers for a face (FaceBoxes, 3.4)
 NEGATIVES = 7  # hardest background anchors per face anchor
-# The rest is for training with a teacher, who knows faces of any size: more crowds, smaller faces.
+# The rest is for training with a teacher, who knows faces of any size in any picture: more crowds,
+# smaller faces, several pictures beside and over each other.
 TAUGHT_SHARES = {
-    "mosaic": 0.32, "portrait": 0.14, "frame": 0.07, "photo": 0.08, "crowd": 0.2, "scene": 0.19,
+    "mosaic": 0.2, "tiles": 0.18, "portrait": 0.12, "frame": 0.05, "photo": 0.05, "crowd": 0.21,
+    "scene": 0.19,
 }  # fmt: skip
+TILE_SHARES = {"frame": 0.35, "photo": 0.35, "crowd": 0.1, "scene": 0.2}
+TURNED = 0.25  # share of the pictures that are turned in the plane, portraits not counted
+MIXED = 0.5  # share of the pictures that another one shines through
+DOUBTFUL = 0.5  # share of the views of scenes that are centred on what is nearly a face
 NATIVE = 0.5  # share of the views that show a picture in its own size, as it will be detected in
 BLOCK = 128  # batches after which the first comes again; a multiple of the number of workers
 FAINT = 0.05  # probability from which the box of a teacher's anchor is worth learning
@@ -129,6 +135,11 @@ class TrainingPictures(Dataset):
                 self.pictures.setdefault(name.split("_")[0], []).append((image, boxes))
         # Crowds have faces too small for a label, so they are no ground to paste faces on.
         self.empty = [picture for picture in self.pictures["scene"] if not len(picture[1])]
+        self.doubtful = [
+            picture
+            for picture in self.pictures["scene"]
+            if len(picture[1]) and (picture[1][:, 4] < 0.5).all()
+        ]
         faces = np.load(data / "faces_train_labels.npz", allow_pickle=False)
         shards = [zipfile.ZipFile(data / f"faces_train_{i}.zip") for i in range(4)]
         names = zip(faces["name"], faces["shard"], strict=True)
@@ -167,8 +178,10 @@ class TrainingPictures(Dataset):
         kinds = rng.choice(list(shares), size=count, p=list(shares.values()))
         images, labels, offsets = [], [], []
         for kind in kinds:
-            make = {"mosaic": self.mosaic, "portrait": self.portrait}.get(str(kind), self.view)
-            image, boxes = make(rng, side, str(kind))
+            makers = {"mosaic": self.mosaic, "portrait": self.portrait, "tiles": self.tiles}
+            image, boxes = makers.get(str(kind), self.view)(rng, side, str(kind))
+            if self.taught and kind != "portrait" and rng.random() < TURNED:
+                image, boxes = turned(rng, image), np.empty((0, 5), np.float32)
             label, offset = targets(boxes, side)
             images.append(photometric(rng, image))
             labels.append(label)
@@ -178,14 +191,17 @@ class TrainingPictures(Dataset):
 
     def view(self, rng: np.random.Generator, side: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """A square view of one picture, most often around one of its faces."""
-        image, boxes = mirrored(rng, *self.pictures[kind][rng.integers(len(self.pictures[kind]))])
+        is_doubtful = self.taught and kind == "scene" and rng.random() < DOUBTFUL
+        pool = self.doubtful if is_doubtful else self.pictures[kind]
+        image, boxes = mirrored(rng, *pool[rng.integers(len(pool))])
         height, width = image.shape[:2]
         canvas = self.background(rng, side, plain=0.5)
         stretch = math.exp(rng.uniform(-0.12, 0.12))
-        faces = boxes[boxes[:, 4] >= 0.5]
+        faces = boxes[boxes[:, 4] >= (0 if is_doubtful else 0.5)]
         if len(faces) and rng.random() < 0.9:
             box = faces[rng.integers(len(faces))]
-            wanted = math.exp(rng.uniform(math.log(20), math.log(0.85 * side)))
+            least = 12 if self.taught else 20
+            wanted = math.exp(rng.uniform(math.log(least), math.log(0.85 * side)))
             scale = wanted / (box[3] - box[1])
             centre = (box[:2] + box[2:4]) / 2
         else:
@@ -204,6 +220,21 @@ class TrainingPictures(Dataset):
             slack = side - np.array([width, height]) * scale
             corner = np.clip(corner, np.minimum(slack, 0), np.maximum(slack, 0))
         return canvas, paste(canvas, image, boxes, scale * stretch, scale / stretch, corner)
+
+    def tiles(self, rng: np.random.Generator, side: int, _: str) -> tuple[np.ndarray, np.ndarray]:
+        """Views of several pictures beside each other, with small faces where they belong."""
+        cells = int(rng.integers(2, 2 + min(4, side // 96)))
+        edges = np.linspace(0, side, cells + 1).astype(int)
+        canvas, placed = np.empty((side, side, 3), np.uint8), [np.empty((0, 5), np.float32)]
+        for y, x in itertools.product(edges[:-1], edges[:-1]):
+            cell = side // cells + 1
+            kind = str(rng.choice(list(TILE_SHARES), p=list(TILE_SHARES.values())))
+            image, boxes = self.view(rng, cell, kind)
+            part = canvas[y : y + cell, x : x + cell]
+            part[:] = image[: part.shape[0], : part.shape[1]]
+            boxes[:, :4] = boxes[:, :4].clip(0, cell) + (x, y, x, y)
+            placed.append(boxes)
+        return canvas, np.concatenate(placed)
 
     def mosaic(self, rng: np.random.Generator, side: int, _: str) -> tuple[np.ndarray, np.ndarray]:
         """Many faces of similar size, and things that are none, on one background."""
@@ -336,6 +367,15 @@ def mirrored(
     boxes = boxes.copy()
     boxes[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
     return image[:, ::-1], boxes
+
+
+def turned(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """The picture turned, sheared and mirrored at its borders."""
+    side = len(image)
+    move = cv2.getRotationMatrix2D((side / 2, side / 2), float(rng.normal(0, 12)), 1.0)
+    move[:, :2] += rng.normal(0, 0.06, (2, 2))
+    move[:, 2] += rng.normal(0, 0.05 * side, 2)
+    return cv2.warpAffine(image, move, (side, side), borderMode=cv2.BORDER_REFLECT_101)
 
 
 def paste(
@@ -519,6 +559,26 @@ def distillation_loss(
     return terms
 
 
+def mixed(rng: np.random.Generator, images: Tensor, certain: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Some pictures with another of the batch shining through, and which they are.
+
+    Nobody could label them, but a teacher has an opinion, and its pupil hears it on more pictures
+    than there are (Beyer et al., "A good teacher is patient and consistent", CVPR 2022).
+
+    Args:
+        images: (B, 3, S, S). certain: (B,) bool, pictures that are left as they are.
+
+    Returns:
+        Pictures like ``images``; (B,) bool.
+    """
+    count = len(images)
+    is_mixed = (rng.random(count) < MIXED) & ~certain
+    share = np.where(is_mixed, rng.uniform(0.05, 0.5, count), 0).astype(np.float32)
+    others = (np.arange(count) + rng.integers(1, max(count, 2))) % count
+    share = torch.from_numpy(share).to(images.device)[:, None, None, None]
+    return images.lerp(images[others], share), torch.from_numpy(is_mixed).to(images.device)
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
@@ -581,6 +641,10 @@ def train(args: argparse.Namespace) -> None:
             network.train()
             images = images.to(device).to(torch.float32).sub_(mean).permute(0, 3, 1, 2)
             labels, offsets = labels.to(device), offsets.to(device)
+            if teacher is not None:
+                rng = np.random.default_rng((args.seed, step, 1))
+                images, is_mixed = mixed(rng, images, certain.numpy())
+                labels = labels.masked_fill(is_mixed[:, None], 0)  # the batch comes again
             with half:
                 predicted = [rows.float() for rows in network(images)]
             if teacher is not None:

@@ -119,6 +119,12 @@ def test_a_folder_goes_on_where_it_was_stopped(run_folder, tmp_path):
     assert run_folder("--resume")[0] == [80]
     assert run_folder("--resume", "--draw", "pose")[0] == [60, 70, 80]
     assert run_folder("--resume")[0] == []  # of either settings
+    weights = tmp_path / "weights.pth"
+    for expected in ([60, 70, 80], [], [60, 70, 80]):
+        if expected:
+            weights.write_bytes(b"trained on")
+            os.utime(weights, ns=(0, len(listed.read_text())))
+        assert run_folder("--resume", "-w", str(weights))[0] == expected
     assert run_folder()[0] == [60, 70, 80]
     assert len(listed.read_text().splitlines()) == 3
 

@@ -1,0 +1,146 @@
+"""starter_kit/train_detector.py: its pictures, and that a resumed training is the same one."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from FaceBoxes.network import load_weights
+from starter_kit import train_detector
+from starter_kit.train_detector import TrainingPictures, mixed, turned
+from utils.files import read_image
+
+BOX = [183.0, 59.0, 271.0, 180.0, 0.99]  # of the astronaut's face
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A folder in the form of the training photos: one face, and a scene with a doubtful box."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "detector").mkdir()
+    photo = read_image(ROOT / "img" / "astronaut.jpg")
+    rows = {f"{kind}_0.jpg": [BOX] for kind in ("frame", "photo", "crowd")}
+    rows |= {"scene_0.jpg": [], "scene_1.jpg": [[20, 300, 80, 400, 0.3]]}
+    (folder / "detector" / "train.json").write_text(json.dumps(rows))
+    with zipfile.ZipFile(folder / "detector" / "train.zip", "w") as file:
+        for name in rows:
+            image = photo[:, 300:] if name.startswith("scene") else photo
+            file.writestr(name, cv2.imencode(".jpg", image)[1].tobytes())
+    crop = cv2.imencode(".jpg", cv2.resize(photo[40:200, 150:310], (128, 128)))[1].tobytes()
+    names = [f"{i}.jpg" for i in range(4)]
+    for i in range(4):
+        with zipfile.ZipFile(folder / f"faces_train_{i}.zip", "w") as file:
+            file.writestr(names[i], crop)
+    angles = np.linspace(0, 2 * np.pi, 68, endpoint=False)
+    circle = 64 + 40 * np.stack([np.cos(angles), np.sin(angles), 0 * angles])  # (3, 68)
+    np.savez(
+        folder / "faces_train_labels.npz",
+        name=np.array(names),
+        shard=np.arange(4),
+        landmarks=np.round(np.tile(circle, (4, 1, 1)) * 32).astype(np.int16),
+        valid=np.tile([0, 0, 128, 128], (4, 1)),
+    )
+    return folder
+
+
+def test_batches_come_again_in_blocks(photos, monkeypatch):
+    monkeypatch.setattr(train_detector, "BLOCK", 2)
+    monkeypatch.setattr(train_detector, "PIXELS_PER_BATCH", 2 * 256 * 256)
+    monkeypatch.setattr(train_detector, "SIDES", {128: 0.5, 192: 0.5})
+    once = TrainingPictures(photos, seed=3, taught=True)
+    expected = [once[i] for i in range(4)]
+    twice = TrainingPictures(photos, seed=3, taught=True, repeats=2)
+    order = [0, 1, 0, 1, 2, 3, 2, 3]
+    later = TrainingPictures(photos, seed=3, taught=True, repeats=2)  # resumed at step 3
+    for pictures, first in ((twice, 0), (later, 3)):
+        for i in range(first, len(order)):
+            for a, b in zip(pictures[i], expected[order[i]], strict=True):
+                assert torch.equal(a, b)
+            assert len(pictures.made) <= 2
+
+
+def test_tiles_are_views_beside_each_other(photos):
+    pictures = TrainingPictures(photos, seed=0, taught=True)
+    rng = np.random.default_rng(0)
+    faces = 0
+    for side in (128, 256, 416):
+        image, boxes = pictures.tiles(rng, side, "tiles")
+        assert image.shape == (side, side, 3) and image.dtype == np.uint8
+        assert (boxes[:, :4] >= 0).all() and (boxes[:, :4] <= side + 1).all()
+        assert (boxes[:, 2:4] >= boxes[:, :2]).all()
+        faces += len(boxes)
+    assert faces > 3
+    assert turned(rng, image).shape == image.shape
+
+
+def test_doubtful_scenes_are_those_with_nothing_but_doubt(photos):
+    pictures = TrainingPictures(photos, seed=0, taught=True)
+    ((_, boxes),) = pictures.doubtful
+    assert boxes[:, 4] == np.float32(0.3)
+    ((_, none),) = pictures.empty
+    assert len(none) == 0
+
+
+def test_mixed_pictures_are_two_and_certain_ones_stay():
+    images = torch.arange(40.0)[:, None, None, None].expand(-1, 3, 4, 4) * 100
+    certain = np.arange(40) % 4 == 0
+    result, is_mixed = mixed(np.random.default_rng(0), images, certain)
+    assert result.shape == images.shape
+    assert torch.equal(result[~is_mixed], images[~is_mixed])
+    assert not is_mixed[torch.from_numpy(certain)].any() and 8 < is_mixed.sum() < 22
+    assert (result[is_mixed] != images[is_mixed]).all()
+    (alone,), is_mixed = mixed(np.random.default_rng(0), images[5:6], certain[5:6])
+    assert torch.equal(alone, images[5])  # with itself
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_resumed_training_is_the_same(photos, tmp_path, monkeypatch, capsys, bf16):
+    monkeypatch.setattr(train_detector, "BLOCK", 2)
+    monkeypatch.setattr(train_detector, "PIXELS_PER_BATCH", 2 * 128 * 128)
+    monkeypatch.setattr(train_detector, "SIDES", {128: 1.0})
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # other tests' too
+    monkeypatch.setattr(cv2, "setNumThreads", lambda count: None)
+    starter = str(ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth")
+
+    def run(out: str, *arguments: str) -> dict[str, torch.Tensor]:
+        command = ["train_detector", "--data", str(photos), "--out", str(tmp_path / out)]
+        command += ["--init", starter, "--teacher", starter, "--repeats", "2", "--steps", "6"]
+        monkeypatch.setattr("sys.argv", [*command, *arguments, *["--bf16"] * bf16])
+        train_detector.main()
+        return torch.load(tmp_path / out / "last.pth", weights_only=True)
+
+    whole = run("whole")
+
+    class Stopped(Exception):
+        pass
+
+    real = train_detector.checkpoint
+
+    def stop(*arguments):
+        real(*arguments)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_detector, "checkpoint", stop)
+        with pytest.raises(Stopped):
+            run("parts", "--save-every", "3")
+    assert torch.load(tmp_path / "parts" / "last.pth", weights_only=True)["step"] == 3
+    resumed = run("parts", "--resume")
+    assert whole["step"] == resumed["step"] == 6
+    before = load_weights(starter)
+    for key, value in whole["network"].items():
+        assert torch.equal(value, resumed["network"][key]), key
+        if key.endswith("conv.weight"):
+            assert not torch.equal(value, before[key]), key
+    monkeypatch.setattr("sys.argv", ["x", "--out", str(tmp_path / "parts"), "--export", "e.pth"])
+    monkeypatch.chdir(tmp_path)
+    train_detector.main()
+    exported = load_weights(tmp_path / "e.pth")
+    for key, value in resumed["average"].items():
+        torch.testing.assert_close(exported[key], value.float(), rtol=1e-3, atol=1e-6,
+                                   check_dtype=False)  # fmt: skip
