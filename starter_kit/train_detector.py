@@ -71,6 +71,7 @@ TAUGHT_SHARES = {
 TILE_SHARES = {"frame": 0.35, "photo": 0.35, "crowd": 0.1, "scene": 0.2}
 TURNED = 0.25  # share of the pictures that are turned in the plane, portraits not counted
 MIXED = 0.5  # share of the pictures that another one shines through
+PLAIN_FROM = 0.85  # share of the training after which none does: batch norm's statistics follow
 DOUBTFUL = 0.5  # share of the views of scenes that are centred on what is nearly a face
 NATIVE = 0.5  # share of the views that show a picture in its own size, as it will be detected in
 BLOCK = 128  # batches after which the first comes again; a multiple of the number of workers
@@ -641,7 +642,7 @@ def train(args: argparse.Namespace) -> None:
             network.train()
             images = images.to(device).to(torch.float32).sub_(mean).permute(0, 3, 1, 2)
             labels, offsets = labels.to(device), offsets.to(device)
-            if teacher is not None:
+            if teacher is not None and progress < PLAIN_FROM:
                 rng = np.random.default_rng((args.seed, step, 1))
                 images, is_mixed = mixed(rng, images, certain.numpy())
                 labels = labels.masked_fill(is_mixed[:, None], 0)  # the batch comes again

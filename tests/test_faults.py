@@ -125,6 +125,9 @@ def test_a_folder_goes_on_where_it_was_stopped(run_folder, tmp_path):
             weights.write_bytes(b"trained on")
             os.utime(weights, ns=(0, len(listed.read_text())))
         assert run_folder("--resume", "-w", str(weights))[0] == expected
+    (tmp_path / "photos" / "70.jpg").write_bytes((tmp_path / "photos" / "80.png").read_bytes())
+    assert run_folder("--resume")[0] == [70, 80]  # now 70.png's results are called so
+    (tmp_path / "photos" / "70.jpg").unlink()
     assert run_folder()[0] == [60, 70, 80]
     assert len(listed.read_text().splitlines()) == 3
 

@@ -11,8 +11,8 @@ NAME = "finished.jsonl"
 class FinishedPhotos:
     """The list ``OUT/finished.jsonl``: a line for each photo all of whose results are written.
 
-    A photo counts as done where a line has its path, its size and time of change, and the settings
-    of the run. A line that a kill cut short counts for nothing.
+    A photo counts as done where a line has its path, the name of its results, its size and time of
+    change, and the settings of the run. A line that a kill cut short counts for nothing.
 
     Args:
         out: the folder of the results; the list is begun anew there unless ``resume``.
@@ -34,13 +34,15 @@ class FinishedPhotos:
         with open(self.path, "a" if resume else "w", encoding="utf-8") as file:
             file.write(begun)
 
-    def __contains__(self, photo: Path) -> bool:
-        return bool(self.lines) and self._line(photo) in self.lines
+    def __contains__(self, photo: tuple[str, Path]) -> bool:
+        return bool(self.lines) and self._line(*photo) in self.lines
 
-    def add(self, photo: Path) -> None:
+    def add(self, photo: tuple[str, Path]) -> None:
+        """Adds a photo, (name, path), all of whose results are written."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(f"{self._line(photo)}\n")
+            file.write(f"{self._line(*photo)}\n")
 
-    def _line(self, photo: Path) -> str:
-        about = photo.stat()
-        return json.dumps([str(photo.absolute()), about.st_size, about.st_mtime_ns, self.settings])
+    def _line(self, name: str, path: Path) -> str:
+        about = path.stat()
+        state = [about.st_size, about.st_mtime_ns, self.settings]
+        return json.dumps([str(path.absolute()), name, *state])

@@ -127,13 +127,13 @@ def run_on_photos(
     def work(photo: tuple[str, Path]) -> tuple[list[Face] | None, Any] | Exception:
         name, path = photo
         try:
-            if finished and path in finished:
+            if finished and photo in finished:
                 return None, kept(name)
             image = read_image(path)
             faces = find_faces(image)
             result = save(name, path, image, faces)
             if finished:
-                finished.add(path)
+                finished.add(photo)
         except (OSError, ValueError) as error:  # this photo's fault; the others go on
             return error
         except Exception as error:
