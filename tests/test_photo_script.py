@@ -33,7 +33,7 @@ def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
             raise OSError("disk full")
         saved.append((name, int(image[0, 0, 0])))
 
-    options = Namespace(photos=photos, out=tmp_path, jobs=jobs)
+    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, finished=None)
     assert run_on_photos(options, lambda image: [], save) == 1
     assert sorted(saved) == [("p0", 0), ("p1", 1), ("p3", 3), ("p4", 4), ("p6", 6)]
     out, err = capsys.readouterr()
