@@ -102,7 +102,8 @@ clean: ## Remove what the build and the tools left (keeps the environment and re
 	rm -f $(foreach folder,$(NATIVE),$(folder)/*.so $(folder)/*_cython.cpp) $(VENV)/.built
 	find . -path './.*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-$(VENV)/.torch-installed:
+# Holds the TORCH that it was made for: naming another one later installs that.
+$(VENV)/.torch-installed: $(if $(filter-out $(file <$(VENV)/.torch-installed),$(TORCH)),FORCE)
 	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here: install Python 3.10 or newer," \
 	    "or name it with \`make PYTHON=python3.12\`" >&2; exit 1; }
 	@$(PYTHON) tools/check_machine.py
@@ -117,7 +118,7 @@ $(VENV)/.torch-installed:
 	fi; \
 	echo "Installing $${torch:=torch}"; \
 	$(PY) -m pip install "$$torch"
-	@touch $@
+	@echo '$(TORCH)' >$@
 
 $(VENV)/.built: $(VENV)/.torch-installed $(SOURCES) $(MISSING)
 	@$(PY) tools/check_machine.py
