@@ -79,7 +79,8 @@ def zbuffer(
         t = row_triangle[rows][row]  # (P,) the triangle of each candidate pixel
         x, y = low[t, 0] + x, low[t, 1] + row_y[rows][row]
         u, v = _barycentric(*corners[t].transpose(1, 2, 0), x.astype("f4"), y.astype("f4"))
-        inside = (u >= 0) & (v >= 0) & (u + v < 1)
+        with np.errstate(invalid="ignore"):  # opposite infinities, of slivers of denormal width
+            inside = (u >= 0) & (v >= 0) & (u + v < 1)
         t, u, v = t[inside], u[inside], v[inside]
         z = _mix(*corners[t, :, 2].T, u, v)
         pixel = (y[inside] - y0) * width + x[inside] - x0
