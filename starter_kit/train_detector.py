@@ -20,8 +20,9 @@ training picture are made: views of one picture, mosaics of many small faces, an
 face, most of them turned away. SSD's multibox loss (Liu et al., ECCV 2016) with hard negative
 mining; AdamW, cosine decay, averaged weights. With ``--teacher`` the loss is the distance to
 another detector's scores and boxes on the same pictures, so that doubt is learnt as well; only
-portraits in which that detector misses the face are still learnt from their labels. Runs on one
-CPU core; ``--resume`` goes on where a run was stopped.
+portraits in which that detector misses the face are still learnt from their labels; and pictures
+that no one labelled are made, of several beside and over each other. Runs on one CPU core;
+``--resume`` goes on where a run was stopped.
 """
 
 import argparse
@@ -706,9 +707,19 @@ def checkpoint(
     write_checkpoint(path.with_name("average.pth"), plain)
 
 
-def export(source: Path, target: Path) -> None:
-    """Kernels in half precision; batch-norm statistics and biases, a few kB, stay in float32."""
-    state = torch.load(source, map_location="cpu", weights_only=True)
+def export(source: Path, target: Path, other: Path | None = None, share: float = 0.0) -> None:
+    """Kernels in half precision; batch-norm statistics and biases, a few kB, stay in float32.
+
+    Args:
+        other: weights from which the training began, of which ``share`` is mixed in (Wortsman et
+            al., "Robust fine-tuning of zero-shot models", CVPR 2022): what they knew is kept.
+    """
+    state = load_weights(source)
+    if other:
+        before = load_weights(other)
+        state = {
+            k: v.lerp(before[k], share) if v.is_floating_point() else v for k, v in state.items()
+        }
     small = {k: v.half() if v.ndim > 1 else v for k, v in state.items()}
     for key, value in small.items():
         if not torch.isfinite(value).all():
@@ -739,11 +750,14 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=250, metavar="STEPS")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--export", type=Path, help="write the averaged weights there and stop")
+    parser.add_argument(
+        "--init-share", type=float, default=0.0, help="of the weights of --init in the export (0)"
+    )
     args = parser.parse_args()
     if not (args.export or args.data):
         parser.error("training needs --data")
     if args.export:
-        export(args.out / "average.pth", args.export)
+        export(args.out / "average.pth", args.export, args.init, args.init_share)
     else:
         train(args)
 
