@@ -58,7 +58,7 @@ class Files:
     def script(self, graph: str, extra: dict | None = None):
         with warnings.catch_warnings():
             # torch announces the end of torch.jit, which is what these files are for
-            warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+            warnings.filterwarnings("ignore", r".*torch\.jit")
             path = self.folder / f"synergynet_{graph}.pt"
             return torch.jit.load(str(path), _extra_files=extra)
 
@@ -309,7 +309,7 @@ def test_the_printed_torchscript_program(files, capsys):
     program = files.told.split("face.pt in use:\n")[1]
     photo = (ROOT / "img" / "astronaut.jpg").as_posix()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)  # as above
+        warnings.filterwarnings("ignore", r".*torch\.jit")  # as above
         exec(program.replace("img/astronaut.jpg", photo), {})
     assert "torch.Size([1, 3, 68])" in capsys.readouterr().out
 

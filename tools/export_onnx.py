@@ -302,8 +302,9 @@ def open_torchscript(content: bytes) -> Callable[..., list[np.ndarray]]:
 
 
 def _silence_deprecation() -> None:
-    """torch.jit announces its end (from 2.9 on); its successor's files do not run in libtorch."""
-    warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+    """torch.jit announces its end (warnings of two classes so far); what is to follow it writes
+    files that do not run in libtorch."""
+    warnings.filterwarnings("ignore", r".*torch\.jit")
 
 
 def compare_with_numpy(
