@@ -96,13 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
         results.save_textured(options.out, own, *fitted)
         return sheets.cell(picture) if sheets else None
 
-    def kept(name: str) -> np.ndarray | None:
-        picture = results.picture_path(options.out, name, options.draw)
-        return sheets.cell(read_image(picture)) if sheets and picture.exists() else None
-
     if not sheets:
         return run_on_photos(options, model, save)
     failed = []
+
+    def kept(name: str) -> np.ndarray | None:
+        picture = results.picture_path(options.out, name, options.draw)
+        return sheets.cell(read_image(picture)) if picture.exists() else None
 
     def tried(step: Callable[..., None], *arguments: object) -> None:
         try:

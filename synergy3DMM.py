@@ -53,6 +53,7 @@ class SynergyNet:
             cores at hand. Those who call from many threads at once want 1.
 
     Attributes:
+        files: paths of the weights, face model and detector weights in use.
         description: one line that names weights, face model, engine and device in use.
 
     Raises:
@@ -100,7 +101,8 @@ class SynergyNet:
                 regressor = open_regressor("torch", weights, self.face_model, self.device)
                 detector = open_detector()
         self.pipeline = FacePipeline(detector, regressor, self.face_model)
-        shown = [assets.shown(path) for path in (weights, face_model, detector_weights)]
+        self.files = weights, face_model, detector_weights
+        shown = [assets.shown(path) for path in self.files]
         self.description = "weights {}, face model {}, detector {}, engine {}{}, device {}".format(
             *shown, self.engine, reason, self.device
         )

@@ -14,11 +14,9 @@ and the last photo of a first round of ours, before PyTorch's way has been in th
 """
 
 import argparse
-import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -28,6 +26,7 @@ from tqdm import tqdm
 from singleImage import parse_options
 from synergy3DMM import SynergyNet
 from utils import assets, results
+from utils.cli import quiet
 from utils.files import read_image, write_image
 from utils.photo_script import load_model, run_on_photos
 
@@ -52,14 +51,6 @@ def plain_loop(model: SynergyNet, photos: list[tuple[str, Path]], out: Path) -> 
         faces = model(image)
         if faces:
             results.save_pictures(out, name, image, faces)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing is printed, progress bars neither."""
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-        with contextlib.redirect_stderr(nothing):
-            yield
 
 
 def resident_mb() -> float:

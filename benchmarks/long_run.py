@@ -22,9 +22,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.folder import quiet, resident_mb
+from benchmarks.folder import resident_mb
 from singleImage import parse_options
 from utils import assets, results
+from utils.cli import quiet
 from utils.files import read_image, write_image
 from utils.photo_script import load_model, run_on_photos
 from utils.tracking import FaceTracker

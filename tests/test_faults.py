@@ -78,7 +78,8 @@ class Seen:
 
     description = "made up"
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Path | None) -> None:
+        self.files = [weights] if weights else []
         self.widths: list[int] = []
 
     def __call__(self, image: np.ndarray) -> list:
@@ -92,8 +93,14 @@ def run_folder(tmp_path, monkeypatch, call):
     write_photos(tmp_path / "photos", [60, 70, 80])
 
     def run_folder(*arguments: str) -> tuple[list[int], str]:
-        model = Seen()
-        monkeypatch.setattr("utils.photo_script.open_model", lambda options, threads: model)
+        model = None
+
+        def open_model(options, threads: int) -> Seen:
+            nonlocal model
+            model = Seen(options.weights)
+            return model
+
+        monkeypatch.setattr("utils.photo_script.open_model", open_model)
         common = ["-f", tmp_path / "photos", "-o", tmp_path / "out", "--save", "json"]
         code, output = call(singleImage.main, *common, *arguments)
         assert code == 0, output

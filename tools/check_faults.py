@@ -25,7 +25,6 @@ Exit code: 0 no fault, 1 faults found, 2 wrong usage. Linux and macOS.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import multiprocessing
@@ -52,7 +51,7 @@ from model_building import SynergyNet as Network
 from synergy3DMM import SynergyNet
 from utils import assets, training, training_log
 from utils.checkpoint import read_checkpoint, write_checkpoint
-from utils.cli import script_parser
+from utils.cli import quiet, script_parser
 from utils.datasets import PUBLISHED_LIST, PUBLISHED_PARAMETERS
 from utils.files import read_array_pickle, read_image, read_npz, write_image
 from utils.morphable_model import load_morphable_model
@@ -435,12 +434,6 @@ class Folder(Kind):
 
 
 KINDS = {"training": Training, "packing": Packing, "export": Export, "folder": Folder}
-
-
-@contextlib.contextmanager
-def quiet():
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
-        yield
 
 
 # -------------------------------------------------------------------------------------- rounds

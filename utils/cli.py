@@ -1,10 +1,12 @@
 """What the small scripts share."""
 
 import argparse
+import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import IO, NoReturn
 
 MAX_SHOWN = 10  # lines of a list on the screen
@@ -26,6 +28,13 @@ def say(line: str, file: IO[str] | None = None) -> None:
         sys.modules["tqdm"].tqdm.write(line, file=stream)
     else:
         stream.write(f"{line}\n")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing is printed, progress bars neither."""
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        yield
 
 
 def complain(script: str, error: object) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils import assets, results
+from utils import results
 from utils.cli import say
 from utils.cores import usable_cores
 from utils.files import read_image
@@ -91,12 +91,7 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
         settings = vars(options).items()
         settings = {key: value for key, value in settings if key not in _WITHOUT_EFFECT}
         settings["model"] = model.description
-        used = (
-            options.weights or assets.find_weights(),
-            options.face_model or assets.find_face_model(),
-            options.detector_weights or assets.find_detector_weights(),
-        )
-        settings["changed"] = [Path(path).stat().st_mtime_ns for path in used]
+        settings["changed"] = [Path(path).stat().st_mtime_ns for path in model.files]
         options.finished = FinishedPhotos(options.out, settings, options.resume)
     return model
 

@@ -84,14 +84,13 @@ def run_on_video(
         except OSError as error:
             failure = str(error)
         except BaseException as error:
-            if isinstance(error, Exception) and is_out_of_memory(error):
-                failure = str(error) or "not enough memory"
-            else:
+            if not is_out_of_memory(error):
                 if writing:
                     writing.exception()  # waits
                 if writer:
                     writer.abandon()
                 raise
+            failure = str(error) or "not enough memory"
         finally:
             bar.close()
             reader.close()
