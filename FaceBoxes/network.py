@@ -17,6 +17,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from utils.checkpoint import read_checkpoint
 from utils.onnx_engine import export_onnx
 
+MAP_CHANNELS = (128, 256, 256)  # of the three feature maps the heads read
+ANCHORS_PER_CELL = (21, 1, 1)
+
 
 class ConvBNReLU(nn.Module):
     """Convolution (no bias), batch norm, ReLU; padding keeps the size at stride 1."""
@@ -80,8 +83,7 @@ class FaceBoxesNet(nn.Module):
         self.conv3_2 = ConvBNReLU(128, 256, 3, stride=2)
         self.conv4_1 = ConvBNReLU(256, 128, 1)
         self.conv4_2 = ConvBNReLU(128, 256, 3, stride=2)
-        widths, anchors_per_cell = (128, 256, 256), (21, 1, 1)
-        cells = list(zip(widths, anchors_per_cell, strict=True))
+        cells = list(zip(MAP_CHANNELS, ANCHORS_PER_CELL, strict=True))
         self.loc = nn.ModuleList([nn.Conv2d(c, 4 * n, 3, padding=1) for c, n in cells])
         self.conf = nn.ModuleList([nn.Conv2d(c, 2 * n, 3, padding=1) for c, n in cells])
 
@@ -95,22 +97,32 @@ class FaceBoxesNet(nn.Module):
         Returns:
             Offsets (B, A, 4) and logits or probabilities (B, A, 2), class 1 is face.
         """
+        return self.predict(self.maps(images), probabilities)
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three feature maps that the heads read, finest first."""
         x = F.max_pool2d(self.conv1(images), 3, stride=2, padding=1)  # (B, 48, H/8, W/8)
         x = F.max_pool2d(self.conv2(x), 3, stride=2, padding=1)  # (B, 128, H/32, W/32)
         first = self.inception3(self.inception2(self.inception1(x)))
         second = self.conv3_2(self.conv3_1(first))  # (B, 256, H/64, W/64)
         third = self.conv4_2(self.conv4_1(second))  # (B, 256, H/128, W/128)
-        maps, batch = (first, second, third), images.shape[0]
+        return first, second, third
 
-        def predict(heads: nn.ModuleList, values: int) -> Tensor:
+    def predict(
+        self, maps: tuple[Tensor, Tensor, Tensor], probabilities: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The rest of ``forward``, from the maps on."""
+        batch = maps[0].shape[0]
+
+        def rows_of(heads: nn.ModuleList, values: int) -> Tensor:
             rows = [
                 head(x).permute(0, 2, 3, 1).reshape(batch, -1, values)
                 for head, x in zip(heads, maps, strict=True)
             ]
             return torch.cat(rows, dim=1)
 
-        logits = predict(self.conf, 2)
-        return predict(self.loc, 4), logits.softmax(dim=-1) if probabilities else logits
+        logits = rows_of(self.conf, 2)
+        return rows_of(self.loc, 4), logits.softmax(dim=-1) if probabilities else logits
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:

@@ -37,14 +37,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from FaceBoxes import FaceBoxes
 from FaceBoxes.anchors import anchors, encode
 from FaceBoxes.detector import MEAN_BGR
-from FaceBoxes.network import FaceBoxesNet, load_weights
+from FaceBoxes.network import ANCHORS_PER_CELL, MAP_CHANNELS, FaceBoxesNet, load_weights
 from utils.checkpoint import write_checkpoint
 from utils.cli import run_script
 from utils.files import read_npz
@@ -75,6 +76,8 @@ MIXED = 0.5  # share of the pictures that another one shines through
 PLAIN_FROM = 0.85  # share of the training after which none does: batch norm's statistics follow
 DOUBTFUL = 0.5  # share of the views of scenes that are centred on what is nearly a face
 NATIVE = 0.5  # share of the views that show a picture in its own size, as it will be detected in
+HINT = 1.0  # weight of the distance of the feature maps
+EVERYWHERE = 0.1  # weight of a cell of them in which the teacher sees nothing; a face's is 1 more
 BLOCK = 128  # batches after which the first comes again; a multiple of the number of workers
 FAINT = 0.05  # probability from which the box of a teacher's anchor is worth learning
 
@@ -171,6 +174,14 @@ class TrainingPictures(Dataset):
                 self.made.clear()
             self.made[batch] = self.make(batch)
         return self.made[batch]
+
+    def doubt(self, weights: Path) -> None:
+        """Add the scenes in which other weights take something for a face that is none."""
+        detector = FaceBoxes(weights, "cpu", score_threshold=UNSURE)
+        for image, boxes in tqdm(self.pictures["scene"], desc="scenes", leave=False):
+            if not (boxes[:, 4] >= UNSURE).any() and len(found := detector(image)):
+                found[:, 4] = UNSURE  # what these weights think is not worth more
+                self.doubtful.append((image, found.astype(np.float32)))
 
     def make(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, index))
@@ -561,6 +572,47 @@ def distillation_loss(
     return terms
 
 
+class Hints(nn.Module):
+    """How well a teacher's feature maps can be read off a pupil's, through one linear map each.
+
+    Romero et al., "FitNets: hints for thin deep nets", ICLR 2015. Faces are few, so the outputs
+    alone say little about the rest of a picture; the maps say something in every cell of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers = nn.ModuleList([nn.Conv2d(c, c, 1) for c in MAP_CHANNELS])
+
+    def forward(
+        self,
+        maps: tuple[Tensor, ...],
+        taught_maps: tuple[Tensor, ...],
+        taught_logits: Tensor,
+        used: Tensor,
+    ) -> Tensor:
+        """Mean square error relative to the variance of the teacher's maps in the batch.
+
+        Args:
+            maps, taught_maps: (B, C, h, w) each. taught_logits: (B, A, 2), which say where the
+                faces are. used: (B,) bool, the pictures that count.
+        """
+        probability = taught_logits.softmax(dim=2)[..., 1]  # (B, A)
+        sizes = [x[0, 0].numel() * n for x, n in zip(maps, ANCHORS_PER_CELL, strict=True)]
+        terms = []
+        for reader, map_, taught, count, face in zip(
+            self.readers, maps, taught_maps, ANCHORS_PER_CELL, probability.split(sizes, 1),
+            strict=True,
+        ):  # fmt: skip
+            weight = EVERYWHERE + face.unflatten(1, (-1, count)).amax(2)  # (B, h * w)
+            weight = (weight * used[:, None]).view(-1, 1, *map_.shape[2:])
+            weight = weight / weight.sum().clamp(min=1e-6)
+            mean = (taught * weight).sum((0, 2, 3), keepdim=True)
+            variance = ((taught - mean) ** 2 * weight).sum()  # of all channels
+            error = ((reader(map_).float() - taught) ** 2 * weight).sum()
+            terms.append(error / variance.clamp(min=1e-6))
+        return torch.stack(terms).mean()
+
+
 def mixed(rng: np.random.Generator, images: Tensor, certain: np.ndarray) -> tuple[Tensor, Tensor]:
     """Some pictures with another of the batch shining through, and which they are.
 
@@ -593,8 +645,10 @@ def train(args: argparse.Namespace) -> None:
     for head in (*network.loc, *network.conf):
         torch.nn.init.normal_(head.weight, std=0.01)
         torch.nn.init.zeros_(head.bias)
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
+    hints = Hints().to(device, memory_format=torch.channels_last)
+    parameters = [*network.parameters(), *hints.parameters()]
+    decayed = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": args.weight_decay}, {"params": plain}],
         lr=args.lr, weight_decay=0,
@@ -607,6 +661,7 @@ def train(args: argparse.Namespace) -> None:
     if args.resume:
         state = torch.load(last, map_location=device, weights_only=True)
         network.load_state_dict(state["network"])
+        hints.load_state_dict(state["hints"])
         optimiser.load_state_dict(state["optimiser"])
         average, step, elapsed = state["average"], state["step"], state["elapsed"]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -618,17 +673,20 @@ def train(args: argparse.Namespace) -> None:
     pictures = TrainingPictures(
         args.data, args.seed, args.labels, args.views, teacher is not None, args.repeats
     )
+    if teacher is not None and args.init:
+        pictures.doubt(args.init)
     loader = DataLoader(
         pictures, batch_size=None, sampler=itertools.count(step), num_workers=args.workers
     )
     mean = torch.tensor(MEAN_BGR, device=device)
     half = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
     bar = tqdm(total=args.steps, initial=step, desc="train")
-    sums, counted = {"box": 0.0, "score": 0.0}, 0
+    names = ["box", "score", "hint"] if teacher is not None else ["box", "score"]
+    sums, counted = dict.fromkeys(names, 0.0), 0
     with open(args.out / "log.csv", "a" if args.resume else "w", newline="") as file:
         log = csv.writer(file)
         if not args.resume:
-            log.writerow(["step", "seconds", "lr", "box", "score"])
+            log.writerow(["step", "seconds", "lr", *names])
         started = time.monotonic() - elapsed
         for images, labels, offsets, certain in loader:
             elapsed = time.monotonic() - started
@@ -648,19 +706,24 @@ def train(args: argparse.Namespace) -> None:
                 images, is_mixed = mixed(rng, images, certain.numpy())
                 labels = labels.masked_fill(is_mixed[:, None], 0)  # the batch comes again
             with half:
-                predicted = [rows.float() for rows in network(images)]
+                maps = network.maps(images)
+                predicted = [rows.float() for rows in network.predict(maps)]
             if teacher is not None:
+                certain = certain.to(device)
                 with torch.no_grad():
-                    taught = teacher(images)
-                terms = distillation_loss(*predicted, *taught, labels, offsets, certain.to(device))
+                    taught_maps = teacher.maps(images)
+                    taught = teacher.predict(taught_maps)
+                terms = distillation_loss(*predicted, *taught, labels, offsets, certain)
+                with half:
+                    terms["hint"] = hints(maps, taught_maps, taught[1], ~certain)
             else:
                 terms = multibox_loss(*predicted, labels, offsets)
-            loss = 2 * terms["box"] + terms["score"]
+            loss = 2 * terms["box"] + terms["score"] + HINT * terms.get("hint", 0)
             if not math.isfinite(loss.item()):
                 raise RuntimeError(f"the loss is {loss.item()} at step {step}: try a smaller --lr")
             optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 20.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 20.0)
             optimiser.step()
             step += 1
             keep = min(0.999, (1 + step) / (10 + step))
@@ -680,13 +743,14 @@ def train(args: argparse.Namespace) -> None:
                 bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()})
                 sums, counted = dict.fromkeys(sums, 0.0), 0
             if step % args.save_every == 0:
-                checkpoint(last, network, optimiser, average, step, elapsed)
-    checkpoint(last, network, optimiser, average, step, elapsed)
+                checkpoint(last, network, hints, optimiser, average, step, elapsed)
+    checkpoint(last, network, hints, optimiser, average, step, elapsed)
 
 
 def checkpoint(
     path: Path,
     network: FaceBoxesNet,
+    hints: Hints,
     optimiser: torch.optim.Optimizer,
     average: dict[str, Tensor],
     step: int,
@@ -697,6 +761,7 @@ def checkpoint(
         path,
         {
             "network": network.state_dict(),
+            "hints": hints.state_dict(),
             "optimiser": optimiser.state_dict(),
             "average": average,
             "step": step,

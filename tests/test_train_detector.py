@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from FaceBoxes.network import load_weights
+from FaceBoxes.network import ANCHORS_PER_CELL, MAP_CHANNELS, load_weights
 from starter_kit import train_detector
-from starter_kit.train_detector import TrainingPictures, mixed, turned
+from starter_kit.train_detector import Hints, TrainingPictures, mixed, turned
 from utils.files import read_image
 
 BOX = [183.0, 59.0, 271.0, 180.0, 0.99]  # of the astronaut's face
@@ -86,6 +86,22 @@ def test_doubtful_scenes_are_those_with_nothing_but_doubt(photos):
     assert len(none) == 0
 
 
+def test_scenes_that_fool_other_weights_are_doubtful_too(photos, monkeypatch):
+    class Fooled:
+        def __init__(self, weights, device, score_threshold):
+            assert (weights, device, score_threshold) == (Path("w.pth"), "cpu", 0.15)
+
+        def __call__(self, image):
+            return np.array([[10, 20, 60, 90, 0.99]], np.float64)
+
+    pictures = TrainingPictures(photos, seed=0, taught=True)
+    monkeypatch.setattr(train_detector, "FaceBoxes", Fooled)
+    pictures.doubt(Path("w.pth"))
+    assert len(pictures.doubtful) == 2 and len(pictures.empty) == 1  # each scene once
+    boxes = pictures.doubtful[1][1]
+    assert boxes.dtype == np.float32 and boxes.tolist() == [[10, 20, 60, 90, np.float32(0.15)]]
+
+
 def test_mixed_pictures_are_two_and_certain_ones_stay():
     images = torch.arange(40.0)[:, None, None, None].expand(-1, 3, 4, 4) * 100
     certain = np.arange(40) % 4 == 0
@@ -96,6 +112,32 @@ def test_mixed_pictures_are_two_and_certain_ones_stay():
     assert (result[is_mixed] != images[is_mixed]).all()
     (alone,), is_mixed = mixed(np.random.default_rng(0), images[5:6], certain[5:6])
     assert torch.equal(alone, images[5])  # with itself
+
+
+def test_hints_measure_what_cannot_be_read_off_the_pupils_maps():
+    torch.manual_seed(0)
+    sizes = ((4, 6), (2, 3), (1, 2))
+    taught = tuple(torch.rand(3, c, *s) for c, s in zip(MAP_CHANNELS, sizes, strict=True))
+    count = sum(h * w * n for (h, w), n in zip(sizes, ANCHORS_PER_CELL, strict=True))
+    logits = torch.zeros(3, count, 2)
+    logits[..., 0] = 20.0  # no face
+    used = torch.tensor([True, True, False])
+    hints = Hints()
+    for reader in hints.readers:
+        torch.nn.init.eye_(reader.weight[:, :, 0, 0].detach())
+        torch.nn.init.constant_(reader.bias, 0.5)
+    maps = tuple(x - 0.5 for x in taught)
+    assert hints(maps, taught, logits, used).item() < 1e-10
+    unused = tuple(torch.cat([x[:2], 7 * x[2:]]) for x in maps)
+    assert hints(unused, taught, logits, used).item() < 1e-10
+    constant = tuple(x[:2].mean((0, 2, 3), keepdim=True).expand_as(x) - 0.5 for x in taught)
+    assert hints(constant, taught, logits, used).item() == pytest.approx(1, abs=1e-4)
+    # Where the teacher sees a face, a fault costs eleven times as much.
+    wrong = (maps[0].clone(), *maps[1:])
+    wrong[0][0, :, 1, 2] += 1
+    elsewhere = hints(wrong, taught, logits, used)
+    logits[0, (1 * 6 + 2) * 21 + 5, 1] = 40.0
+    assert 8 < hints(wrong, taught, logits, used) / elsewhere < 11
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -132,6 +174,8 @@ def test_a_resumed_training_is_the_same(photos, tmp_path, monkeypatch, capsys, b
     assert torch.load(tmp_path / "parts" / "last.pth", weights_only=True)["step"] == 3
     resumed = run("parts", "--resume")
     assert whole["step"] == resumed["step"] == 6
+    for key, value in whole["hints"].items():
+        assert torch.equal(value, resumed["hints"][key]), key
     before = load_weights(starter)
     for key, value in whole["network"].items():
         assert torch.equal(value, resumed["network"][key]), key
