@@ -16,7 +16,8 @@ from FaceBoxes import FaceBoxes
 from FaceBoxes.anchors import anchors, decode, encode
 from FaceBoxes.network import FaceBoxesNet, TorchEngine, load_weights
 from FaceBoxes.nms import nms, soft_nms
-from starter_kit.train_detector import paste, targets
+from starter_kit.detector_losses import targets
+from starter_kit.detector_pictures import paste
 from tools.evaluate_detector import judge
 
 # ------------------------------------------------------------------------------ slow, plain twins

@@ -11,8 +11,9 @@ import torch
 from conftest import ROOT
 
 from FaceBoxes.network import ANCHORS_PER_CELL, MAP_CHANNELS, load_weights
-from starter_kit import train_detector
-from starter_kit.train_detector import Hints, TrainingPictures, mixed, turned
+from starter_kit import detector_pictures, train_detector
+from starter_kit.detector_losses import Hints
+from starter_kit.detector_pictures import TrainingPictures, mixed, turned
 from utils.files import read_image
 
 BOX = [183.0, 59.0, 271.0, 180.0, 0.99]  # of the astronaut's face
@@ -49,9 +50,9 @@ def photos(tmp_path_factory) -> Path:
 
 
 def test_batches_come_again_in_blocks(photos, monkeypatch):
-    monkeypatch.setattr(train_detector, "BLOCK", 2)
-    monkeypatch.setattr(train_detector, "PIXELS_PER_BATCH", 2 * 256 * 256)
-    monkeypatch.setattr(train_detector, "SIDES", {128: 0.5, 192: 0.5})
+    monkeypatch.setattr(detector_pictures, "BLOCK", 2)
+    monkeypatch.setattr(detector_pictures, "PIXELS_PER_BATCH", 2 * 256 * 256)
+    monkeypatch.setattr(detector_pictures, "SIDES", {128: 0.5, 192: 0.5})
     once = TrainingPictures(photos, seed=3, taught=True)
     expected = [once[i] for i in range(4)]
     twice = TrainingPictures(photos, seed=3, taught=True, repeats=2)
@@ -95,7 +96,7 @@ def test_scenes_that_fool_other_weights_are_doubtful_too(photos, monkeypatch):
             return np.array([[10, 20, 60, 90, 0.99]], np.float64)
 
     pictures = TrainingPictures(photos, seed=0, taught=True)
-    monkeypatch.setattr(train_detector, "FaceBoxes", Fooled)
+    monkeypatch.setattr(detector_pictures, "FaceBoxes", Fooled)
     pictures.doubt(Path("w.pth"))
     assert len(pictures.doubtful) == 2 and len(pictures.empty) == 1  # each scene once
     boxes = pictures.doubtful[1][1]
@@ -142,9 +143,9 @@ def test_hints_measure_what_cannot_be_read_off_the_pupils_maps():
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_resumed_training_is_the_same(photos, tmp_path, monkeypatch, capsys, bf16):
-    monkeypatch.setattr(train_detector, "BLOCK", 2)
-    monkeypatch.setattr(train_detector, "PIXELS_PER_BATCH", 2 * 128 * 128)
-    monkeypatch.setattr(train_detector, "SIDES", {128: 1.0})
+    monkeypatch.setattr(detector_pictures, "BLOCK", 2)
+    monkeypatch.setattr(detector_pictures, "PIXELS_PER_BATCH", 2 * 128 * 128)
+    monkeypatch.setattr(detector_pictures, "SIDES", {128: 1.0})
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # other tests' too
     monkeypatch.setattr(cv2, "setNumThreads", lambda count: None)
     starter = str(ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth")
