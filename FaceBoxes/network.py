@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from utils.checkpoint import read_checkpoint
 from utils.onnx_engine import export_onnx
 
-MAP_CHANNELS = (128, 256, 256)  # of the three feature maps the heads read
+MAP_CHANNELS = (128, 128, 128, 128, 256, 256)  # of the feature maps; the heads read the last three
 ANCHORS_PER_CELL = (21, 1, 1)
 
 
@@ -83,7 +83,7 @@ class FaceBoxesNet(nn.Module):
         self.conv3_2 = ConvBNReLU(128, 256, 3, stride=2)
         self.conv4_1 = ConvBNReLU(256, 128, 1)
         self.conv4_2 = ConvBNReLU(128, 256, 3, stride=2)
-        cells = list(zip(MAP_CHANNELS, ANCHORS_PER_CELL, strict=True))
+        cells = list(zip(MAP_CHANNELS[-3:], ANCHORS_PER_CELL, strict=True))
         self.loc = nn.ModuleList([nn.Conv2d(c, 4 * n, 3, padding=1) for c, n in cells])
         self.conf = nn.ModuleList([nn.Conv2d(c, 2 * n, 3, padding=1) for c, n in cells])
 
@@ -99,19 +99,22 @@ class FaceBoxesNet(nn.Module):
         """
         return self.predict(self.maps(images), probabilities)
 
-    def maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three feature maps that the heads read, finest first."""
+    def maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Six feature maps in the order they arise; the heads read the last three."""
         x = F.max_pool2d(self.conv1(images), 3, stride=2, padding=1)  # (B, 48, H/8, W/8)
-        x = F.max_pool2d(self.conv2(x), 3, stride=2, padding=1)  # (B, 128, H/32, W/32)
-        first = self.inception3(self.inception2(self.inception1(x)))
+        stem = F.max_pool2d(self.conv2(x), 3, stride=2, padding=1)  # (B, 128, H/32, W/32)
+        inner1 = self.inception1(stem)
+        inner2 = self.inception2(inner1)
+        first = self.inception3(inner2)
         second = self.conv3_2(self.conv3_1(first))  # (B, 256, H/64, W/64)
         third = self.conv4_2(self.conv4_1(second))  # (B, 256, H/128, W/128)
-        return first, second, third
+        return stem, inner1, inner2, first, second, third
 
     def predict(
-        self, maps: tuple[Tensor, Tensor, Tensor], probabilities: bool = False
+        self, maps: tuple[Tensor, ...], probabilities: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The rest of ``forward``, from the maps on."""
+        maps = maps[-len(self.loc) :]
         batch = maps[0].shape[0]
 
         def rows_of(heads: nn.ModuleList, values: int) -> Tensor:

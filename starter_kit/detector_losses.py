@@ -156,18 +156,22 @@ class Hints(nn.Module):
         """Mean square error relative to the variance of the teacher's maps in the batch.
 
         Args:
-            maps, taught_maps: (B, C, h, w) each. taught_logits: (B, A, 2), which say where the
-                faces are. used: (B,) bool, the pictures that count.
+            maps, taught_maps: (B, C, h, w) each, as ``FaceBoxesNet.maps`` gives them.
+            taught_logits: (B, A, 2), which say where the faces are.
+            used: (B,) bool, the pictures that count.
         """
         probability = taught_logits.softmax(dim=2)[..., 1]  # (B, A)
-        sizes = [x[0, 0].numel() * n for x, n in zip(maps, ANCHORS_PER_CELL, strict=True)]
+        read = maps[-len(ANCHORS_PER_CELL) :]
+        sizes = [x[0, 0].numel() * n for x, n in zip(read, ANCHORS_PER_CELL, strict=True)]
+        faces = [
+            anchors.unflatten(1, (-1, n)).amax(2)  # (B, h * w)
+            for anchors, n in zip(probability.split(sizes, 1), ANCHORS_PER_CELL, strict=True)
+        ]
+        faces = faces[:1] * (len(maps) - len(read)) + faces  # the inner maps' cells are the first's
         terms = []
-        for reader, map_, taught, count, face in zip(
-            self.readers, maps, taught_maps, ANCHORS_PER_CELL, probability.split(sizes, 1),
-            strict=True,
-        ):  # fmt: skip
-            weight = EVERYWHERE + face.unflatten(1, (-1, count)).amax(2)  # (B, h * w)
-            weight = (weight * used[:, None]).view(-1, 1, *map_.shape[2:])
+        for reader, map_, taught, face in zip(self.readers, maps, taught_maps, faces, strict=True):
+            weight = (EVERYWHERE + face) * used[:, None]
+            weight = weight.view(-1, 1, *map_.shape[2:])
             weight = weight / weight.sum().clamp(min=1e-6)
             mean = (taught * weight).sum((0, 2, 3), keepdim=True)
             variance = ((taught - mean) ** 2 * weight).sum()  # of all channels

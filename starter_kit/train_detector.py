@@ -48,7 +48,7 @@ from utils.checkpoint import write_checkpoint
 from utils.cli import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
-HINT = 1.0  # weight of the distance of the feature maps
+HINT = 2.0  # weight of the distance of the feature maps
 PLAIN_FROM = 0.85  # share of the training after which none is mixed: batch norm's statistics follow
 
 
@@ -70,7 +70,7 @@ def train(args: argparse.Namespace) -> None:
     plain = [p for p in parameters if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": args.weight_decay}, {"params": plain}],
-        lr=args.lr, weight_decay=0,
+        lr=args.lr, weight_decay=0, fused=True,
     )  # fmt: skip
     if args.init:
         network.load_state_dict(load_weights(args.init))
@@ -129,9 +129,9 @@ def train(args: argparse.Namespace) -> None:
                 predicted = [rows.float() for rows in network.predict(maps)]
             if teacher is not None:
                 certain = certain.to(device)
-                with torch.no_grad():
+                with torch.no_grad(), half:
                     taught_maps = teacher.maps(images)
-                    taught = teacher.predict(taught_maps)
+                    taught = [rows.float() for rows in teacher.predict(taught_maps)]
                 terms = distillation_loss(*predicted, *taught, labels, offsets, certain)
                 with half:
                     terms["hint"] = hints(maps, taught_maps, taught[1], ~certain)
@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="processes that make pictures")
     parser.add_argument("--repeats", type=int, default=1, help="times that each batch is used")
-    parser.add_argument("--bf16", action="store_true", help="half precision in the network")
+    parser.add_argument("--bf16", action="store_true", help="half precision in the networks")
     parser.add_argument("--save-every", type=int, default=250, metavar="STEPS")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--export", type=Path, help="write the averaged weights there and stop")

@@ -339,7 +339,7 @@ def test_one_format(small, tmp_path, call):
 
 def test_missing_weights(tmp_path, capsys):
     arguments = ["-w", str(tmp_path / "none.pth"), "-o", str(tmp_path / "out")]
-    assert "none.pth: no weights there; give a file with -w" in run_wrongly(arguments, capsys)
+    assert "none.pth: no weights there; check the path" in run_wrongly(arguments, capsys)
     assert not (tmp_path / "out").exists()
 
 

@@ -2,14 +2,13 @@
 
 import io
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.files import atomic_write
+from utils.files import atomic_write, read_weights_file
 from utils.morphable_model import MorphableModel
 
 # Buffers that published checkpoints carry: copies of the 3DMM the weights were trained with.
@@ -35,11 +34,9 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, holds code, or no state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no weights there; give a file with -w")
+    stored = io.BytesIO(read_weights_file(path))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(stored, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damage and forbidden content in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if reason.startswith("Weights only load failed"):  # torch goes on to advise unsafe loading

@@ -135,6 +135,21 @@ def _with_arrays(content: object, done: dict[int, object]) -> object:
     return done[id(content)]
 
 
+def read_weights_file(path: str | os.PathLike) -> bytes:
+    """The bytes of a file of network weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no weights there; check the path, or give another file (-w for the network, "
+            "--detector-weights for the detector)"
+        )
+    return path.read_bytes()
+
+
 def read_npy(path: str | os.PathLike) -> np.ndarray:
     """One ``.npy`` array, memory-mapped files and pickled objects excluded.
 

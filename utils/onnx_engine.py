@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cores import openmp_threads, usable_cores
-from utils.files import atomic_write
+from utils.files import atomic_write, read_weights_file
 
 if TYPE_CHECKING:
     import torch
@@ -127,9 +127,7 @@ def open_network(
     import onnxruntime
 
     weights = Path(weights)
-    if not weights.is_file():
-        raise FileNotFoundError(f"{weights}: no weights there; give a file with -w")
-    digest = hashlib.blake2b(weights.read_bytes(), digest_size=8)
+    digest = hashlib.blake2b(read_weights_file(weights), digest_size=8)
     for part in (EXPORT_VERSION, onnxruntime.__version__):  # an older one may not read the file
         digest.update(f"|{part}".encode())
     key = digest.hexdigest()
