@@ -1,7 +1,8 @@
 """Training pictures for the detector: views, mosaics, portraits and tiles (train_detector.py).
 
 Three kinds are made: views of one picture, mosaics of many small faces, and portraits of one face,
-most of them turned away; for a pupil with a teacher also tiles, views of several pictures.
+most of them turned away; for a pupil with a teacher also tiles, views of several pictures, and
+rows, people in front of each other.
 """
 
 import itertools
@@ -21,6 +22,7 @@ from FaceBoxes import FaceBoxes
 from starter_kit.detector_losses import intersections, targets
 from utils.files import read_npz
 
+SHARDS = 4  # zip files of face crops
 # Share of each kind of training picture; all but the first two are kinds of the picture set.
 SHARES = {
     "mosaic": 0.28, "portrait": 0.24, "frame": 0.09, "photo": 0.08, "crowd": 0.11, "scene": 0.2,
@@ -31,10 +33,10 @@ SIDES = {128: 0.08, 192: 0.15, 256: 0.21, 320: 0.24, 416: 0.15, 576: 0.1, 768: 0
 PIXELS_PER_BATCH = 20 * 256 * 256
 UNSURE = 0.15  # score from which a box that is no sure face is no sure background either
 # The rest is for training with a teacher, who knows faces of any size in any picture: more crowds,
-# smaller faces, several pictures beside and over each other.
+# also made-up ones, smaller faces, several pictures beside and over each other.
 TAUGHT_SHARES = {
-    "mosaic": 0.2, "tiles": 0.18, "portrait": 0.12, "frame": 0.05, "photo": 0.05, "crowd": 0.21,
-    "scene": 0.19,
+    "mosaic": 0.11, "rows": 0.14, "tiles": 0.16, "portrait": 0.11, "frame": 0.05, "photo": 0.05,
+    "crowd": 0.19, "scene": 0.19,
 }  # fmt: skip
 TILE_SHARES = {"frame": 0.35, "photo": 0.35, "crowd": 0.1, "scene": 0.2}
 TURNED = 0.25  # share of the pictures that are turned in the plane, portraits not counted
@@ -108,7 +110,7 @@ class TrainingPictures(Dataset):
             if len(picture[1]) and (picture[1][:, 4] < 0.5).all()
         ]
         faces = np.load(data / "faces_train_labels.npz", allow_pickle=False)
-        shards = [zipfile.ZipFile(data / f"faces_train_{i}.zip") for i in range(4)]
+        shards = [zipfile.ZipFile(data / f"faces_train_{i}.zip") for i in range(SHARDS)]
         names = zip(faces["name"], faces["shard"], strict=True)
         self.crops = [shards[shard].read(name) for name, shard in names]
         landmarks = faces["landmarks"][:, :2].astype(np.float32) / 32
@@ -153,7 +155,8 @@ class TrainingPictures(Dataset):
         kinds = rng.choice(list(shares), size=count, p=list(shares.values()))
         images, labels, offsets = [], [], []
         for kind in kinds:
-            makers = {"mosaic": self.mosaic, "portrait": self.portrait, "tiles": self.tiles}
+            makers = {"mosaic": self.mosaic, "portrait": self.portrait}
+            makers |= {"tiles": self.tiles, "rows": self.rows}
             image, boxes = makers.get(str(kind), self.view)(rng, side, str(kind))
             if self.taught and kind != "portrait" and rng.random() < TURNED:
                 image, boxes = turned(rng, image), np.empty((0, 5), np.float32)
@@ -239,6 +242,32 @@ class TrainingPictures(Dataset):
                     placed = np.concatenate([placed, new])
                     break
         return canvas, placed
+
+    def rows(self, rng: np.random.Generator, side: int, _: str) -> tuple[np.ndarray, np.ndarray]:
+        """A made-up crowd: heads and shoulders, the nearer the larger and the lower, over others.
+
+        There are no boxes: how much of whom is left to see, and is a face, is the teacher's to say.
+        """
+        canvas = self.background(rng, side, plain=0.1)
+        nearest = math.exp(rng.uniform(math.log(26), math.log(max(30, min(90, 0.3 * side)))))
+        farthest = max(19.0, nearest * rng.uniform(0.4, 1))
+        spacing, y = rng.uniform(0.8, 2.0, 2), rng.uniform(0, 0.4) * side
+        while y < side + 0.5 * nearest:
+            typical = farthest + (nearest - farthest) * y / side  # height of a face of this row
+            x = rng.uniform(-1, 0) * typical
+            while x < side + typical:
+                image, boxes = mirrored(rng, *self.patch(rng))
+                box = boxes[0, :4]
+                scale = np.clip(typical * rng.uniform(0.8, 1.25) / (box[3] - box[1]), 0.08, 2.5)
+                at = (x, y) + rng.normal(0, 0.2, 2) * typical
+                corner = at - scale * (box[:2] + box[2:]) / 2
+                mask = person(image.shape[:2], box) if rng.random() < 0.7 else None
+                paste(canvas, image, boxes, scale, scale, corner, mask is None, mask)
+                x += typical * spacing[0] * rng.uniform(0.7, 1.3)
+            y += typical * spacing[1] * rng.uniform(0.7, 1.3)
+        if rng.random() < 0.4:  # from far away, as a camera sees it
+            canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 1.1))
+        return canvas, np.empty((0, 5), np.float32)
 
     def portrait(
         self, rng: np.random.Generator, side: int, _: str
@@ -334,6 +363,25 @@ def filled_outside(image: np.ndarray, valid: np.ndarray, colour: np.ndarray) -> 
     return filled
 
 
+def person(shape: tuple[int, int], box: np.ndarray) -> np.ndarray:
+    """Where head and shoulders are likely to be around the corner box of a face.
+
+    Returns:
+        (*shape, 1) float32 in 0..1, soft at the edges.
+    """
+    mask = np.zeros(shape, np.float32)
+    (x, y), (width, height) = (box[:2] + box[2:4]) / 2, box[2:4] - box[:2]
+    for centre, axes in (
+        ((x, y - 0.1 * height), (0.8 * width, 0.8 * height)),
+        ((x, y + 1.2 * height), (1.6 * width, 0.75 * height)),
+    ):
+        centre, axes = ([int(v) for v in pair] for pair in (centre, axes))
+        cv2.ellipse(mask, centre, axes, 0, 0, 360, 1.0, cv2.FILLED)
+    edge = 2 * int(0.08 * width) + 1
+    mask = cv2.blur(mask, (edge, edge), borderType=cv2.BORDER_REPLICATE)
+    return mask[..., None]
+
+
 def mirrored(
     rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -361,10 +409,12 @@ def paste(
     scale_y: float,
     corner: np.ndarray,
     feather: bool = False,
+    mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw a scaled image on a square canvas; returns its boxes there.
 
-    The image's top left corner lands on ``corner``, outside the canvas if need be.
+    The image's top left corner lands on ``corner``, outside the canvas if need be. ``mask``
+    (h, w, 1) float32, if there is one, says how much of the image is to be seen.
     """
     side = len(canvas)
     scale, size = np.array([scale_x, scale_y]), np.array(image.shape[1::-1])
@@ -373,20 +423,27 @@ def paste(
     start = np.round(corner + low * scale).astype(int)
     end = np.round(corner + high * scale).astype(int)
     if (high > low).all() and (end > start).all():
-        patch = cv2.resize(
-            np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]]),
-            tuple(int(v) for v in end - start),
-            interpolation=cv2.INTER_AREA if scale.max() < 1 else cv2.INTER_LINEAR,
-        )
         x0, y0 = np.maximum(start, 0)
         x1, y1 = np.minimum(end, side)
-        patch = patch[y0 - start[1] : y1 - start[1], x0 - start[0] : x1 - start[0]]
+
+        def scaled(image: np.ndarray) -> np.ndarray:
+            patch = cv2.resize(
+                np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]]),
+                tuple(int(v) for v in end - start),
+                interpolation=cv2.INTER_AREA if scale.max() < 1 else cv2.INTER_LINEAR,
+            )
+            return patch[y0 - start[1] : y1 - start[1], x0 - start[0] : x1 - start[0]]
+
+        patch, visible = scaled(image), None
         if feather and min(patch.shape[:2]) >= 8:
-            mask = np.zeros(patch.shape[:2], np.float32)
+            visible = np.zeros(patch.shape[:2], np.float32)
             edge = max(1, min(patch.shape[:2]) // 16)
-            mask[edge:-edge, edge:-edge] = 1
-            mask = cv2.blur(mask, (2 * edge + 1, 2 * edge + 1))[..., None]
-            patch = (patch * mask + canvas[y0:y1, x0:x1] * (1 - mask)).astype(np.uint8)
+            visible[edge:-edge, edge:-edge] = 1
+            visible = cv2.blur(visible, (2 * edge + 1, 2 * edge + 1))[..., None]
+        elif mask is not None:
+            visible = scaled(mask)[..., None]
+        if visible is not None:
+            patch = (patch * visible + canvas[y0:y1, x0:x1] * (1 - visible)).astype(np.uint8)
         canvas[y0:y1, x0:x1] = patch
     moved = boxes.copy()
     moved[:, :4] = boxes[:, :4] * np.tile(scale, 2) + np.tile(corner, 2)

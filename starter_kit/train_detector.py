@@ -20,10 +20,10 @@ made of them: ``detector_pictures.py``. From labels, the loss is SSD's multibox 
 ECCV 2016) with hard negative mining. With ``--teacher`` it is the distance to another detector's
 scores, boxes and feature maps on the same pictures, so that doubt is learnt as well; only
 portraits in which that detector misses the face are still learnt from their labels; pictures that
-no one labelled are made, of several beside and over each other; and scenes in which the weights
-of ``--init`` take something for a face are looked at more closely (``detector_losses.py``). AdamW,
-cosine decay, averaged weights. Runs on one CPU core;
-``--resume`` goes on where a run was stopped.
+no one labelled are made, of several beside and over each other and of people in rows; and scenes
+in which the weights of ``--init`` take something for a face are looked at more closely
+(``detector_losses.py``). AdamW, cosine decay, averaged weights. Runs on one CPU core; ``--resume``
+goes on where a run was stopped.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from tqdm import tqdm
 from FaceBoxes.detector import MEAN_BGR
 from FaceBoxes.network import FaceBoxesNet, load_weights
 from starter_kit.detector_losses import Hints, distillation_loss, multibox_loss
-from starter_kit.detector_pictures import TrainingPictures, mixed
+from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
 from utils.checkpoint import write_checkpoint
 from utils.cli import run_script
 
@@ -166,6 +166,36 @@ def train(args: argparse.Namespace) -> None:
     checkpoint(last, network, hints, optimiser, average, step, elapsed)
 
 
+def check_files(args: argparse.Namespace) -> None:
+    """What a training or an export reads is there, before minutes are spent.
+
+    Raises:
+        FileNotFoundError: something is not, and what it should be.
+    """
+    needed: list[tuple[Path, str]] = []
+    if args.export:
+        needed.append((args.out / "average.pth", "--out is the folder of a training's results"))
+    else:
+        files = ["detector/train.zip", "faces_train_labels.npz"]
+        files += [f"faces_train_{i}.zip" for i in range(SHARDS)]
+        files += [] if args.labels else ["detector/train.json"]
+        needed += [(args.data / name, "--data is the folder of the photos") for name in files]
+        if args.labels:
+            needed.append((args.labels, "--labels is written by tools.evaluate_detector"))
+        if args.views:
+            names = ["images.npy", "labels.npz"]
+            needed += [(args.views / name, "--views is a packed set of faces") for name in names]
+        if args.teacher:
+            needed.append((args.teacher, "--teacher is another detector's weights"))
+        if args.resume:
+            needed.append((args.out / "last.pth", "nothing to go on from: leave out --resume"))
+    if args.init:
+        needed.append((args.init, "--init is the weights to begin with"))
+    for path, what in needed:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not there; {what}")
+
+
 def checkpoint(
     path: Path,
     network: FaceBoxesNet,
@@ -240,6 +270,7 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.export or args.data):
         parser.error("training needs --data")
+    check_files(args)
     if args.export:
         export(args.out / "average.pth", args.export, args.init, args.init_share)
     else:

@@ -13,7 +13,7 @@ from conftest import ROOT
 from FaceBoxes.network import ANCHORS_PER_CELL, MAP_CHANNELS, load_weights
 from starter_kit import detector_pictures, train_detector
 from starter_kit.detector_losses import Hints
-from starter_kit.detector_pictures import TrainingPictures, mixed, turned
+from starter_kit.detector_pictures import TrainingPictures, mixed, paste, person, turned
 from utils.files import read_image
 
 BOX = [183.0, 59.0, 271.0, 180.0, 0.99]  # of the astronaut's face
@@ -77,6 +77,48 @@ def test_tiles_are_views_beside_each_other(photos):
         faces += len(boxes)
     assert faces > 3
     assert turned(rng, image).shape == image.shape
+
+
+def test_rows_are_people_over_each_other_for_the_teacher_to_judge(photos):
+    pictures = TrainingPictures(photos, seed=0, taught=True)
+    rng = np.random.default_rng(0)
+    for side in (128, 320):
+        image, boxes = pictures.rows(rng, side, "rows")
+        assert image.shape == (side, side, 3) and image.dtype == np.uint8
+        assert boxes.shape == (0, 5)
+        below = image[side // 2 :].reshape(-1, 3)
+        assert len(np.unique(below, axis=0)) > 1000  # no plain background: people are there
+
+
+def test_a_person_is_cut_out_of_a_picture():
+    box = np.array([30, 20, 60, 60], np.float32)
+    mask = person((100, 90), box)
+    assert mask.shape == (100, 90, 1) and mask.dtype == np.float32
+    assert mask.min() == 0 and mask.max() == 1
+    assert mask[25:55, 35:55].min() > 0.99  # the face
+    assert mask[95, 15:75].min() > 0.99 and mask[:30, :10].max() == 0  # shoulders, background
+    canvas = np.zeros((128, 128, 3), np.uint8)
+    moved = paste(canvas, np.full((100, 90, 3), 200, np.uint8), np.array([[*box, 1]]),
+                  0.5, 0.5, np.array([10, 20]), mask=mask)  # fmt: skip
+    assert moved.tolist() == [[25, 30, 40, 50, 1]]
+    assert (canvas[32:48, 28:37] == 200).all()
+    assert (canvas[20:35, 10:15] == 0).all() and (canvas[75:] == 0).all()
+
+
+def test_missing_files_are_named_before_the_training(photos, tmp_path, monkeypatch):
+    starter = str(ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth")
+    for arguments, message in (
+        (["--data", str(tmp_path)], "train.zip: not there; --data is the folder of the photos"),
+        (["--data", str(photos), "--labels", "no.json"], "no.json: not there; --labels"),
+        (["--data", str(photos), "--views", "none"], "images.npy: not there; --views"),
+        (["--data", str(photos), "--teacher", "no.pth"], "no.pth: not there; --teacher"),
+        (["--data", str(photos), "--init", "no.pth"], "no.pth: not there; --init"),
+        (["--data", str(photos), "--resume"], "last.pth: not there; nothing to go on from"),
+        (["--export", "e.pth", "--init", starter], "average.pth: not there; --out"),
+    ):
+        monkeypatch.setattr("sys.argv", ["train_detector", "--out", str(tmp_path), *arguments])
+        with pytest.raises(FileNotFoundError, match=message):
+            train_detector.main()
 
 
 def test_doubtful_scenes_are_those_with_nothing_but_doubt(photos):
