@@ -57,13 +57,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(0)
     device = torch.device(args.device)
-    network = FaceBoxesNet().to(device, memory_format=torch.channels_last)
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
-    for head in (*network.loc, *network.conf):
-        torch.nn.init.normal_(head.weight, std=0.01)
-        torch.nn.init.zeros_(head.bias)
+    network = untrained().to(device, memory_format=torch.channels_last)
     hints = Hints().to(device, memory_format=torch.channels_last)
     parameters = [*network.parameters(), *hints.parameters()]
     decayed = [p for p in parameters if p.ndim > 1]
@@ -97,7 +91,7 @@ def train(args: argparse.Namespace) -> None:
     loader = DataLoader(
         pictures, batch_size=None, sampler=itertools.count(step), num_workers=args.workers
     )
-    mean = torch.tensor(MEAN_BGR, device=device)
+    mean = torch.tensor(MEAN_BGR, device=device)  # of images (B, S, S, 3)
     half = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
     bar = tqdm(total=args.steps, initial=step, desc="train")
     names = ["box", "score", "hint"] if teacher is not None else ["box", "score"]
@@ -119,24 +113,15 @@ def train(args: argparse.Namespace) -> None:
                 group["lr"] = lr
             network.train()
             images = images.to(device).to(torch.float32).sub_(mean).permute(0, 3, 1, 2)
-            labels, offsets = labels.to(device), offsets.to(device)
-            if teacher is not None and progress < PLAIN_FROM:
-                rng = np.random.default_rng((args.seed, step, 1))
-                images, is_mixed = mixed(rng, images, certain.numpy())
-                labels = labels.masked_fill(is_mixed[:, None], 0)  # the batch comes again
-            with half:
-                maps = network.maps(images)
-                predicted = [rows.float() for rows in network.predict(maps)]
-            if teacher is not None:
-                certain = certain.to(device)
-                with torch.no_grad(), half:
-                    taught_maps = teacher.maps(images)
-                    taught = [rows.float() for rows in teacher.predict(taught_maps)]
-                terms = distillation_loss(*predicted, *taught, labels, offsets, certain)
+            batch = [x.to(device) for x in (labels, offsets, certain)]
+            if teacher is None:
                 with half:
-                    terms["hint"] = hints(maps, taught_maps, taught[1], ~certain)
+                    predicted = network.predict(network.maps(images))
+                terms = multibox_loss(*(rows.float() for rows in predicted), *batch[:2])
             else:
-                terms = multibox_loss(*predicted, labels, offsets)
+                rng = np.random.default_rng((args.seed, step, 1))
+                is_mixing = progress < PLAIN_FROM
+                terms = taught_terms(network, hints, teacher, images, *batch, rng, is_mixing, half)
             loss = 2 * terms["box"] + terms["score"] + HINT * terms.get("hint", 0)
             if not math.isfinite(loss.item()):
                 raise RuntimeError(f"the loss is {loss.item()} at step {step}: try a smaller --lr")
@@ -164,6 +149,49 @@ def train(args: argparse.Namespace) -> None:
             if step % args.save_every == 0:
                 checkpoint(last, network, hints, optimiser, average, step, elapsed)
     checkpoint(last, network, hints, optimiser, average, step, elapsed)
+
+
+def untrained() -> FaceBoxesNet:
+    network = FaceBoxesNet()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    for head in (*network.loc, *network.conf):
+        torch.nn.init.normal_(head.weight, std=0.01)
+        torch.nn.init.zeros_(head.bias)
+    return network
+
+
+def taught_terms(
+    network: FaceBoxesNet,
+    hints: Hints,
+    teacher: FaceBoxesNet,
+    images: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    certain: Tensor,
+    rng: np.random.Generator,
+    is_mixing: bool,
+    half: torch.autocast,
+) -> dict[str, Tensor]:
+    """How far pupil and teacher are apart on a batch: ``box``, ``score`` and ``hint``.
+
+    Args:
+        images: (B, 3, S, S) float32, means subtracted. labels, offsets, certain: of
+            ``TrainingPictures``.
+        is_mixing: some of the pictures have another one shining through.
+    """
+    if is_mixing:
+        images, is_mixed = mixed(rng, images, certain.cpu().numpy())
+        labels = labels.masked_fill(is_mixed[:, None], 0)  # the batch comes again
+    with half:
+        maps = network.maps(images)
+        predicted = [rows.float() for rows in network.predict(maps)]
+        with torch.no_grad():
+            taught_maps = teacher.maps(images)
+            taught = [rows.float() for rows in teacher.predict(taught_maps)]
+        hint = hints(maps, taught_maps, taught[1], ~certain)
+    return distillation_loss(*predicted, *taught, labels, offsets, certain) | {"hint": hint}
 
 
 def check_files(args: argparse.Namespace) -> None:
