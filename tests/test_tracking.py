@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from moving_pictures import GREY, SIZE, film, scene
+from moving_pictures import GREY, PHOTO, SIZE, film, scene
 from test_smoothing import LAG, LEFT, SMOOTHING, jitter, lag_behind, landmarks_of
 
 from synergy3DMM import SynergyNet
+from utils.files import read_image
 from utils.inference import FacePipeline
 from utils.preprocessing import boxes_to_roi_boxes
 from utils.smoothing import STRENGTHS, FaceSmoother
@@ -202,9 +203,10 @@ def test_lag(still_and_moving, smoothing):
 
 
 def test_boxes_of_a_face_are_those_of_the_detector(pipeline):
-    (face,) = pipeline([scene(MIDDLE)])[0]
+    # On one small face in twenty they overlap by less than 0.7, with the published detector too.
+    (face,) = pipeline([read_image(PHOTO)])[0]
     for own, detected in ((roi_box_of(face), face.roi_box), (box_of(face), face.box)):
-        assert overlaps(own[None], detected[None])[0, 0] > 0.7
+        assert overlaps(own[None], detected[None])[0, 0] > 0.85
     np.testing.assert_allclose(
         boxes_to_roi_boxes(box_of(face)[None])[0], roi_box_of(face), atol=1.01
     )
