@@ -153,10 +153,12 @@ class TrainingPictures(Dataset):
         count = round(PIXELS_PER_BATCH / side**2)
         shares = TAUGHT_SHARES if self.taught else SHARES
         kinds = rng.choice(list(shares), size=count, p=list(shares.values()))
+        makers = {
+            "mosaic": self.mosaic, "portrait": self.portrait, "tiles": self.tiles,
+            "rows": self.rows,
+        }  # fmt: skip
         images, labels, offsets = [], [], []
         for kind in kinds:
-            makers = {"mosaic": self.mosaic, "portrait": self.portrait}
-            makers |= {"tiles": self.tiles, "rows": self.rows}
             image, boxes = makers.get(str(kind), self.view)(rng, side, str(kind))
             if self.taught and kind != "portrait" and rng.random() < TURNED:
                 image, boxes = turned(rng, image), np.empty((0, 5), np.float32)
@@ -262,7 +264,7 @@ class TrainingPictures(Dataset):
                 at = (x, y) + rng.normal(0, 0.2, 2) * typical
                 corner = at - scale * (box[:2] + box[2:]) / 2
                 mask = person(image.shape[:2], box) if rng.random() < 0.7 else None
-                paste(canvas, image, boxes, scale, scale, corner, mask is None, mask)
+                paste(canvas, image, boxes, scale, scale, corner, feather=mask is None, mask=mask)
                 x += typical * spacing[0] * rng.uniform(0.7, 1.3)
             y += typical * spacing[1] * rng.uniform(0.7, 1.3)
         if rng.random() < 0.4:  # from far away, as a camera sees it
