@@ -2,7 +2,7 @@
 
 python benchmark.py                                      weights that singleImage.py would use
 python benchmark.py -w mine.pth.tar --out runs/bench     other weights, another folder
-python benchmark.py --compare a/results.json b/results.json    is the difference more than chance?
+python benchmark.py --compare runs/a runs/b    is the difference more than chance?
 """
 
 import argparse
@@ -49,7 +49,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add("--batch-size", type=int, default=128, help="crops at once (default: 128)")
     add("--seed", type=int, default=0, help="of jitter and bootstrap (default: 0)")
-    add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results.json of one set")
+    add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two runs (OUT) on one set")
     options = parser.parse_args(arguments)
     if options.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {options.batch_size}")

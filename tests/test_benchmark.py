@@ -465,7 +465,10 @@ def test_compare(command, done, no_plots, tmp_path, capsys):
     capsys.readouterr()
     results = [str(path / "results.json") for path in (out, out)]
     assert benchmark.main(["--compare", *results]) == 0
-    assert capsys.readouterr().out.count("not certain") == 12  # the same run twice
+    same = capsys.readouterr().out
+    assert same.count("not certain") == 12  # the same run twice
+    assert benchmark.main(["--compare", str(out), str(out)]) == 0
+    assert capsys.readouterr().out == same.replace(f"{os.sep}results.json", "")
     results[1] = str(other / "results.json")
     assert benchmark.main(["--compare", *results]) == 0
     assert "border 0" in capsys.readouterr().out

@@ -285,9 +285,9 @@ def test_art_and_uv_maps_without_their_folders(tmp_path):
 
 def torch_zip() -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", b"pickle")
-        archive.writestr("archive/data/0", b"numbers")
+    with zipfile.ZipFile(buffer, "w") as archive:  # ZipInfo: always the same date, so same bytes
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), b"pickle")
+        archive.writestr(zipfile.ZipInfo("archive/data/0"), b"numbers")
     return buffer.getvalue()
 
 

@@ -469,12 +469,13 @@ def write_results(out: Path, run: dict, data: BenchmarkSet, prediction: Predicti
 
 
 def read_run(path: Path) -> dict:
-    """A ``results.json`` with its samples as arrays.
+    """A run's ``results.json`` (or the folder it lies in) with its samples as arrays.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not the result of a benchmark run.
     """
+    path = path / "results.json" if path.is_dir() else path
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         samples = {k: np.array(v, dtype=np.float64) for k, v in run["samples"].items()}
