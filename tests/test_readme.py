@@ -107,7 +107,7 @@ NOT_RUN = {
         "takes 20 seconds",
         "tests/test_benchmark.py",
     ),
-    "python benchmark.py --compare runs/a/results.json runs/b/results.json": (
+    "python benchmark.py --compare runs/a runs/b": (
         "needs two runs",
         "tests/test_benchmark.py",
     ),
