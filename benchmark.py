@@ -2,7 +2,7 @@
 
 python benchmark.py                                      weights that singleImage.py would use
 python benchmark.py -w mine.pth.tar --out runs/bench     other weights, another folder
-python benchmark.py --compare runs/a runs/b    is the difference more than chance?
+python benchmark.py --compare runs/a runs/b              is the difference more than chance?
 """
 
 import argparse

@@ -472,6 +472,8 @@ def test_compare(command, done, no_plots, tmp_path, capsys):
     results[1] = str(other / "results.json")
     assert benchmark.main(["--compare", *results]) == 0
     assert "border 0" in capsys.readouterr().out
+    assert benchmark.main(["--compare", results[0], str(tmp_path)]) == 2  # a folder of no run
+    assert "results.json: no such file; benchmark.py writes it" in capsys.readouterr().err
     (tmp_path / "x.json").write_text("[]")
     assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 2
     assert "x.json: not a results.json" in capsys.readouterr().err

@@ -476,6 +476,8 @@ def read_run(path: Path) -> dict:
         ValueError: it is not the result of a benchmark run.
     """
     path = path / "results.json" if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; benchmark.py writes it to its --out folder")
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         samples = {k: np.array(v, dtype=np.float64) for k, v in run["samples"].items()}
