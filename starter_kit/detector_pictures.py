@@ -139,6 +139,26 @@ class TrainingPictures(Dataset):
             self.made[batch] = self.make(batch)
         return self.made[batch]
 
+    def add_unlabelled(self, folder: Path, weights: Path) -> None:
+        """Add a folder's pictures, with the boxes that the teacher's ``weights`` give them.
+
+        Raises:
+            ValueError: a file is no picture that OpenCV reads.
+        """
+        detector = FaceBoxes(weights, "cpu", score_threshold=UNSURE)
+        for path in tqdm(sorted(folder.iterdir()), desc="unlabelled", leave=False):
+            image = read_image(path.read_bytes())
+            if image is None:
+                raise ValueError(f"{path}: not a picture that can be read; take it out of {folder}")
+            boxes = detector(image).astype(np.float32)
+            sure = int((boxes[:, 4] >= 0.5).sum())
+            kind = "crowd" if sure > 4 else "photo" if sure else "scene"
+            self.pictures[kind].append((image, boxes))
+            if not len(boxes):
+                self.empty.append((image, boxes))
+            elif not sure:
+                self.doubtful.append((image, boxes))
+
     def doubt(self, weights: Path) -> None:
         """Add the scenes in which other weights take something for a face that is none."""
         detector = FaceBoxes(weights, "cpu", score_threshold=UNSURE)

@@ -86,6 +86,8 @@ def train(args: argparse.Namespace) -> None:
     pictures = TrainingPictures(
         args.data, args.seed, args.labels, args.views, teacher is not None, args.repeats
     )
+    if args.unlabelled:
+        pictures.add_unlabelled(args.unlabelled, args.teacher)
     if teacher is not None and args.init:
         pictures.doubt(args.init)
     loader = DataLoader(
@@ -222,6 +224,10 @@ def check_files(args: argparse.Namespace) -> None:
     for path, what in needed:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not there; {what}")
+    if args.unlabelled and not args.unlabelled.is_dir():
+        raise FileNotFoundError(
+            f"{args.unlabelled}: not there; --unlabelled is a folder of pictures"
+        )
 
 
 def checkpoint(
@@ -279,6 +285,9 @@ def main() -> None:
     parser.add_argument(
         "--teacher", type=Path, help="weights of the detector whose outputs are to be learnt"
     )
+    parser.add_argument(
+        "--unlabelled", type=Path, help="folder of more pictures, for what the teacher says of them"
+    )
     parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--minutes", type=float, help="finish by then, the schedule included")
     parser.add_argument("--lr", type=float, default=1.5e-3)
@@ -298,6 +307,8 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.export or args.data):
         parser.error("training needs --data")
+    if args.unlabelled and not args.teacher:
+        parser.error("--unlabelled needs --teacher: someone has to say where faces are")
     check_files(args)
     if args.export:
         export(args.out / "average.pth", args.export, args.init, args.init_share)

@@ -112,6 +112,7 @@ def test_missing_files_are_named_before_the_training(photos, tmp_path, monkeypat
         (["--data", str(photos), "--labels", "no.json"], "no.json: not there; --labels"),
         (["--data", str(photos), "--views", "none"], "images.npy: not there; --views"),
         (["--data", str(photos), "--teacher", "no.pth"], "no.pth: not there; --teacher"),
+        (["--data", str(photos), "--teacher", starter, "--unlabelled", "no"], "no: not there"),
         (["--data", str(photos), "--init", "no.pth"], "no.pth: not there; --init"),
         (["--data", str(photos), "--resume"], "last.pth: not there; nothing to go on from"),
         (["--export", "e.pth", "--init", starter], "average.pth: not there; --out"),
@@ -119,6 +120,41 @@ def test_missing_files_are_named_before_the_training(photos, tmp_path, monkeypat
         monkeypatch.setattr("sys.argv", ["train_detector", "--out", str(tmp_path), *arguments])
         with pytest.raises(FileNotFoundError, match=message):
             train_detector.main()
+
+
+def test_unlabelled_pictures_are_sorted_by_what_the_teacher_sees(photos, tmp_path, monkeypatch):
+    pictures = TrainingPictures(photos, seed=0, taught=True)
+    before = {kind: len(pool) for kind, pool in pictures.pictures.items()}
+    doubtful, empty = len(pictures.doubtful), len(pictures.empty)
+    scores = {10: [], 20: [0.3], 30: [0.9, 0.2], 40: [0.9] * 5}  # by the pictures' brightness
+    for value in scores:
+        cv2.imwrite(str(tmp_path / f"{value}.png"), np.full((40, 50, 3), value, np.uint8))
+
+    class Teacher:
+        def __init__(self, *_, **__):
+            pass
+
+        def __call__(self, image):
+            rows = [[5, 5, 25, 30, score] for score in scores[int(image[0, 0, 0])]]
+            return np.array(rows, np.float64).reshape(-1, 5)
+
+    monkeypatch.setattr(detector_pictures, "FaceBoxes", Teacher)
+    pictures.add_unlabelled(tmp_path, Path("any.pth"))
+    added = {kind: len(pool) - before[kind] for kind, pool in pictures.pictures.items()}
+    assert {kind: n for kind, n in added.items() if n} == {"scene": 2, "photo": 1, "crowd": 1}
+    assert (len(pictures.doubtful), len(pictures.empty)) == (doubtful + 1, empty + 1)
+    assert pictures.pictures["crowd"][-1][1].dtype == np.float32
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(ValueError, match="notes.txt: not a picture"):
+        pictures.add_unlabelled(tmp_path, Path("any.pth"))
+
+
+def test_unlabelled_pictures_need_a_teacher(photos, tmp_path, monkeypatch, capsys):
+    argv = ["train_detector", "--data", str(photos), "--out", str(tmp_path), "--unlabelled", "no"]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit):
+        train_detector.main()
+    assert "--unlabelled needs --teacher" in capsys.readouterr().err
 
 
 def test_doubtful_scenes_are_those_with_nothing_but_doubt(photos):
