@@ -15,8 +15,9 @@ First from labels alone, then against the outputs of the detector that made the 
 The data folder holds ``detector/train.zip`` and ``.json`` (pictures; boxes ``x1 y1 x2 y2 score``,
 where a score below 0.5 means "don't know"; where the json leaves those out, the first command
 above supplies them) and ``faces_train_*.zip`` with ``faces_train_labels.npz`` (face crops with 68
-landmarks); ``--views`` is a packed set of faces turned in 3D (``rotate_views.py``). The pictures
-made of them: ``detector_pictures.py``. From labels, the loss is SSD's multibox loss (Liu et al.,
+landmarks); ``--views`` is a packed set of faces turned in 3D (``rotate_views.py``);
+``--unlabelled`` is a folder of any other pictures. What is made of them:
+``detector_pictures.py``. From labels, the loss is SSD's multibox loss (Liu et al.,
 ECCV 2016) with hard negative mining. With ``--teacher`` it is the distance to another detector's
 scores, boxes and feature maps on the same pictures, so that doubt is learnt as well; only
 portraits in which that detector misses the face are still learnt from their labels; pictures that
