@@ -225,10 +225,13 @@ def check_files(args: argparse.Namespace) -> None:
     for path, what in needed:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not there; {what}")
-    if args.unlabelled and not args.unlabelled.is_dir():
-        raise FileNotFoundError(
-            f"{args.unlabelled}: not there; --unlabelled is a folder of pictures"
-        )
+    if args.unlabelled:
+        if not args.unlabelled.is_dir():
+            raise FileNotFoundError(
+                f"{args.unlabelled}: not there; --unlabelled is a folder of pictures"
+            )
+        if not any(args.unlabelled.iterdir()):
+            raise FileNotFoundError(f"{args.unlabelled}: empty; --unlabelled is to hold pictures")
 
 
 def checkpoint(

@@ -107,12 +107,16 @@ def test_a_person_is_cut_out_of_a_picture():
 
 def test_missing_files_are_named_before_the_training(photos, tmp_path, monkeypatch):
     starter = str(ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth")
+    taught = ["--data", str(photos), "--teacher", starter]
+    empty = tmp_path / "empty"
+    empty.mkdir()
     for arguments, message in (
         (["--data", str(tmp_path)], "train.zip: not there; --data is the folder of the photos"),
         (["--data", str(photos), "--labels", "no.json"], "no.json: not there; --labels"),
         (["--data", str(photos), "--views", "none"], "images.npy: not there; --views"),
         (["--data", str(photos), "--teacher", "no.pth"], "no.pth: not there; --teacher"),
-        (["--data", str(photos), "--teacher", starter, "--unlabelled", "no"], "no: not there"),
+        ([*taught, "--unlabelled", "no"], "no: not there; --unlabelled"),
+        ([*taught, "--unlabelled", str(empty)], "empty: empty; --unlabelled"),
         (["--data", str(photos), "--init", "no.pth"], "no.pth: not there; --init"),
         (["--data", str(photos), "--resume"], "last.pth: not there; nothing to go on from"),
         (["--export", "e.pth", "--init", starter], "average.pth: not there; --out"),
