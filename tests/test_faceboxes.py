@@ -18,7 +18,7 @@ from FaceBoxes.network import FaceBoxesNet, TorchEngine, load_weights
 from FaceBoxes.nms import nms, soft_nms
 from starter_kit.detector_losses import targets
 from starter_kit.detector_pictures import paste
-from tools.evaluate_detector import judge
+from tools.evaluate_detector import copies, judge
 
 # ------------------------------------------------------------------------------ slow, plain twins
 
@@ -422,3 +422,18 @@ def test_evaluation_counts_each_face_once():
     assert outcome.recall_at_precision(0.5) == 1
     empty = judge(np.empty((0, 5)), labels)
     assert empty.at(0.5)[0] == 0 and empty.recall_at_precision(0.9) == 0
+
+
+def test_evaluation_on_copies_mirrors_resizes_and_labels_anew():
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, :10] = 255  # at the left, so in a copy at the right
+
+    def labeller(copy):
+        assert copy.shape in ((20, 40, 3), (10, 20, 3))
+        white = np.flatnonzero(copy[0, :, 0] > 127)
+        return np.array([[white.min(), 0, white.max(), 5, 0.9]])
+
+    made = copies({"scene_1.jpg": (image, np.empty((0, 5)))}, [1, 0.5], labeller)
+    assert list(made) == ["scene_1.jpg x1", "scene_1.jpg x0.5"]
+    assert made["scene_1.jpg x1"][1][0, [0, 2]].tolist() == [30, 39]
+    assert made["scene_1.jpg x0.5"][1][0, [0, 2]].tolist() == [15, 19]

@@ -6,7 +6,9 @@
 ``--data`` names a zip of pictures and a json of boxes without their endings: file name to rows of
 x1 y1 x2 y2 score. Boxes that score 0.5 or more are the truth; a detection on a weaker one counts
 neither as right nor as wrong (``--unsure-from`` adds such boxes where the json has none). The kind
-of a picture is its name up to the first underscore.
+of a picture is its name up to the first underscore. ``--copies 0.65 1.5`` takes, in place of the
+pictures, copies of them, mirrored and resized by these factors, labelled by ``--unsure-from``: few
+pictures go further so, if weights are to be compared.
 ``--faces`` names a zip of face crops with one face each beside its ``*_labels.npz`` (landmarks
 (n, 3, 68) in 1/32 pixel): how many of the faces are found, by source.
 """
@@ -103,6 +105,19 @@ def read_pictures(
     return pictures
 
 
+def copies(
+    pictures: dict[str, tuple[np.ndarray, np.ndarray]], scales: list[float], labeller: FaceBoxes
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The pictures mirrored and resized, ``NAME xSCALE`` to picture and the labeller's boxes."""
+    made = {}
+    for name, (image, _) in tqdm(pictures.items(), desc="copies", leave=False):
+        for scale in scales:
+            way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+            copy = cv2.resize(image[:, ::-1], None, fx=scale, fy=scale, interpolation=way)
+            made[f"{name} x{scale:g}"] = copy, labeller(copy)
+    return made
+
+
 def write_labels(detector: FaceBoxes, data: Path, path: Path) -> None:
     """All boxes of a detector on a zip of pictures, as the json beside such a zip holds them."""
     with zipfile.ZipFile(data.with_suffix(".zip")) as file:
@@ -174,6 +189,10 @@ def main() -> None:
         "--unsure-from", type=Path, metavar="WEIGHTS", help="the detector that made the labels"
     )
     parser.add_argument(
+        "--copies", type=float, nargs="+", metavar="SCALE",
+        help="evaluate on mirrored copies of these sizes (1: as large); needs --unsure-from",
+    )  # fmt: skip
+    parser.add_argument(
         "--write-labels",
         type=Path,
         metavar="JSON",
@@ -184,6 +203,10 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.data or (args.faces and not args.write_labels)):
         parser.error("nothing to evaluate on: give --data or --faces")
+    if args.copies and not (args.data and args.unsure_from):
+        parser.error("--copies needs --data and --unsure-from, whose boxes are their labels")
+    if args.copies and not all(0.1 <= scale <= 10 for scale in args.copies):
+        parser.error("--copies takes factors of 0.1 to 10")
     detectors = [FaceBoxes(path, args.device, score_threshold=0.05) for path in args.weights]
     if args.write_labels:
         write_labels(detectors[0], args.data, args.write_labels)
@@ -193,6 +216,8 @@ def main() -> None:
         if args.unsure_from:
             labeller = FaceBoxes(args.unsure_from, args.device, score_threshold=0.05)
         pictures = read_pictures(args.data, labeller)
+        if args.copies:
+            pictures = copies(pictures, args.copies, labeller)
         runs = [run(detector, pictures) for detector in detectors]
         for path, (outcomes, milliseconds) in zip(args.weights, runs, strict=True):
             print(f"\n{path}  ({milliseconds:.1f} ms a picture)")
