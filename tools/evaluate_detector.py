@@ -215,7 +215,7 @@ def main() -> None:
         labeller = None
         if args.unsure_from:
             labeller = FaceBoxes(args.unsure_from, args.device, score_threshold=0.05)
-        pictures = read_pictures(args.data, labeller)
+        pictures = read_pictures(args.data, None if args.copies else labeller)
         if args.copies:
             pictures = copies(pictures, args.copies, labeller)
         runs = [run(detector, pictures) for detector in detectors]
