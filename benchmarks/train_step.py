@@ -8,7 +8,8 @@ from the same weights and take turns, so that other jobs on the machine slow bot
 - published: float32, images (B, 3, H, W) packed by channel, PyTorch's own batch norm, and the
   refiner's conv6 over 68 copies of the pooled feature.
 - ours: channels last, fused batch norm, point networks on rows, conv6 without the copies; where the
-  processor multiplies bfloat16, the backbone under bfloat16 autocast instead, which is said.
+  processor multiplies bfloat16, the backbone under bfloat16 autocast instead, which is said, with
+  the fast gradient of strided depthwise convolutions (--plain-depthwise: without).
 
 Prints the median of the repeats with their quartiles, in milliseconds of CPU time a sample, and
 stops where the two losses of the first step disagree.
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from backbone_nets.fused_norm import fuse_batch_norm
 from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
+from backbone_nets.strided_depthwise import speed_up_strided_depthwise
 from loss_definition import SynergyLoss, total
 from model_building import SynergyNet
 from utils.assets import find_face_model
@@ -104,6 +106,7 @@ def main() -> None:
     add("--sizes", type=int, nargs="+", default=[80, 96, 120], help="sides of the images")
     add("--face-model", help="3DMM folder or .npz (default: as singleImage.py)")
     add("--keep-memory", action="store_true", help="both with utils.memory.keep_freed_memory()")
+    add("--plain-depthwise", action="store_true", help="ours with PyTorch's depthwise gradient")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.keep_memory and not keep_freed_memory():
@@ -124,6 +127,8 @@ def main() -> None:
         published.forwardDirection.__class__ = PublishedRefiner
         published.reverseDirection.__class__ = PublishedRegressor
         fuse_batch_norm(ours.to(memory_format=torch.channels_last))
+        if not args.plain_depthwise:
+            speed_up_strided_depthwise(ours)
 
         images = torch.randn(args.batch, 3, size, size)
         target = 0.5 * torch.randn(args.batch, 62)

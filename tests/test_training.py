@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import main_train
+from backbone_nets.strided_depthwise import StridedDepthwiseConv2d
 from model_building import load_synergynet
 from utils import training
 from utils.checkpoint import read_checkpoint
@@ -317,6 +318,8 @@ def test_bfloat16_touches_the_image_encoder_only(options, tmp_path):
         losses.append(trainer.train_step(trainer.train_set.batch(np.arange(8))))
     for name, value in losses[0].items():
         assert losses[1][name] == pytest.approx(value, rel=0.05) and losses[1][name] != value
+    layers = {type(layer) for layer in trainers[1].model.modules()}
+    assert StridedDepthwiseConv2d in layers
 
 
 def test_the_published_schedule():

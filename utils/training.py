@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from backbone_nets.fused_norm import fuse_batch_norm
+from backbone_nets.strided_depthwise import speed_up_strided_depthwise
 from loss_definition import SynergyLoss, total
 from model_building import SynergyNet, load_learnable
 from utils.aflw2000 import DEFAULT_FOLDER, open_benchmark
@@ -235,6 +236,7 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last)
         if self.device.type == "cpu":
             fuse_batch_norm(self.model)
+            speed_up_strided_depthwise(self.model)
             keep_freed_memory()
         elif world.size > 1 and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
