@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -18,7 +19,7 @@ from FaceBoxes.network import FaceBoxesNet, TorchEngine, load_weights
 from FaceBoxes.nms import nms, soft_nms
 from starter_kit.detector_losses import targets
 from starter_kit.detector_pictures import paste
-from tools.evaluate_detector import copies, judge
+from tools.evaluate_detector import copies, judge, read_pictures
 
 # ------------------------------------------------------------------------------ slow, plain twins
 
@@ -437,3 +438,26 @@ def test_evaluation_on_copies_mirrors_resizes_and_labels_anew():
     assert list(made) == ["scene_1.jpg x1", "scene_1.jpg x0.5"]
     assert made["scene_1.jpg x1"][1][0, [0, 2]].tolist() == [30, 39]
     assert made["scene_1.jpg x0.5"][1][0, [0, 2]].tolist() == [15, 19]
+
+
+def test_pictures_and_boxes_are_read_and_what_is_wrong_is_named(tmp_path):
+    data = tmp_path / "val"
+    with pytest.raises(FileNotFoundError, match=r"val\.json: no such file.*PREFIX\.zip"):
+        read_pictures(data)
+    data.with_suffix(".json").write_text('{"a.png": [[1, 2, 3, 4, 0.9]], "b.png": []}')
+    with pytest.raises(FileNotFoundError, match=r"val\.zip: no such file"):
+        read_pictures(data)
+    image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    content = cv2.imencode(".png", image)[1].tobytes()
+    for second, message in ((content, None), (b"no picture", r"val\.zip: b\.png is no picture")):
+        with zipfile.ZipFile(data.with_suffix(".zip"), "w") as file:
+            file.writestr("a.png", content)
+            file.writestr("b.png", second)
+        if message:
+            with pytest.raises(ValueError, match=message):
+                read_pictures(data)
+        else:
+            pictures = read_pictures(data)
+    assert np.array_equal(pictures["a.png"][0], image)
+    assert pictures["a.png"][1].tolist() == [pytest.approx([1, 2, 3, 4, 0.9])]
+    assert pictures["b.png"][1].shape == (0, 5)

@@ -92,17 +92,35 @@ def read_pictures(
     data: Path, labeller: FaceBoxes | None = None
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """File name to picture and labels (m, 5); a labeller adds its boxes that score below 0.5."""
-    labels = json.loads(data.with_suffix(".json").read_text())
+    labels = json.loads(_part(data, ".json", "the boxes of its pictures").read_text())
     pictures = {}
-    with zipfile.ZipFile(data.with_suffix(".zip")) as file:
+    with zipfile.ZipFile(_part(data, ".zip", "pictures")) as file:
         for name, rows in labels.items():
-            image = cv2.imdecode(np.frombuffer(file.read(name), np.uint8), cv2.IMREAD_COLOR)
+            image = _picture(file, name)
             boxes = np.array(rows, dtype=np.float32).reshape(-1, 5)
             if labeller is not None:
                 unsure = labeller(image)
                 boxes = np.concatenate([boxes, unsure[unsure[:, 4] < 0.5]])
             pictures[name] = (image, boxes)
     return pictures
+
+
+def _part(data: Path, suffix: str, what: str) -> Path:
+    """A file that belongs to ``--data``, whose name has no suffix."""
+    path = data.with_suffix(suffix)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; it should hold {what} (--data PREFIX stands for PREFIX.zip "
+            "and PREFIX.json)"
+        )
+    return path
+
+
+def _picture(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(file.read(name), np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{file.filename}: {name} is no picture that OpenCV reads")
+    return image
 
 
 def copies(
@@ -120,14 +138,9 @@ def copies(
 
 def write_labels(detector: FaceBoxes, data: Path, path: Path) -> None:
     """All boxes of a detector on a zip of pictures, as the json beside such a zip holds them."""
-    with zipfile.ZipFile(data.with_suffix(".zip")) as file:
+    with zipfile.ZipFile(_part(data, ".zip", "pictures")) as file:
         labels = {
-            name: np.round(
-                detector(
-                    cv2.imdecode(np.frombuffer(file.read(name), np.uint8), cv2.IMREAD_COLOR)
-                ).astype(float),
-                4,
-            ).tolist()
+            name: np.round(detector(_picture(file, name)).astype(float), 4).tolist()
             for name in tqdm(sorted(file.namelist()), leave=False)
         }
     with atomic_write(path, "w") as file:
