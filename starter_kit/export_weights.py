@@ -1,6 +1,8 @@
 """Turns a training checkpoint into the half-precision weights that ship.
 
-    python -m starter_kit.export_weights runs/starter/best.pth.tar
+    python -m starter_kit.export_weights runs/starter/best.pth.tar [--init WEIGHTS --init-share 0.4]
+
+With ``--init`` they are averaged with the weights that the training began from.
 
 The network is trained on the landmark part of the face model, which is fixed before the dense mesh
 is; the exported file carries the fingerprint of the whole model. Both must agree at the landmarks.
@@ -12,7 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from utils import assets
-from utils.checkpoint import learnable_state, read_checkpoint, write_checkpoint
+from utils.checkpoint import (
+    check_face_model,
+    learnable_state,
+    mixed_state,
+    read_checkpoint,
+    write_checkpoint,
+)
 from utils.cli import run_script
 from utils.morphable_model import load_morphable_model
 
@@ -23,7 +31,13 @@ def main() -> None:
     parser.add_argument("--trained-with", type=Path, help="face model of the run, if another")
     parser.add_argument("--face-model", type=Path, default=assets.FACE_MODELS[1])
     parser.add_argument("-o", "--out", type=Path, default=assets.WEIGHTS[1])
+    parser.add_argument("--init", type=Path, help="weights that the training began from")
+    parser.add_argument(
+        "--init-share", type=float, default=0.0, help="of the weights of --init in the export (0)"
+    )
     options = parser.parse_args()
+    if not 0 <= options.init_share <= 1 or (options.init_share and not options.init):
+        parser.error("--init-share is a share of 0 to 1 of the weights that --init names")
 
     content = read_checkpoint(options.checkpoint)
     trained, shipped = (
@@ -35,10 +49,12 @@ def main() -> None:
     for name in ("landmark_mean", "landmark_basis", "param_mean", "param_std"):
         if not np.array_equal(getattr(trained, name), getattr(shipped, name)):
             raise SystemExit(f"{name} differs between {trained.source} and the shipped model")
-    state = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in learnable_state(content).items()
-    }
+    state = learnable_state(content)
+    if options.init:
+        before = read_checkpoint(options.init)
+        check_face_model(before, shipped, options.init)
+        state = mixed_state(state, learnable_state(before), options.init_share, options.init)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     kept = {key: content[key] for key in ("epoch", "backbone", "heads")}
     write_checkpoint(options.out, {"state_dict": state, "face_model": shipped.fingerprint, **kept})
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")

@@ -45,7 +45,7 @@ from FaceBoxes.detector import MEAN_BGR
 from FaceBoxes.network import FaceBoxesNet, load_weights
 from starter_kit.detector_losses import Hints, distillation_loss, multibox_loss
 from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
-from utils.checkpoint import write_checkpoint
+from utils.checkpoint import mixed_state, write_checkpoint
 from utils.cli import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,15 +263,11 @@ def export(source: Path, target: Path, other: Path | None = None, share: float =
     """Kernels in half precision; batch-norm statistics and biases, a few kB, stay in float32.
 
     Args:
-        other: weights from which the training began, of which ``share`` is mixed in (Wortsman et
-            al., "Robust fine-tuning of zero-shot models", CVPR 2022): what they knew is kept.
+        other: weights from which the training began, of which ``share`` is mixed in.
     """
     state = load_weights(source)
     if other:
-        before = load_weights(other)
-        state = {
-            k: v.lerp(before[k], share) if v.is_floating_point() else v for k, v in state.items()
-        }
+        state = mixed_state(state, load_weights(other), share, other)
     small = {k: v.half() if v.ndim > 1 else v for k, v in state.items()}
     for key, value in small.items():
         if not torch.isfinite(value).all():

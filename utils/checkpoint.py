@@ -117,6 +117,28 @@ def learnable_state(content: dict[str, Any]) -> dict[str, Tensor]:
     return {k: v for k, v in content["state_dict"].items() if k not in FACE_MODEL_BUFFERS}
 
 
+def mixed_state(
+    state: dict[str, Tensor], before: dict[str, Tensor], share: float, name: str | os.PathLike
+) -> dict[str, Tensor]:
+    """Weights after training with ``share`` of those it began from: what they knew is kept.
+
+    Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022. Counters stay ``state``'s.
+
+    Args:
+        name: of the file of ``before``, for the message.
+
+    Raises:
+        ValueError: ``before`` has other tensors.
+    """
+    shapes, others = ({k: v.shape for k, v in weights.items()} for weights in (state, before))
+    if shapes != others:
+        raise ValueError(f"{name}: has not the tensors of the weights it is to be mixed with")
+    return {
+        k: torch.lerp(v.float(), before[k].float(), share) if v.is_floating_point() else v
+        for k, v in state.items()
+    }
+
+
 def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
     """Saves a dict of tensors and plain values under ``path``, complete or not at all."""
     whole = io.BytesIO()  # where the disk is full, torch's own writing hides the reason

@@ -1,0 +1,68 @@
+"""The export of starter weights: what is averaged, what is refused."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from starter_kit import export_weights
+from utils import assets
+from utils.checkpoint import mixed_state, read_checkpoint, write_checkpoint
+
+SHIPPED = assets.WEIGHTS[1]
+
+
+def export(monkeypatch, *options: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["export_weights", *map(str, options)])
+    export_weights.main()
+
+
+def test_the_average_of_two_runs(monkeypatch, tmp_path):
+    """Of the shipped weights and others that differ by a known step."""
+    content = read_checkpoint(SHIPPED)
+    state = content["state_dict"]
+    moved = {k: v.float() + 0.5 if v.is_floating_point() else v + 7 for k, v in state.items()}
+    trained, out = tmp_path / "last.pth.tar", tmp_path / "out.pth"
+    write_checkpoint(trained, content | {"state_dict": moved})
+    export(monkeypatch, trained, "--init", SHIPPED, "--init-share", 0.4, "-o", out)
+    exported = torch.load(out, weights_only=True)
+    assert exported["face_model"] == content["face_model"]
+    for name, value in exported["state_dict"].items():
+        if value.is_floating_point():
+            assert value.dtype == torch.float16
+            expected = state[name].float() + 0.6 * 0.5
+            torch.testing.assert_close(value.float(), expected, rtol=2e-3, atol=1e-3)
+        else:  # counters are the trained run's
+            assert torch.equal(value, moved[name])
+
+
+def test_without_init_nothing_is_averaged(monkeypatch, tmp_path):
+    export(monkeypatch, SHIPPED, "-o", tmp_path / "out.pth")
+    before = read_checkpoint(SHIPPED)["state_dict"]
+    after = read_checkpoint(tmp_path / "out.pth")["state_dict"]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--init-share", "0.4"], "--init"),
+        (["--init", SHIPPED, "--init-share", "1.4"], "0 to 1"),
+        (["--init", SHIPPED, "--init-share", "nan"], "0 to 1"),
+    ],
+)
+def test_shares_that_mean_nothing_are_refused(monkeypatch, capsys, tmp_path, options, message):
+    out: Path = tmp_path / "out.pth"
+    with pytest.raises(SystemExit):
+        export(monkeypatch, SHIPPED, *options, "-o", out)
+    assert message in capsys.readouterr().err and not out.exists()
+
+
+def test_weights_of_another_network_are_refused():
+    state = {"a": torch.zeros(2, 3), "n": torch.tensor(1)}
+    with pytest.raises(ValueError, match=r"other\.pth: has not the tensors"):
+        mixed_state(state, {"a": torch.zeros(2, 4), "n": torch.tensor(1)}, 0.5, "other.pth")
+    with pytest.raises(ValueError, match="has not the tensors"):
+        mixed_state(state, {"a": torch.zeros(2, 3)}, 0.5, "other.pth")
