@@ -12,7 +12,16 @@ from utils.files import read_image
 from utils.inference import FacePipeline
 from utils.preprocessing import boxes_to_roi_boxes
 from utils.smoothing import STRENGTHS, FaceSmoother
-from utils.tracking import FaceTracker, box_of, centre_of, overlaps, pairs, roi_box_of, same_face
+from utils.tracking import (
+    FaceTracker,
+    box_of,
+    centre_of,
+    looks_like_a_face,
+    overlaps,
+    pairs,
+    roi_box_of,
+    same_face,
+)
 
 EMPTY = np.full((*SIZE, 3), GREY, np.uint8)
 MIDDLE = (120, 30)
@@ -78,6 +87,17 @@ def test_come_and_gone(pipeline):
     assert ids[:3] == 3 * [[1]] and ids[3:7] == 4 * [[]]
     assert ids[8] == [1] and ids[10:18] == 8 * [[]]
     assert ids[-1] == [2]
+
+
+@pytest.mark.parametrize("light", [1, 0.1])
+def test_a_plain_colour_is_no_face_and_a_dark_face_is_one(pipeline, light):
+    image = (light * scene(MIDDLE)).astype(np.uint8)
+    ((face,),) = pipeline([scene(MIDDLE)], dense=False)
+    tracker = FaceTracker(pipeline)
+    assert looks_like_a_face(tracker._fit(image, [face.roi_box])[0], image)
+    for grey in range(0, 256, 15):
+        plain = np.full_like(image, int(light * grey))
+        assert not looks_like_a_face(tracker._fit(plain, [face.roi_box])[0], plain), grey
 
 
 def test_nobody(pipeline):

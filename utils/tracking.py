@@ -31,12 +31,15 @@ ROI_RISE = 0.105  # centre over that of the landmarks' box, towards the head's t
 BOX_ASPECT = 0.75  # width over height of detected boxes
 ROI_TOLERANCE = 0.05  # sides; crops of a face that strayed by less, and slowly, stay
 
-# What the network makes of a crop without a face. Cameras of faces are nearly scaled rotations:
-# their largest scale over the smallest is 1.03 (median) to 1.2 (99 %), of background 1.34 (median)
-MAX_STRETCH = 1.25
+# What the network makes of a crop without a face. Cameras of faces are nearly scaled rotations: the
+# largest scale over the smallest is 1.03 (median) to 1.17 (99.9 %), of background 1.35 (median)
+MAX_STRETCH = 1.2
 WEAK_SCORE, WEAK_STRETCH = 0.8, 1.12  # a new face whose detection scores less must look better
 LANDMARKS_OVER_ROI = (0.65, 1.3)  # diagonal over side; faces 0.78 to 1.15 (98 %), background 0.75
 MIN_SIDE = 12  # pixels of a roi box
+# Grey levels, standard deviation; faces in photos have 18 and more. Of a plain colour the network
+# makes a face.
+MIN_CONTRAST = 1.5
 # From one frame to the next:
 MAX_STEP = 0.5  # of the face's size (below), beside what its motion explains
 MAX_GROWTH = 1.4
@@ -321,7 +324,16 @@ def looks_like_a_face(face: Face, image: np.ndarray, max_stretch: float = MAX_ST
         and MIN_SIDE <= side <= 4 * max(image.shape[:2])
         and (centre >= 0).all()
         and (centre < image.shape[1::-1]).all()
+        and contrast(image, face.roi_box) >= MIN_CONTRAST
     )
+
+
+def contrast(image: np.ndarray, box: np.ndarray) -> float:
+    """Grey levels: the largest of the three channels' standard deviations in the box."""
+    x1, y1, x2, y2 = np.maximum(box, 0).astype(int)
+    step = max((x2 - x1) // 32, 1)  # a thousand pixels are enough
+    pixels = image[y1:y2:step, x1:x2:step].reshape(-1, 3)
+    return float(pixels.std(axis=0).max()) if len(pixels) else 0.0
 
 
 def continues(track: Track, face: Face) -> bool:
