@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from FaceBoxes import FaceBoxes
 from starter_kit.detector_losses import intersections, targets
-from utils.files import read_npz
+from utils.files import read_npz, read_zipped_image
 
 SHARDS = 4  # zip files of face crops
 # Share of each kind of training picture; all but the first two are kinds of the picture set.
@@ -98,7 +98,7 @@ class TrainingPictures(Dataset):
         self.pictures: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         with zipfile.ZipFile(data / "detector" / "train.zip") as file:
             for name in tqdm(sorted(labels), desc="pictures", leave=False):
-                image = read_image(file.read(name))
+                image = read_zipped_image(file, name)
                 boxes = np.array(labels[name], dtype=np.float32).reshape(-1, 5)
                 boxes = boxes[boxes[:, 4] >= UNSURE]
                 self.pictures.setdefault(name.split("_")[0], []).append((image, boxes))

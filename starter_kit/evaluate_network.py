@@ -11,7 +11,6 @@ import argparse
 import zipfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from FaceBoxes import FaceBoxes
@@ -19,7 +18,7 @@ from model_building import load_synergynet
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils import assets
 from utils.cli import run_script
-from utils.files import read_npz
+from utils.files import read_npz, read_zipped_image
 from utils.fitting import similarity_align
 from utils.geometry import rotation_to_angles
 from utils.inference import FacePipeline
@@ -48,8 +47,7 @@ def main() -> None:
     regressor = TorchRegressor(network, choose_device(options.device))
     labels = read_npz(options.photos / "faces_val_labels.npz")
     with zipfile.ZipFile(options.photos / "faces_val.zip") as archive:
-        data = [np.frombuffer(archive.read(str(name)), np.uint8) for name in labels["name"]]
-    images = [cv2.imdecode(image, cv2.IMREAD_COLOR) for image in data]
+        images = [read_zipped_image(archive, str(name)) for name in labels["name"]]
     target = labels["landmarks"].astype(np.float64) * LABEL_UNIT
     human = labels["human_landmarks"].astype(np.float64)
 

@@ -9,7 +9,6 @@ import argparse
 import zipfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -17,7 +16,7 @@ from starter_kit.fit_labels import LABEL_SIDE, label_landmarks
 from starter_kit.landmark_statistics import load_model
 from utils.cli import run_script
 from utils.datasets import write_packed
-from utils.files import read_npz
+from utils.files import read_npz, read_zipped_image
 
 MAX_SPREAD = 0.035  # labels on which the labelling model disagreed with itself are left out
 
@@ -59,8 +58,7 @@ def main() -> None:
             if shard not in shards:
                 path = options.photos / f"faces_{options.split}{shard}.zip"
                 shards[shard] = zipfile.ZipFile(path)
-            data = shards[shard].read(str(labels["name"][index]))
-            yield cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            yield read_zipped_image(shards[shard], str(labels["name"][index]))
 
     write_packed(
         options.out,

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from FaceBoxes import FaceBoxes
 from utils.cli import run_script, script_parser
-from utils.files import atomic_write
+from utils.files import atomic_write, read_zipped_image
 
 OVERLAP = 0.5  # intersection over union from which a detection is on a face
 LEVELS = (0.9, 0.95, 0.98, 0.99)  # precisions at which recall is told
@@ -96,7 +96,7 @@ def read_pictures(
     pictures = {}
     with zipfile.ZipFile(_part(data, ".zip", "pictures")) as file:
         for name, rows in labels.items():
-            image = _picture(file, name)
+            image = read_zipped_image(file, name)
             boxes = np.array(rows, dtype=np.float32).reshape(-1, 5)
             if labeller is not None:
                 unsure = labeller(image)
@@ -116,13 +116,6 @@ def _part(data: Path, suffix: str, what: str) -> Path:
     return path
 
 
-def _picture(file: zipfile.ZipFile, name: str) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(file.read(name), np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"{file.filename}: {name} is no picture that OpenCV reads")
-    return image
-
-
 def copies(
     pictures: dict[str, tuple[np.ndarray, np.ndarray]], scales: list[float], labeller: FaceBoxes
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -140,7 +133,7 @@ def write_labels(detector: FaceBoxes, data: Path, path: Path) -> None:
     """All boxes of a detector on a zip of pictures, as the json beside such a zip holds them."""
     with zipfile.ZipFile(_part(data, ".zip", "pictures")) as file:
         labels = {
-            name: np.round(detector(_picture(file, name)).astype(float), 4).tolist()
+            name: np.round(detector(read_zipped_image(file, name)).astype(float), 4).tolist()
             for name in tqdm(sorted(file.namelist()), leave=False)
         }
     with atomic_write(path, "w") as file:
@@ -176,7 +169,7 @@ def faces_found(detectors: list[FaceBoxes], faces: Path) -> dict[str, list[str]]
     hits = np.zeros((len(detectors), len(boxes)), bool)
     with zipfile.ZipFile(faces.with_suffix(".zip")) as file:
         for i, name in enumerate(tqdm(labels["name"], leave=False)):
-            image = cv2.imdecode(np.frombuffer(file.read(name), np.uint8), cv2.IMREAD_COLOR)
+            image = read_zipped_image(file, name)
             for k, detector in enumerate(detectors):
                 found = detector(image)
                 found = found[found[:, 4] > 0.5]

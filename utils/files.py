@@ -7,6 +7,7 @@ import shutil
 import struct
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -326,6 +327,19 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         return to_bgr8(image)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_zipped_image(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """A photo of a set that lies in a zip, (H, W, 3) uint8 BGR.
+
+    Raises:
+        KeyError: the zip has no such member.
+        ValueError: OpenCV cannot read it; names zip and member.
+    """
+    image = cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{archive.filename}: {name} is no picture that OpenCV reads")
+    return image
 
 
 def refuse_absurd_size(path: Path, content: bytes) -> None:
