@@ -23,8 +23,10 @@ scores, boxes and feature maps on the same pictures, so that doubt is learnt as 
 portraits in which that detector misses the face are still learnt from their labels; pictures that
 no one labelled are made, of several beside and over each other and of people in rows; and scenes
 in which the weights of ``--init`` take something for a face are looked at more closely
-(``detector_losses.py``). AdamW, cosine decay, averaged weights. Runs on one CPU core; ``--resume``
-goes on where a run was stopped.
+(``detector_losses.py``). ``--frozen-norm`` keeps the batch norm statistics of ``--init``: the
+pupil is compared with its teacher as it will be used, without the noise of a batch's statistics.
+AdamW, cosine decay, averaged weights. Runs on one CPU core; ``--resume`` goes on where a run was
+stopped.
 """
 
 import argparse
@@ -114,7 +116,7 @@ def train(args: argparse.Namespace) -> None:
             lr = args.lr * min((step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * progress))
             for group in optimiser.param_groups:
                 group["lr"] = lr
-            network.train()
+            network.train(not args.frozen_norm)
             images = images.to(device).to(torch.float32).sub_(mean).permute(0, 3, 1, 2)
             batch = [x.to(device) for x in (labels, offsets, certain)]
             if teacher is None:
@@ -298,6 +300,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that make pictures")
     parser.add_argument("--repeats", type=int, default=1, help="times that each batch is used")
     parser.add_argument("--bf16", action="store_true", help="half precision in the networks")
+    parser.add_argument(
+        "--frozen-norm", action="store_true", help="batch norm with the statistics of --init"
+    )
     parser.add_argument("--save-every", type=int, default=250, metavar="STEPS")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--export", type=Path, help="write the averaged weights there and stop")
@@ -309,6 +314,10 @@ def main() -> None:
         parser.error("training needs --data")
     if args.unlabelled and not args.teacher:
         parser.error("--unlabelled needs --teacher: someone has to say where faces are")
+    if not 0 <= args.init_share <= 1 or (args.init_share and not (args.export and args.init)):
+        parser.error("--init-share is a share of 0 to 1 of --init in an --export: it needs both")
+    if args.frozen_norm and not args.init:
+        parser.error("--frozen-norm needs --init: untrained weights have no statistics")
     check_files(args)
     if args.export:
         export(args.out / "average.pth", args.export, args.init, args.init_share)

@@ -153,12 +153,24 @@ def test_unlabelled_pictures_are_sorted_by_what_the_teacher_sees(photos, tmp_pat
         pictures.add_unlabelled(tmp_path, Path("any.pth"))
 
 
-def test_unlabelled_pictures_need_a_teacher(photos, tmp_path, monkeypatch, capsys):
-    argv = ["train_detector", "--data", str(photos), "--out", str(tmp_path), "--unlabelled", "no"]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--unlabelled", "no"], "--unlabelled needs --teacher"),
+        (["--frozen-norm"], "--frozen-norm needs --init"),
+        (["--init", "w.pth", "--init-share", "0.5"], "of --init in an --export: it needs both"),
+        (["--export", "w.pth", "--init-share", "0.5"], "of --init in an --export: it needs both"),
+        (["--export", "w.pth", "--init", "v.pth", "--init-share", "1.5"], "a share of 0 to 1"),
+    ],
+)
+def test_options_that_need_another_say_so(
+    photos, tmp_path, monkeypatch, capsys, arguments, message
+):
+    argv = ["train_detector", "--data", str(photos), "--out", str(tmp_path), *arguments]
     monkeypatch.setattr("sys.argv", argv)
     with pytest.raises(SystemExit):
         train_detector.main()
-    assert "--unlabelled needs --teacher" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_doubtful_scenes_are_those_with_nothing_but_doubt(photos):
@@ -224,8 +236,8 @@ def test_hints_measure_what_cannot_be_read_off_the_pupils_maps(inner):
     assert 8 < hints(wrong, taught, logits, used) / elsewhere < 11
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_resumed_training_is_the_same(photos, tmp_path, monkeypatch, capsys, bf16):
+@pytest.mark.parametrize("options", [[], ["--bf16"], ["--frozen-norm"]])
+def test_a_resumed_training_is_the_same(photos, tmp_path, monkeypatch, capsys, options):
     monkeypatch.setattr(detector_pictures, "BLOCK", 2)
     monkeypatch.setattr(detector_pictures, "PIXELS_PER_BATCH", 2 * 128 * 128)
     monkeypatch.setattr(detector_pictures, "SIDES", {128: 1.0})
@@ -236,7 +248,7 @@ def test_a_resumed_training_is_the_same(photos, tmp_path, monkeypatch, capsys, b
     def run(out: str, *arguments: str) -> dict[str, torch.Tensor]:
         command = ["train_detector", "--data", str(photos), "--out", str(tmp_path / out)]
         command += ["--init", starter, "--teacher", starter, "--repeats", "2", "--steps", "6"]
-        monkeypatch.setattr("sys.argv", [*command, *arguments, *["--bf16"] * bf16])
+        monkeypatch.setattr("sys.argv", [*command, *arguments, *options])
         train_detector.main()
         return torch.load(tmp_path / out / "last.pth", weights_only=True)
 
@@ -265,6 +277,8 @@ def test_a_resumed_training_is_the_same(photos, tmp_path, monkeypatch, capsys, b
         assert torch.equal(value, resumed["network"][key]), key
         if key.endswith("conv.weight"):
             assert not torch.equal(value, before[key]), key
+        elif key.endswith("running_mean"):
+            assert torch.equal(value, before[key]) == ("--frozen-norm" in options), key
     monkeypatch.chdir(tmp_path)
     command = ["train_detector", "--out", "parts", "--export", "e.pth"]
     monkeypatch.setattr("sys.argv", [*command, "--init", starter, "--init-share", "0.25"])
