@@ -18,7 +18,7 @@ from model_building import load_synergynet
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils import assets
 from utils.cli import run_script
-from utils.files import read_npz, read_zipped_image
+from utils.files import read_npz, read_zipped_image, require_files
 from utils.fitting import similarity_align
 from utils.geometry import rotation_to_angles
 from utils.inference import FacePipeline
@@ -42,11 +42,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
+    held_out = [options.photos / f"faces_val{end}" for end in (".zip", "_labels.npz")]
+    require_files((path, "--photos is the folder of the held-out photos") for path in held_out)
     face_model = load_morphable_model(options.face_model or assets.find_face_model())
     network = load_synergynet(options.weights or assets.find_weights(), face_model)
     regressor = TorchRegressor(network, choose_device(options.device))
-    labels = read_npz(options.photos / "faces_val_labels.npz")
-    with zipfile.ZipFile(options.photos / "faces_val.zip") as archive:
+    labels = read_npz(held_out[1])
+    with zipfile.ZipFile(held_out[0]) as archive:
         images = [read_zipped_image(archive, str(name)) for name in labels["name"]]
     target = labels["landmarks"].astype(np.float64) * LABEL_UNIT
     human = labels["human_landmarks"].astype(np.float64)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_model
 from utils.augmentation import Mirror, similarity_on_parameters
 from utils.cli import run_script
-from utils.files import read_npz, write_npz
+from utils.files import read_npz, require_files, write_npz
 from utils.fitting import fit_landmarks, whitening
 from utils.morphable_model import MorphableModel
 from utils.preprocessing import CROP_SIZE
@@ -91,9 +91,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/starter"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    labels = {split: args.photos / f"faces_{split}_labels.npz" for split in ("train", "val")}
+    what = "--photos is the folder of the photos' labels"
+    require_files((path, what) for path in labels.values())
     face_model, _ = load_model(args.model)
     for split, name in (("train", "fits.npz"), ("val", "fits_val.npz")):
-        fits = fit_file(face_model, args.photos / f"faces_{split}_labels.npz")
+        fits = fit_file(face_model, labels[split])
         percent = np.percentile(fits["fit_error"] * 100, [50, 90, 99, 100]).round(4).tolist()
         print(f"{split}: fit error in % of the box: mean {fits['fit_error'].mean() * 100:.4f},")
         print(f"    median, 90th and 99th percentile, largest: {percent}")

@@ -16,7 +16,7 @@ from starter_kit.fit_labels import LABEL_SIDE, label_landmarks
 from starter_kit.landmark_statistics import load_model
 from utils.cli import run_script
 from utils.datasets import write_packed
-from utils.files import read_npz, read_zipped_image
+from utils.files import read_npz, read_zipped_image, require_files
 
 MAX_SPREAD = 0.035  # labels on which the labelling model disagreed with itself are left out
 
@@ -35,12 +35,22 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    labels = read_npz(options.photos / f"faces_{options.split}_labels.npz")
-    fits = read_npz(options.fits)
+    labels_file = options.photos / f"faces_{options.split}_labels.npz"
+    require_files(
+        [
+            (labels_file, "--photos is the folder of the photo zips and their labels"),
+            (options.fits, "--fits is written by starter_kit.fit_labels"),
+        ]
+    )
+    labels, fits = read_npz(labels_file), read_npz(options.fits)
     if not np.array_equal(labels["name"], fits["name"]):
         raise SystemExit(f"{options.fits}: fits of other photos than {options.photos}")
+    is_train = options.split == "train"
+    ends = [f"_{shard}" for shard in labels["shard"]] if is_train else [""] * len(labels["name"])
+    zips = {end: options.photos / f"faces_{options.split}{end}.zip" for end in sorted(set(ends))}
+    require_files((path, "--photos is the folder of the photo zips") for path in zips.values())
     chosen = np.ones(len(labels["name"]), dtype=bool)
-    if options.split == "train":
+    if is_train:
         chosen = labels["spread"].astype(np.float32) <= MAX_SPREAD
     chosen = np.flatnonzero(chosen)
     landmarks = label_landmarks(labels, options.human_weight)[chosen]
@@ -52,13 +62,9 @@ def main() -> None:
     landmarks[:, 2] -= (landmarks[:, 2].mean(1) - depth)[:, None]
 
     def pictures():
-        shards = {}
+        archives = {end: zipfile.ZipFile(path) for end, path in zips.items()}
         for index in tqdm(chosen, desc=f"packing {options.split}"):
-            shard = f"_{labels['shard'][index]}" if options.split == "train" else ""
-            if shard not in shards:
-                path = options.photos / f"faces_{options.split}{shard}.zip"
-                shards[shard] = zipfile.ZipFile(path)
-            yield read_zipped_image(shards[shard], str(labels["name"][index]))
+            yield read_zipped_image(archives[ends[index]], str(labels["name"][index]))
 
     write_packed(
         options.out,

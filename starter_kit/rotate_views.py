@@ -34,7 +34,7 @@ import Sim3DR
 from utils import assets
 from utils.cli import run_script
 from utils.datasets import write_packed
-from utils.files import read_npz
+from utils.files import read_npz, require_files
 from utils.geometry import decompose_camera
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.texture import boundary_loops, fill_smoothly, smooth_step
@@ -353,14 +353,21 @@ def read_options() -> argparse.Namespace:
 
 def make_views(options: argparse.Namespace) -> None:
     """Chooses, turns and writes the views."""
+    labels, packed = options.photos / "faces_train_labels.npz", options.packed / "labels.npz"
+    require_files(
+        [
+            (labels, "--photos is the folder of the photos' labels"),
+            (packed, "--packed is written by starter_kit.pack_photos"),
+        ]
+    )
     face_model = load_morphable_model(assets.FACE_MODELS[1])
     head = build_head(face_model)
     images = np.load(options.packed / "images.npy", mmap_mode="r", allow_pickle=False)
-    photos = read_npz(options.packed / "labels.npz")
+    photos = read_npz(packed)
     if "source" in photos:
         raise SystemExit(f"{options.packed}: holds turned views already; give the set of photos")
     side, names = images.shape[1], photos["names"]
-    agreement = read_npz(options.photos / "faces_train_labels.npz")
+    agreement = read_npz(labels)
     spread = dict(zip(agreement["name"].tolist(), agreement["spread"].tolist(), strict=True))
     spread = np.array([spread[name] for name in names.tolist()])
 

@@ -49,6 +49,7 @@ from starter_kit.detector_losses import Hints, distillation_loss, multibox_loss
 from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
 from utils.checkpoint import mixed_state, write_checkpoint
 from utils.cli import run_script
+from utils.files import require_files
 
 ROOT = Path(__file__).resolve().parents[1]
 HINT = 2.0  # weight of the distance of the feature maps
@@ -224,9 +225,7 @@ def check_files(args: argparse.Namespace) -> None:
             needed.append((args.out / "last.pth", "nothing to go on from: leave out --resume"))
     if args.init:
         needed.append((args.init, "--init is the weights to begin with"))
-    for path, what in needed:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: not there; {what}")
+    require_files(needed)
     if args.unlabelled:
         if not args.unlabelled.is_dir():
             raise FileNotFoundError(

@@ -8,7 +8,7 @@ import struct
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -168,6 +168,20 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: expected one .npy array, found an archive")
     return array
+
+
+def require_files(needed: Iterable[tuple[Path, str]]) -> None:
+    """Before minutes are spent: every file that a command is to read is there.
+
+    Args:
+        needed: each file, and what the option that leads to it is to be.
+
+    Raises:
+        FileNotFoundError: one is not; says which, and what was expected.
+    """
+    for path, what in needed:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not there; {what}")
 
 
 def read_npz(path: str | os.PathLike, limit: int = 4 * 2**30) -> dict[str, np.ndarray]:
