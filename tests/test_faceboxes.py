@@ -19,6 +19,7 @@ from FaceBoxes.network import FaceBoxesNet, TorchEngine, load_weights
 from FaceBoxes.nms import nms, soft_nms
 from starter_kit.detector_losses import targets
 from starter_kit.detector_pictures import paste
+from tools import evaluate_detector
 from tools.evaluate_detector import copies, judge, read_pictures
 
 # ------------------------------------------------------------------------------ slow, plain twins
@@ -442,11 +443,7 @@ def test_evaluation_on_copies_mirrors_resizes_and_labels_anew():
 
 def test_pictures_and_boxes_are_read_and_what_is_wrong_is_named(tmp_path):
     data = tmp_path / "val"
-    with pytest.raises(FileNotFoundError, match=r"val\.json: no such file.*PREFIX\.zip"):
-        read_pictures(data)
     data.with_suffix(".json").write_text('{"a.png": [[1, 2, 3, 4, 0.9]], "b.png": []}')
-    with pytest.raises(FileNotFoundError, match=r"val\.zip: no such file"):
-        read_pictures(data)
     image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     content = cv2.imencode(".png", image)[1].tobytes()
     for second, message in ((content, None), (b"no picture", r"val\.zip: b\.png is no picture")):
@@ -461,3 +458,24 @@ def test_pictures_and_boxes_are_read_and_what_is_wrong_is_named(tmp_path):
     assert np.array_equal(pictures["a.png"][0], image)
     assert pictures["a.png"][1].tolist() == [pytest.approx([1, 2, 3, 4, 0.9])]
     assert pictures["b.png"][1].shape == (0, 5)
+
+
+def test_evaluation_names_a_missing_file_before_the_work(tmp_path, monkeypatch):
+    photos = tmp_path / "a.b"  # a dot in a PREFIX is no ending
+    data, faces, named = str(photos), str(photos) + "_faces", "not there; --{} PREFIX stands for"
+    needs_data, needs_faces = named.format("data"), named.format("faces")
+    no_labels = ["--data", data, "--write-labels", str(tmp_path / "labels.json")]
+    both = ["--data", data, "--faces", faces]
+    for arguments, written, message in (
+        (["--data", data], "", rf"a\.b\.zip: {needs_data}"),
+        (no_labels, "", rf"a\.b\.zip: {needs_data}"),
+        (["--data", data], "a.b.zip", rf"a\.b\.json: {needs_data}"),
+        (both, "a.b.json", rf"a\.b_faces\.zip: {needs_faces}"),
+        (both, "a.b_faces.zip", rf"a\.b_faces_labels\.npz: {needs_faces}"),
+    ):
+        if written:
+            (tmp_path / written).touch()
+        monkeypatch.setattr(sys, "argv", ["evaluate_detector", "no.pth", *arguments])
+        with pytest.raises(FileNotFoundError, match=message):
+            evaluate_detector.main()
+    assert not (tmp_path / "labels.json").exists()

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from FaceBoxes import FaceBoxes
 from utils.cli import run_script, script_parser
-from utils.files import atomic_write, read_zipped_image
+from utils.files import atomic_write, read_npz, read_zipped_image, require_files
 
 OVERLAP = 0.5  # intersection over union from which a detection is on a face
 LEVELS = (0.9, 0.95, 0.98, 0.99)  # precisions at which recall is told
@@ -92,9 +92,9 @@ def read_pictures(
     data: Path, labeller: FaceBoxes | None = None
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """File name to picture and labels (m, 5); a labeller adds its boxes that score below 0.5."""
-    labels = json.loads(_part(data, ".json", "the boxes of its pictures").read_text())
+    labels = json.loads(beside(data, ".json").read_text())
     pictures = {}
-    with zipfile.ZipFile(_part(data, ".zip", "pictures")) as file:
+    with zipfile.ZipFile(beside(data, ".zip")) as file:
         for name, rows in labels.items():
             image = read_zipped_image(file, name)
             boxes = np.array(rows, dtype=np.float32).reshape(-1, 5)
@@ -105,15 +105,9 @@ def read_pictures(
     return pictures
 
 
-def _part(data: Path, suffix: str, what: str) -> Path:
-    """A file that belongs to ``--data``, whose name has no suffix."""
-    path = data.with_suffix(suffix)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; it should hold {what} (--data PREFIX stands for PREFIX.zip "
-            "and PREFIX.json)"
-        )
-    return path
+def beside(prefix: Path, ending: str) -> Path:
+    """A file of ``--data`` or ``--faces``, which are names without their ending."""
+    return prefix.with_name(prefix.name + ending)
 
 
 def copies(
@@ -131,7 +125,7 @@ def copies(
 
 def write_labels(detector: FaceBoxes, data: Path, path: Path) -> None:
     """All boxes of a detector on a zip of pictures, as the json beside such a zip holds them."""
-    with zipfile.ZipFile(_part(data, ".zip", "pictures")) as file:
+    with zipfile.ZipFile(beside(data, ".zip")) as file:
         labels = {
             name: np.round(detector(read_zipped_image(file, name)).astype(float), 4).tolist()
             for name in tqdm(sorted(file.namelist()), leave=False)
@@ -162,12 +156,12 @@ def faces_found(detectors: list[FaceBoxes], faces: Path) -> dict[str, list[str]]
     A box is on the face when it holds the landmarks' mean and covers their box by an
     intersection over union of 0.4 (the detector's boxes include the forehead).
     """
-    labels = np.load(faces.with_name(faces.name + "_labels.npz"), allow_pickle=False)
+    labels = read_npz(beside(faces, "_labels.npz"))
     landmarks = labels["landmarks"][:, :2].astype(np.float32) / 32
     low, high = landmarks.min(axis=2), landmarks.max(axis=2)
     centre, boxes = landmarks.mean(axis=2), np.concatenate([low, high], axis=1)
     hits = np.zeros((len(detectors), len(boxes)), bool)
-    with zipfile.ZipFile(faces.with_suffix(".zip")) as file:
+    with zipfile.ZipFile(beside(faces, ".zip")) as file:
         for i, name in enumerate(tqdm(labels["name"], leave=False)):
             image = read_zipped_image(file, name)
             for k, detector in enumerate(detectors):
@@ -213,6 +207,15 @@ def main() -> None:
         parser.error("--copies needs --data and --unsure-from, whose boxes are their labels")
     if args.copies and not all(0.1 <= scale <= 10 for scale in args.copies):
         parser.error("--copies takes factors of 0.1 to 10")
+    needed = []
+    if args.data:
+        what = "--data PREFIX stands for PREFIX.zip and PREFIX.json"
+        endings = [".zip"] if args.write_labels else [".zip", ".json"]
+        needed += [(beside(args.data, ending), what) for ending in endings]
+    if args.faces:
+        what = "--faces PREFIX stands for PREFIX.zip and PREFIX_labels.npz"
+        needed += [(beside(args.faces, ending), what) for ending in (".zip", "_labels.npz")]
+    require_files(needed)
     detectors = [FaceBoxes(path, args.device, score_threshold=0.05) for path in args.weights]
     if args.write_labels:
         write_labels(detectors[0], args.data, args.write_labels)
