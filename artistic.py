@@ -44,7 +44,7 @@ UV_DIR/X_fake_B.png. --texture photo needs no other file.
 
 written for each photo NAME that has a face; further faces are NAME_1, NAME_2, ...:
   OUT/obj/NAME.obj                 --texture uv: as published, v x y z r g b
-                                   --texture photo: also NAME.mtl and NAME.png, for Blender
+                                   --texture photo: also NAME.mtl, NAME_texture.png, for Blender
   OUT/glb/NAME.glb, ply/NAME.ply   with --format
   OUT/html/NAME.html               with --format: a page that shows it turning, offline too
   OUT/confidence/NAME.png          --texture photo: white where the photo saw the face well, grey
@@ -60,7 +60,7 @@ the face model's mean expression: the bundled one's lips stand a little apart.
 --frame model (default): x right, y up, z to the viewer, metres, turned as in the photo.
 --frame image: pixels of the photo, y down, z to the viewer.
 
-exit code: 0 all done, 1 some photos failed, 2 wrong usage
+exit code: 0 all done, 1 some photos failed, 2 wrong usage, 130 stopped by Ctrl-C
 """
 
 
@@ -181,7 +181,10 @@ def main(arguments: list[str] | None = None) -> int:
             overlay = render_mesh_overlay(image, vertices, faces[0].triangles)
             write_image(options.out / "rendering_overlay" / f"{name}.jpg", overlay)
 
-    return run_on_photos(options, find_faces, save)
+    def result_of(name: str) -> Path:
+        return options.out / options.format[0] / f"{name}.{options.format[0]}"
+
+    return run_on_photos(options, find_faces, save, result_of)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Finds the faces of photos and draws their 3D landmarks, mesh and pose.
 
 python singleImage.py -f photo.jpg
-python singleImage.py -f folder_of_photos -o out --save npz,json
+python singleImage.py -f photo.jpg another.jpg folder_of_photos -o out --save npz,json
 python singleImage.py -f photo.jpg --draw mesh,landmarks,pose
 python singleImage.py -f photo.jpg --save glb,html,uv,depth,pncc
 """
@@ -41,7 +41,8 @@ of a folder, also:
 with --save, also:
   OUT/numbers/NAME.npz, .json      boxes, parameters, landmarks, vertices (npz), pose; also of
                                    photos without a face
-  OUT/obj/NAME.obj                 the face with the photo's texture (and NAME.mtl, NAME.png)
+  OUT/obj/NAME.obj                 the face with the photo's texture (and
+                                   NAME.mtl, NAME_texture.png)
   OUT/glb/NAME.glb                 the same in one file
   OUT/ply/NAME.ply                 with colours at the vertices instead
   OUT/html/NAME.html               a page that shows it turning, in any browser, offline
@@ -56,7 +57,7 @@ with --save, also:
 obj, glb, ply, html and uv have one file a face: NAME, NAME_1, NAME_2, ... in order of score.
 Meshes: x right, y up, z to the viewer, metres, turned as in the photo.
 
-exit code: 0 all done, 1 some photos failed, 2 wrong usage
+exit code: 0 all done, 1 some photos failed, 2 wrong usage, 130 stopped by Ctrl-C
 """
 
 
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     sheets = results.ContactSheets(options.out) if len(options.photos) > 1 else None
 
     def save(name: str, path: Path, image: np.ndarray, faces: list[Face]) -> np.ndarray | None:
-        results.save_numbers(options.out, name, path, faces, options.save)
+        results.save_numbers(options.out, name, path, faces, options.save, model.face_model)
         if not faces:
             return None
         own = results.face_names(name, len(faces), photo_names)
@@ -96,12 +97,15 @@ def main(arguments: list[str] | None = None) -> int:
         results.save_textured(options.out, own, *fitted)
         return sheets.cell(picture) if sheets else None
 
+    def result_of(name: str) -> Path:
+        return results.picture_path(options.out, name, options.draw)
+
     if not sheets:
-        return run_on_photos(options, model, save)
+        return run_on_photos(options, model, save, result_of)
     failed = []
 
     def kept(name: str) -> np.ndarray | None:
-        picture = results.picture_path(options.out, name, options.draw)
+        picture = result_of(name)
         return sheets.cell(read_image(picture)) if picture.exists() else None
 
     def tried(step: Callable[..., None], *arguments: object) -> None:
@@ -111,9 +115,12 @@ def main(arguments: list[str] | None = None) -> int:
             failed.append(error)
             say(f"failed: {error}", file=sys.stderr)
 
-    code = run_on_photos(options, model, save, lambda *photo: tried(sheets.add, *photo), kept)
+    def saved(name: str, cell: np.ndarray | None) -> None:
+        tried(sheets.add, name, cell)
+
+    code = run_on_photos(options, model, save, result_of, saved, kept)
     tried(sheets.write)
-    return 1 if failed else code
+    return code or (1 if failed else 0)
 
 
 if __name__ == "__main__":

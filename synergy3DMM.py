@@ -15,12 +15,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from itertools import repeat, starmap
 from typing import overload
 
 import numpy as np
 
-from FaceBoxes import FaceBoxes
+from FaceBoxes import DETECT_SIZE, FaceBoxes
 from utils import assets
 from utils.files import read_image
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
@@ -51,6 +51,9 @@ class SynergyNet:
             installed, can be used with the weights, and the device is the CPU; else torch.
         threads: how many the onnx engine uses for one call; None: ``OMP_NUM_THREADS``, or the
             cores at hand. Those who call from many threads at once want 1.
+        detect_size: for the detector, photos are shrunk to this width in pixels, or two thirds of
+            it in height (as published: 1080 by 720). Where faces are small in large photos, more
+            finds them, in time that grows with the square.
 
     Attributes:
         files: paths of the weights, face model and detector weights in use.
@@ -70,10 +73,17 @@ class SynergyNet:
         score_threshold: float = 0.5,
         engine: str = "auto",
         threads: int | None = None,
+        detect_size: int = DETECT_SIZE,
     ) -> None:
-        weights = weights or assets.find_weights()
-        face_model = face_model or assets.find_face_model()
-        detector_weights = detector_weights or assets.find_detector_weights()
+        # an empty path, as of a variable that is not set, is a mistake and not the default
+        weights = assets.find_weights() if weights is None else weights
+        face_model = assets.find_face_model() if face_model is None else face_model
+        if detector_weights is None:
+            detector_weights = assets.find_detector_weights()
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        if not detect_size >= 1:
+            raise ValueError(f"detect_size must be at least 1 pixel, got {detect_size}")
         self.engine, self.device = choose_engine(engine, device)
 
         def open_detector() -> FaceBoxes:
@@ -81,6 +91,8 @@ class SynergyNet:
                 detector_weights,
                 self.device,
                 score_threshold=score_threshold,
+                max_width=detect_size,
+                max_height=detect_size * 2 / 3,
                 engine=self.engine,
                 threads=threads,
             )
@@ -142,11 +154,12 @@ class SynergyNet:
 
         Returns:
             A list of ``Face``, best score first; for a list or tuple, a list of such lists; for
-            another iterable, an iterator over them.
+            another iterable, an iterator over them, whose next item comes after an error too.
 
         Raises:
             FileNotFoundError, ValueError: a file that is missing or no image, an array that is no
-                picture, boxes that cannot be cropped or are not one for each picture.
+                picture, boxes that cannot be cropped, lie outside their picture or are not one
+                for each picture.
         """
         if isinstance(images, (np.ndarray, str, os.PathLike)):
             return self.pipeline([_picture(images)], None if boxes is None else [boxes], dense)[0]
@@ -162,8 +175,11 @@ class SynergyNet:
         self, images: Iterable[Image], boxes: Iterable[Boxes | None] | None, dense: bool
     ) -> Iterator[list[Face]]:
         pairs = zip(images, repeat(None)) if boxes is None else zip(images, boxes, strict=True)
-        for image, own in pairs:
-            yield self.pipeline([_picture(image)], [own], dense)[0]
+
+        def faces_of(image: Image, own: Boxes | None) -> list[Face]:
+            return self.pipeline([_picture(image)], [own], dense)[0]
+
+        return starmap(faces_of, pairs)  # goes on after an error, which a generator does not
 
     def get_all_outputs(
         self, image: np.ndarray

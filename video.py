@@ -79,7 +79,7 @@ def settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(str(error))
         if not is_camera and options.video.exists() and options.video.samefile(options.files):
             parser.error(f"{options.video}: is the video to read; give another name with -o")
-    for path in [options.video, *(options.numbers.with_suffix(f".{f}") for f in options.save)]:
+    for path in [options.video, *(video_numbers.file_of(options.numbers, f) for f in options.save)]:
         if path and path.is_dir():
             parser.error(f"{path}: is a folder; give a file to write with -o")
 

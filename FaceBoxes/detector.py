@@ -12,6 +12,9 @@ from FaceBoxes.nms import nms
 
 MEAN_BGR = np.array([104, 117, 123], dtype=np.float32)
 
+CANDIDATE_THRESHOLD = 0.05
+DETECT_SIZE = 1080  # width, and two thirds of it height, that larger photos are shrunk to
+
 # (B, 3, H, W) float32 -> offsets (B, A, 4) and probabilities (B, A, 2), both float32
 Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -33,7 +36,8 @@ class FaceBoxes:
         weights: checkpoint of the network (published file, or our starter weights).
         device: torch device the network runs on, with the torch engine.
         score_threshold: boxes must score above this to be returned.
-        candidate_threshold: boxes must score above this to take part in the suppression.
+        candidate_threshold: boxes must score above this to take part in the suppression; None:
+            0.05, or ``score_threshold`` where that is lower.
         nms_threshold: intersection over union from which the weaker of two boxes is dropped.
         top_k: number of candidates that enter the suppression, best first.
         keep_top_k: number of boxes that leave it.
@@ -54,16 +58,18 @@ class FaceBoxes:
         device: str = "cpu",
         *,
         score_threshold: float = 0.5,
-        candidate_threshold: float = 0.05,
+        candidate_threshold: float | None = None,
         nms_threshold: float = 0.3,
         top_k: int = 5000,
         keep_top_k: int = 750,
-        max_height: float = 720,
-        max_width: float = 1080,
+        max_height: float = DETECT_SIZE * 2 / 3,
+        max_width: float = DETECT_SIZE,
         batch_size: int = 8,
         engine: Engine | str = "torch",
         threads: int | None = None,
     ) -> None:
+        if candidate_threshold is None:
+            candidate_threshold = min(CANDIDATE_THRESHOLD, score_threshold)
         for name, value, lowest, highest in (
             ("score_threshold", score_threshold, 0, 1),
             ("candidate_threshold", candidate_threshold, 0, 1),

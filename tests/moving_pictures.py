@@ -1,5 +1,6 @@
 """Made-up videos: the astronaut's portrait, moved around on grey, with noise."""
 
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -43,6 +44,35 @@ def write_film(path: Path, frames: Sequence[np.ndarray], fps: float = 25) -> Pat
         writer.write(frame)
     writer.release()
     return path
+
+
+def pause_film(path: Path, frame: int, seconds: float) -> None:
+    """Makes a frame of an MP4 of ``write_film`` last longer, by its table of times (ISO 14496-12).
+
+    As screen recordings are: frames only where something changes.
+    """
+    data = bytearray(path.read_bytes())
+
+    def number(at: int) -> int:
+        return struct.unpack_from(">I", data, at)[0]
+
+    at = data.find(b"stts") - 4
+    entries, frames, ticks = struct.unpack_from(">III", data, at + 12)
+    assert entries == 1
+    unit = number(data.find(b"mdhd") + 16)  # ticks a second
+    more, milliseconds = round(seconds * unit), round(1000 * seconds)
+    for name, offset, longer in (
+        (b"mdhd", 20, more), (b"mvhd", 20, milliseconds), (b"tkhd", 24, milliseconds),
+        (b"elst", 12, milliseconds),
+    ):  # fmt: skip
+        place = data.find(name) + offset
+        struct.pack_into(">I", data, place, number(place) + longer)
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):  # boxes that hold the table
+        place = data.rfind(name, 0, at) - 4
+        struct.pack_into(">I", data, place, number(place) + 16)
+    rows = (frame, ticks, 1, ticks + more, frames - frame - 1, ticks)
+    table = struct.pack(">I4s4xI6I", 40, b"stts", 3, *rows)
+    path.write_bytes(data[:at] + table + data[at + number(at) :])
 
 
 def read_film(path: Path) -> list[np.ndarray]:

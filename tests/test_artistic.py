@@ -134,7 +134,7 @@ def test_photo_texture_in_every_format(run, face_model):
         for place, suffix in (
             (f"obj/{name}", ".obj"),
             (f"obj/{name}", ".mtl"),
-            (f"obj/{name}", ".png"),
+            (f"obj/{name}", "_texture.png"),
             (f"glb/{name}", ".glb"),
             (f"ply/{name}", ".ply"),
             (f"confidence/{name}", ".png"),

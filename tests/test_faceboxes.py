@@ -259,6 +259,18 @@ def test_thresholds():
     )
 
 
+def test_a_threshold_below_that_of_the_candidates_lowers_it():
+    certain = engine_that_sees([(0.1, 0.1, 0.2, 0.2), (0.5, 0.5, 0.6, 0.6)])
+
+    def doubtful(batch):
+        offsets, scores = certain(batch)
+        return offsets, scores / 30  # 0.03, 0.0267
+
+    image = np.zeros((64, 64, 3), np.uint8)
+    for threshold, count in ((0.05, 0), (0.028, 1), (0.01, 2)):
+        assert len(FaceBoxes(engine=doubtful, score_threshold=threshold)(image)) == count
+
+
 def test_options_out_of_range_are_named():
     for options in ({"nms_threshold": 0}, {"score_threshold": 2}, {"top_k": 0}, {"max_width": 0}):
         with pytest.raises(ValueError, match=next(iter(options))):

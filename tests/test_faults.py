@@ -125,7 +125,8 @@ def test_a_folder_goes_on_where_it_was_stopped(run_folder, tmp_path):
     write_photos(tmp_path / "photos", [80])
     assert run_folder("--resume")[0] == [80]
     assert run_folder("--resume", "--draw", "pose")[0] == [60, 70, 80]
-    assert run_folder("--resume")[0] == []  # of either settings
+    assert run_folder("--resume", "--draw", "pose")[0] == []
+    assert run_folder("--resume")[0] == [60, 70, 80]  # other settings' numbers lay there
     weights = tmp_path / "weights.pth"
     for expected in ([60, 70, 80], [], [60, 70, 80]):
         if expected:
@@ -133,10 +134,39 @@ def test_a_folder_goes_on_where_it_was_stopped(run_folder, tmp_path):
             os.utime(weights, ns=(0, len(listed.read_text())))
         assert run_folder("--resume", "-w", str(weights))[0] == expected
     (tmp_path / "photos" / "70.jpg").write_bytes((tmp_path / "photos" / "80.png").read_bytes())
-    assert run_folder("--resume")[0] == [70, 80]  # now 70.png's results are called so
+    assert run_folder("--resume")[0] == [60, 70, 80, 80]
+    assert run_folder("--resume")[0] == []
+    for name in ("70.jpg", "70.png"):  # results of that name, that is
+        lines = listed.read_text().splitlines()
+        assert any(json.loads(line)[0] == name for line in lines)
     (tmp_path / "photos" / "70.jpg").unlink()
     assert run_folder()[0] == [60, 70, 80]
-    assert len(listed.read_text().splitlines()) == 3
+    assert run_folder("--resume")[0] == []
+    lines = listed.read_text().splitlines()
+    assert sorted(json.loads(line)[0] for line in lines) == ["60", "70", "70.jpg", "70.png", "80"]
+
+
+def test_another_folder_takes_over_only_the_names_that_it_writes(run_folder, tmp_path):
+    run_folder()
+    write_photos(tmp_path / "other", [70, 90])
+    other = ("-f", str(tmp_path / "other"))
+    assert run_folder(*other)[0] == [70, 90]
+    assert run_folder("--resume")[0] == [70]  # its numbers were the other folder's
+    assert run_folder("--resume", *other)[0] == [70]
+    assert run_folder("--resume", *other)[0] == []
+
+
+def test_a_result_that_is_gone_is_made_again(tmp_path, call):
+    write_photos(tmp_path / "photos", [150, 160])
+    common = ["-f", tmp_path / "photos", "-o", tmp_path / "out", "--draw", "box"]
+    code, output = call(singleImage.main, *common)
+    assert code == 0 and "2 photos with faces written" in output
+    gone = tmp_path / "out" / "drawn" / "160.jpg"
+    gone.unlink()
+    for before, made in ((1, 1), (2, 0)):
+        code, output = call(singleImage.main, *common, "--resume")
+        assert code == 0 and gone.exists()
+        assert f"{made} photo" in output and f"{before} photo" in output
 
 
 def test_photos_that_failed_are_tried_again(run_folder, tmp_path, monkeypatch):
@@ -311,8 +341,8 @@ def test_a_crop_that_does_not_fit_ends_with_a_message(tmp_path, capsys):
     assert network.sizes == [4, 2, 1]
     # of a folder, it fails the photo
     write_photos(tmp_path, [60])
-    options = singleImage.parse_options(["-f", str(tmp_path), "-o", str(tmp_path)])
-    code = run_on_photos(options, lambda image: regressor(CROPS), lambda *photo: None)
+    options = singleImage.parse_options(["-f", str(tmp_path), "-o", str(tmp_path / "out")])
+    code = run_on_photos(options, lambda image: regressor(CROPS), lambda *photo: None, Path)
     assert code == 1
     assert "60.png: cpu: out of memory with a single crop" in capsys.readouterr().err
 

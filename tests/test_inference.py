@@ -79,7 +79,11 @@ def pipeline(face_model) -> FacePipeline:
 
 def assert_same_face(a: Face, b: Face, tolerance: float = 0.0) -> None:
     assert (a.vertices is None) == (b.vertices is None)
-    names = {*results.ARRAYS, "triangles"} - ({"vertices"} if a.vertices is None else set())
+    names = [
+        *results.FACE_ROW.names,
+        "triangles",
+        *(["vertices"] if a.vertices is not None else []),
+    ]
     for name in names:
         np.testing.assert_allclose(
             getattr(a, name), getattr(b, name), rtol=0, atol=tolerance, err_msg=name
@@ -409,13 +413,46 @@ def test_weights_of_another_face_model_are_refused(face_model, tmp_path):
         SynergyNet(tmp_path / "w.pth", tmp_path / "other.npz", tmp_path / "detector.pth", "cpu")
 
 
+def test_a_stream_goes_on_after_a_bad_picture(api, tmp_path):
+    found = api(iter([PHOTOS[0], tmp_path / "missing.jpg", PHOTOS[3]]), dense=False)
+    assert len(next(found)) == 2
+    with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
+        next(found)
+    assert len(next(found)) == 3
+    with pytest.raises(StopIteration):
+        next(found)
+
+
+@pytest.mark.parametrize("box", [[900, 10, 990, 90], [10, 900, 90, 990], [-90, 5, -10, 80]])
+def test_boxes_outside_the_picture_are_refused(pipeline, box):
+    height, width = PHOTOS[0].shape[:2]
+    with pytest.raises(ValueError, match=f"outside the picture of {width}x{height} pixels"):
+        pipeline([PHOTOS[0]], [[[10, 10, 50, 50], box]])
+    assert len(pipeline([PHOTOS[0]], [[[-30, -30, 40, 40]]])[0]) == 1  # partly outside is fine
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": ""}, "no weights there"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"detect_size": 0}, "detect_size must be at least 1 pixel, got 0"),
+        ({"score_threshold": 2}, "score_threshold must lie in"),
+    ],
+)
+def test_wrong_options_of_the_model_are_refused(options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        SynergyNet(**{"device": "cpu", **options})
+
+
 # -------------------------------------------------------------------------------------- the results
 
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_numbers_round_trip(pipeline, tmp_path, dense):
     (faces,) = pipeline([PHOTOS[3]], dense=dense)
-    results.save_numbers(tmp_path, "Zoë", tmp_path / "Zoë.jpg", faces, ("npz", "json"))
+    photo = tmp_path / "Zoë.jpg"
+    results.save_numbers(tmp_path, "Zoë", photo, faces, ("npz", "json"), pipeline.face_model)
     with np.load(tmp_path / "numbers" / "Zoë.npz", allow_pickle=False) as file:
         stored = {name: file[name] for name in file.files}
     assert ("vertices" in stored) == dense
@@ -429,7 +466,7 @@ def test_numbers_round_trip(pipeline, tmp_path, dense):
     assert content["photo"] == str(tmp_path / "Zoë.jpg")
     assert len(content["faces"]) == 3
     for record, face in zip(content["faces"], faces, strict=True):
-        assert set(record) == set(results.ARRAYS) - {"vertices"}
+        assert set(record) == set(results.FACE_ROW.names)
         for name, value in record.items():
             exact = name in ("scale", "parameters")
             np.testing.assert_allclose(
@@ -438,12 +475,18 @@ def test_numbers_round_trip(pipeline, tmp_path, dense):
 
 
 def test_numbers_of_a_photo_without_faces_and_of_given_boxes(pipeline, tmp_path):
-    results.save_numbers(tmp_path, "none", tmp_path / "none.jpg", [], ("npz", "json"))
+    face_model, formats = pipeline.face_model, ("npz", "json")
+    results.save_numbers(tmp_path, "none", tmp_path / "none.jpg", [], formats, face_model)
     assert json.loads((tmp_path / "numbers" / "none.json").read_text())["faces"] == []
     with np.load(tmp_path / "numbers" / "none.npz", allow_pickle=False) as file:
-        assert len(file["landmarks"]) == len(file["triangles"]) == 0
+        none = {name: file[name] for name in file.files}
     (faces,) = pipeline([PHOTOS[0]], [[[10, 10, 50, 50]]])
-    results.save_numbers(tmp_path, "own", tmp_path / "own.jpg", faces, ("json",))
+    results.save_numbers(tmp_path, "own", tmp_path / "own.jpg", faces, formats, face_model)
+    with np.load(tmp_path / "numbers" / "own.npz", allow_pickle=False) as file:
+        assert file.files == list(none)
+        for name in set(none) - {"triangles"}:  # as those who put many files together count on
+            assert len(np.concatenate([none[name], file[name]])) == 1
+        np.testing.assert_array_equal(none["triangles"], file["triangles"])
     record = json.loads((tmp_path / "numbers" / "own.json").read_text())["faces"][0]
     assert record["score"] is None  # JSON knows no NaN
 
@@ -466,8 +509,11 @@ def test_a_face_saves_itself_by_suffix(two_faces, tmp_path):
         files = face.save(tmp_path / name, image)
         assert files == [tmp_path / name] and files[0].stat().st_size > 100
     assert {p.name for p in face.save(str(tmp_path / "b.obj"))} == {"b.obj"}  # no photo, no texture
+    write_image(tmp_path / "c.png", image)
+    before = (tmp_path / "c.png").read_bytes()
     textured = face.save(tmp_path / "c.obj", image)
-    assert {p.suffix for p in textured} == {".obj", ".mtl", ".png"}
+    assert {p.name for p in textured} == {"c.obj", "c.mtl", "c_texture.png"}
+    assert (tmp_path / "c.png").read_bytes() == before  # the photo, as likely as not
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         np.testing.assert_array_equal(file["landmarks"], [face.landmarks])
     (record,) = json.loads((tmp_path / "a.json").read_text())["faces"]
@@ -497,12 +543,13 @@ def test_a_face_draws_itself(two_faces, pipeline):
     np.testing.assert_array_equal(sparse.draw(image, ["box"]), two_faces[0].draw(image, ["box"]))
     with pytest.raises(ValueError, match="mesh needs the dense mesh"):
         sparse.draw(image)
+    np.testing.assert_array_equal(sparse.draw(image, "pose"), sparse.draw(image, ["pose"]))
     with pytest.raises(ValueError, match="cannot draw"):
         sparse.draw(image, ["moustache"])
 
 
 def names(folder) -> dict[str, str]:
-    return {path.name: name for name, path in results.find_photos(folder)}
+    return {path.name: name for name, path in results.find_photos([folder])}
 
 
 def test_photo_names(tmp_path):
@@ -510,8 +557,36 @@ def test_photo_names(tmp_path):
         (tmp_path / name).touch()
     assert names(tmp_path) == {"a.png": "a", "b.jpg": "b", "c.JPEG": "c", "d.e.tiff": "d.e"}
     assert list(names(tmp_path)) == ["a.png", "b.jpg", "c.JPEG", "d.e.tiff"]
-    assert [p.name for _, p in results.find_photos(tmp_path, png_only=True)] == ["a.png"]
-    assert results.find_photos(tmp_path / "notes.txt") == [("notes", tmp_path / "notes.txt")]
+    assert [p.name for _, p in results.find_photos([tmp_path], png_only=True)] == ["a.png"]
+    assert results.find_photos([tmp_path / "notes.txt"]) == [("notes", tmp_path / "notes.txt")]
+
+
+def test_photos_of_several_places(tmp_path):
+    places = [tmp_path / name for name in ("x", "y", "z/x")]
+    for folder, files in zip(places, ("a.jpg b.jpg", "a.jpg c.jpg", "b.jpg"), strict=True):
+        folder.mkdir(parents=True)
+        for name in files.split():
+            (folder / name).touch()
+    x, y, z = places
+    assert results.find_photos([x, x / "a.jpg", y / "c.jpg"]) == [
+        ("a", x / "a.jpg"), ("b", x / "b.jpg"), ("c", y / "c.jpg"),
+    ]  # fmt: skip
+    assert [n for n, _ in results.find_photos([x, y])] == [
+        "x_a.jpg", "b.jpg", "y_a.jpg", "c.jpg",
+    ]  # fmt: skip
+    same = [name for name, _ in results.find_photos([x, z])]  # folders of one name
+    assert same[0] == "a" and len(set(same)) == 3
+    assert all(name.endswith("x_b.jpg") and "/" not in name for name in same[1:])
+
+
+def test_what_is_left_out_of_a_folder(tmp_path):
+    for name in ("a.jpg", "._a.jpg", "b.HEIC", "notes.txt"):
+        (tmp_path / name).touch()
+    assert list(names(tmp_path)) == ["a.jpg"]
+    assert ".heic files are not read: convert" in results.unread(tmp_path.iterdir())
+    assert results.unread([tmp_path / "a.jpg", tmp_path / "notes.txt"]) == ""
+    with pytest.raises(FileNotFoundError, match=r"no PNG file.*\.heic files are not read"):
+        results.find_photos([tmp_path], png_only=True)
 
 
 @pytest.mark.parametrize(
@@ -536,7 +611,7 @@ def test_photos_that_would_share_a_name_do_not(tmp_path, files):
 def test_no_photos(tmp_path):
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(FileNotFoundError, match=str(path)):
-            results.find_photos(path)
+            results.find_photos([path])
 
 
 def test_summary(pipeline):

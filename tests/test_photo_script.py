@@ -1,13 +1,16 @@
 """What the scripts that go through photos share."""
 
+import subprocess
+import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from utils.files import write_image
-from utils.photo_script import comma_list, run_on_photos
+from utils.photo_script import STOPPED, comma_list, run_on_photos, small_faces_note, would_overwrite
 
 
 def test_comma_list():
@@ -33,11 +36,77 @@ def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
             raise OSError("disk full")
         saved.append((name, int(image[0, 0, 0])))
 
-    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, finished=None)
-    assert run_on_photos(options, lambda image: [], save) == 1
+    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, finished=None, detect_size=1080)
+    assert run_on_photos(options, lambda image: [], save, Path) == 1
     assert sorted(saved) == [("p0", 0), ("p1", 1), ("p3", 3), ("p4", 4), ("p6", 6)]
     out, err = capsys.readouterr()
     lines = [line for line in out.splitlines() if "no face found" in line]
     assert [Path(line.split(":")[0]).stem for line in lines] == ["p0", "p1", "p3", "p4", "p6"]
     assert "p2.png" in err and "p5.png: disk full" in err
     assert "5 photos without a face, 2 photos failed" in out
+
+
+def grey_photos(folder: Path, count: int) -> list[tuple[str, Path]]:
+    photos = [(f"p{i}", folder / f"p{i}.png") for i in range(count)]
+    for i, (_, path) in enumerate(photos):
+        write_image(path, np.full((9, 8, 3), i, np.uint8))
+    return photos
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_ends_a_folder_and_says_how_to_go_on(tmp_path, capsys, jobs):
+    photos = grey_photos(tmp_path, 9)
+
+    def find_faces(image: np.ndarray) -> list:
+        if image[0, 0, 0] == 3:
+            raise KeyboardInterrupt
+        return []
+
+    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, finished=None, detect_size=1080)
+    assert run_on_photos(options, find_faces, lambda *photo: None, Path) == STOPPED
+    out, _ = capsys.readouterr()
+    assert "3 photos without a face, stopped with 6 photos left (--resume goes on)" in out
+
+
+def test_a_reader_that_has_enough_does_not_stop_the_work(tmp_path):
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from utils.cli import say\n"
+        "say('first')\n"
+        "sys.stdin.read()\n"  # until the reader is gone
+        "for i in range(2000):\n"
+        "    say(f'line {i}')\n"
+        f"Path({str(tmp_path / 'done')!r}).touch()\n"
+    )
+    command = [sys.executable, "-c", program]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout.readline() == "first\n"
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 0
+    assert (tmp_path / "done").exists()
+
+
+def test_results_do_not_fall_on_the_photos(tmp_path):
+    out = tmp_path / "out"
+    for photos, with_sheet, expected in (
+        (out, True, True),  # contact_sheet.jpg would be a photo of the next run
+        (out, False, False),
+        (out / "landmarks", False, True),
+        (out / "glb", False, True),
+        (out / "holiday", True, False),
+        (tmp_path / "landmarks", True, False),
+        (out / "landmarks" / "mine", True, False),
+    ):
+        assert would_overwrite(out, photos, with_sheet) == expected, photos
+    (tmp_path / "link").symlink_to(out)
+    assert would_overwrite(tmp_path / "link", out / "uv", False)
+
+
+def test_a_photo_that_is_shrunk_much_says_so():
+    assert small_faces_note((720, 1080, 3), 1080) == small_faces_note((1440, 2160), 1080) == ""
+    assert "24% of its size; --detect-size" in small_faces_note((3000, 4000, 3), 1080)
+    assert small_faces_note((3000, 4000, 3), 4000) == ""

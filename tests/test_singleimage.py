@@ -41,14 +41,14 @@ def test_everything_that_can_be_saved(run, face_model, monkeypatch):
     write_picture(Path("in/a_1.png"), photo())
     code, output = run("-f", "in", "--save", ",".join(singleImage.FORMATS))
     assert code == 0, output
-    for_faces = {"obj": "obj mtl png", "uv": "png", "confidence": "png"}
-    for_faces |= {form: form for form in ("glb", "ply", "html")}
+    for_faces = {"obj": ".obj .mtl _texture.png", "uv": ".png", "confidence": ".png"}
+    for_faces |= {form: f".{form}" for form in ("glb", "ply", "html")}
     assert written() == (
         {f"{folder}/a.jpg" for folder in PUBLISHED}
         | {f"numbers/{name}.{form}" for name in ("a", "a_1") for form in ("npz", "json")}
         | {"depth/a.png", "pncc/a.png", "contact_sheet.jpg"}
         | {
-            f"{folder}/{name}.{suffix}"
+            f"{folder}/{name}{suffix}"
             for name in ("a", "a_1_")  # a_1 is the other photo
             for folder, suffixes in for_faces.items()
             for suffix in suffixes.split()

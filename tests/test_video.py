@@ -11,14 +11,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from moving_pictures import GREY, SIZE, film, read_film, scene, write_film
+from moving_pictures import GREY, SIZE, film, pause_film, read_film, scene, write_film
 
 import video
 from synergy3DMM import SynergyNet
 from utils import video_io, video_script
 from utils.overlays import DRAWINGS, Overlays
 from utils.video_io import VideoReader, VideoWriter
-from utils.video_numbers import ROW, VideoNumbers
+from utils.video_numbers import ROW, VideoNumbers, file_of
 
 TWO = [(20, 30), (200, 40)]
 COUNT = 12
@@ -65,6 +65,9 @@ class Capture:
         self.at += 1
         frame = self.frames[self.at] if self.at < len(self.frames) else None
         return frame is not None, frame
+
+    def grab(self):
+        return False  # nothing to be learnt of the rate
 
     def get(self, key):
         if key == cv2.CAP_PROP_POS_MSEC:
@@ -275,6 +278,35 @@ def test_a_written_video_lasts_as_long_as_it_should(tmp_path, times, expected):
     writer.close()
     assert abs(writer.written - expected) <= 2
     assert len(read_film(tmp_path / "o.avi")) == writer.written
+
+
+def test_a_pause_in_a_file_is_shown_for_as_long_as_it_lasts(tmp_path):
+    frames = [np.full((32, 32, 3), 12 * i + 16, np.uint8) for i in range(20)]
+    path = write_film(tmp_path / "in.mp4", frames)
+    pause_film(path, frame=9, seconds=5)
+    reader = VideoReader(path, print)
+    assert reader.capture.get(cv2.CAP_PROP_FPS) < 5  # what the file claims, on average
+    assert reader.fps == pytest.approx(25) and reader.duration == pytest.approx(5.8, abs=0.1)
+    writer = VideoWriter(tmp_path / "o.avi", reader.size, reader.fps, reader.duration)
+    times = []
+    for seconds, frame in reader:
+        times.append(seconds)
+        writer.write(frame, seconds)
+    reader.close()
+    writer.close()
+    np.testing.assert_allclose(np.diff(times), [0.04] * 9 + [5.04] + [0.04] * 9, atol=2e-3)
+    shown = [frame.mean() for frame in read_film(tmp_path / "o.avi")]
+    assert abs(len(shown) - 5.8 * 25) <= 2
+    np.testing.assert_allclose(shown[:10], 12 * np.arange(10) + 16, atol=5)
+    np.testing.assert_allclose(shown[10:-11], 124, atol=5)  # the one before, while nothing comes
+    np.testing.assert_allclose(shown[-10:], 12 * np.arange(10) + 136, atol=5)
+
+
+def test_numbers_lie_beside_their_video_and_nothing_else_is_taken_for_a_suffix():
+    files = {"o.mp4": "o.npz", "o.AVI": "o.npz", "o.npz": "o.npz", "o.jsonl": "o.npz"}
+    files |= {"run.1": "run.1.npz", "run.2": "run.2.npz", "o": "o.npz"}
+    for name, expected in files.items():
+        assert file_of(Path("a") / name, "npz") == Path("a") / expected
 
 
 # -------------------------------------------------------------------------------------- the end

@@ -24,10 +24,14 @@ def plain(text: str) -> str:
 def say(line: str, file: IO[str] | None = None) -> None:
     """Writes one line to a stream (default: stdout), above the progress bar where one is shown."""
     line, stream = plain(line).replace("\n", "\\n"), file or sys.stdout
-    if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(line, file=stream)
-    else:
-        stream.write(f"{line}\n")
+    try:
+        if "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(line, file=stream)
+        else:
+            stream.write(f"{line}\n")
+        stream.flush()
+    except BrokenPipeError:  # `| head` has read enough; the work goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

@@ -5,17 +5,21 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from utils.files import atomic_write
+
 NAME = "finished.jsonl"
 
 
 class FinishedPhotos:
     """The list ``OUT/finished.jsonl``: a line for each photo all of whose results are written.
 
-    A photo counts as done where a line has its path, the name of its results, its size and time of
-    change, and the settings of the run. A line that a kill cut short counts for nothing.
+    A photo counts as done where the last line about results of its name has its path, size and
+    time of change and the settings of the run, and its result is still there. As soon as results
+    of that name are begun again, by another photo or other settings, the line counts no more. Nor
+    does one that a kill cut short. Photos of other names stay listed, whatever folder they are in.
 
     Args:
-        out: the folder of the results; the list is begun anew there unless ``resume``.
+        out: the folder of the results.
         settings: what the results depend on besides the photo.
         resume: whether an earlier run's lines count.
 
@@ -24,25 +28,44 @@ class FinishedPhotos:
     """
 
     def __init__(self, out: Path, settings: Mapping[str, object], resume: bool) -> None:
-        self.path = out / NAME
+        self.out, self.path, self.resume = out, out / NAME, resume
         text = json.dumps({key: str(value) for key, value in settings.items()}, sort_keys=True)
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.lines: set[str] = set()
-        if resume and self.path.exists():
-            self.lines.update(self.path.read_text(encoding="utf-8", errors="replace").splitlines())
-        begun = "\n" if self.lines else ""  # a line that was cut short ends here
-        with open(self.path, "a" if resume else "w", encoding="utf-8") as file:
-            file.write(begun)
+        self.lines: dict[str, list] = {}  # the last about each name
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    name, *state = json.loads(line)
+                    self.lines[name.casefold()] = [name, *state]
+                except (ValueError, TypeError, AttributeError):
+                    continue  # cut short, or another version's
+        with atomic_write(self.path, "w") as file:
+            file.writelines(f"{json.dumps(line)}\n" for line in self.lines.values() if line[1:])
 
     def __contains__(self, photo: tuple[str, Path]) -> bool:
-        return bool(self.lines) and self._line(*photo) in self.lines
+        line = self.lines.get(photo[0].casefold(), [])
+        if not self.resume or line[:-1] != self._state(*photo):
+            return False
+        return line[-1] is None or (self.out / line[-1]).exists()
 
-    def add(self, photo: tuple[str, Path]) -> None:
-        """Adds a photo, (name, path), all of whose results are written."""
+    def begin(self, photo: tuple[str, Path]) -> None:
+        """From here on the results of that name are no longer what a line says they are."""
+        if self.lines.pop(photo[0].casefold(), None):
+            self._append([photo[0]])
+
+    def add(self, photo: tuple[str, Path], result: Path | None) -> None:
+        """Adds a photo, (name, path), all of whose results are written.
+
+        Args:
+            result: one of the files, which stands for all; None where there are none.
+        """
+        shown = None if result is None else result.relative_to(self.out).as_posix()
+        self._append([*self._state(*photo), shown])
+
+    def _append(self, line: list) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(f"{self._line(*photo)}\n")
+            file.write(f"{json.dumps(line)}\n")
 
-    def _line(self, name: str, path: Path) -> str:
+    def _state(self, name: str, path: Path) -> list:
         about = path.stat()
-        state = [about.st_size, about.st_mtime_ns, self.settings]
-        return json.dumps([str(path.absolute()), name, *state])
+        return [name, str(path.absolute()), about.st_size, about.st_mtime_ns, self.settings]

@@ -75,13 +75,14 @@ class Face:
     face_model: MorphableModel = field(repr=False)
 
     def draw(
-        self, image: np.ndarray, drawings: Sequence[str] = ("mesh", "landmarks")
+        self, image: np.ndarray, drawings: str | Sequence[str] = ("mesh", "landmarks")
     ) -> np.ndarray:
         """The photo with this face drawn on it.
 
         Args:
             image: its photo, as ``utils.files.to_bgr8`` takes it; it stays as it is.
-            drawings: some of ``utils.overlays.DRAWINGS``: mesh, depth, pncc, landmarks, box, pose.
+            drawings: one or some of ``utils.overlays.DRAWINGS``: mesh, depth, pncc, landmarks,
+                box, pose.
 
         Returns:
             (H, W, 3) uint8 BGR.
@@ -145,15 +146,15 @@ class FacePipeline:
             dense: make the dense mesh too.
 
         Raises:
-            ValueError: an array that is no picture, boxes that cannot be cropped, or as many boxes
-                as images are not given.
+            ValueError: an array that is no picture, boxes that cannot be cropped or lie outside
+                their picture, or as many boxes as images are not given.
         """
         images = [to_bgr8(image) for image in images]
         given = [None] * len(images) if boxes is None else list(boxes)
         if len(given) != len(images):
             raise ValueError(f"got {len(images)} images but boxes for {len(given)}")
         detections = [
-            detect(self.detector, image) if own is None else with_scores(own)
+            detect(self.detector, image) if own is None else given_boxes(own, image)
             for image, own in zip(images, given, strict=True)
         ]  # (n_i, 5) each
         counts = [len(found) for found in detections]
@@ -296,8 +297,12 @@ def detect(detector: Detector, image: np.ndarray) -> np.ndarray:
     return found[(found[:, 3] - found[:, 1] >= 2) & (found[:, 2] > found[:, 0])]
 
 
-def with_scores(boxes: np.ndarray) -> np.ndarray:
-    """(n, 4) or (n, 5) given boxes -> (n, 5) float32; the score is NaN where none is given."""
+def given_boxes(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """(n, 4) or (n, 5) boxes of a picture -> (n, 5) float32; the score is NaN where none is given.
+
+    Raises:
+        ValueError: another shape, or a box that has nothing of the picture in it.
+    """
     boxes = np.asarray(boxes, dtype=np.float32)
     if boxes.size == 0:
         return np.zeros((0, 5), dtype=np.float32)
@@ -305,4 +310,11 @@ def with_scores(boxes: np.ndarray) -> np.ndarray:
         raise ValueError(f"expected boxes of shape (n, 4) or (n, 5), got {boxes.shape}")
     if boxes.shape[1] == 4:
         boxes = np.concatenate([boxes, np.full((len(boxes), 1), np.nan, np.float32)], axis=1)
+    height, width = image.shape[:2]
+    outside = (boxes[:, :2] >= (width, height)).any(1) | (boxes[:, 2:4] <= 0).any(1)
+    if outside.any():
+        raise ValueError(
+            f"box {boxes[outside][0, :4].tolist()} lies outside the picture of {width}x{height} "
+            "pixels; boxes are x1 y1 x2 y2 in pixels of the picture that is given"
+        )
     return boxes

@@ -85,9 +85,9 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
     """Writes a mesh in the format of the path's suffix; each file appears complete or not at all.
 
     ``.obj``: as published, ``v x y z r g b`` (RGB in [0, 1]) and ``f``; with a texture also
-    ``vt``, ``vn``, and NAME.mtl and NAME.png beside it. ``.glb``: glTF 2.0 with the texture in it,
-    or vertex colours. ``.ply``: binary, vertex colours. ``.html``: a page that shows the mesh
-    turning and needs nothing else (``utils.html_viewer``); upright, whatever ``frame`` is.
+    ``vt``, ``vn``, and NAME.mtl and NAME_texture.png beside it. ``.glb``: glTF 2.0 with the texture
+    in it, or vertex colours. ``.ply``: binary, vertex colours. ``.html``: a page that shows the
+    mesh turning and needs nothing else (``utils.html_viewer``); upright, whatever ``frame`` is.
 
     Returns:
         The files written.
@@ -163,7 +163,9 @@ def _save_obj(path: Path, mesh: TexturedMesh) -> list[Path]:
     if mesh.texture is None:
         parts.append(_rows("f", triangles, "%d"))
     else:
-        picture, material = (path.with_name(_reference(path.stem) + s) for s in (".png", ".mtl"))
+        # not NAME.png: that may well be the photo
+        ends = ("_texture.png", ".mtl")
+        picture, material = (path.with_name(_reference(path.stem) + end) for end in ends)
         write_image(picture, mesh.texture)
         with atomic_write(material) as file:
             lines = (b"newmtl face", b"Ka 0 0 0", b"Kd 1 1 1", b"Ks 0 0 0", b"illum 1")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from FaceBoxes import DETECT_SIZE
 from utils.runtime import ENGINES
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """``-w --face-model --detector-weights --device --engine --threshold``."""
+    """``-w --face-model --detector-weights --device --engine --threshold --detect-size``."""
     add = parser.add_argument
     add("-w", "--weights", type=Path, help="SynergyNet checkpoint (default: published, or starter)")
     add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
@@ -22,6 +23,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=ENGINES, default="auto",
         help="auto, torch or onnx: ONNX Runtime, on the CPU (default: auto)")  # fmt: skip
     add("--threshold", type=float, default=0.5, help="least score of a detection (default: 0.5)")
+    add("--detect-size", type=int, default=DETECT_SIZE, metavar="PIXELS",
+        help="for the detector photos are shrunk to this width, or two thirds of it in height "
+        f"(default: {DETECT_SIZE}); more finds smaller faces in large photos")  # fmt: skip
 
 
 def open_model(options: argparse.Namespace, threads: int | None = None) -> SynergyNet:
@@ -41,4 +45,5 @@ def open_model(options: argparse.Namespace, threads: int | None = None) -> Syner
         options.threshold,
         options.engine,
         threads=threads,
+        detect_size=options.detect_size,
     )

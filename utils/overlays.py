@@ -28,14 +28,15 @@ class Overlays:
 
     Args:
         face_model: of the faces.
-        drawings: some of ``DRAWINGS``, in any order; ``mesh`` is shaded and half transparent,
-            ``depth`` (near is bright) and ``pncc`` (``utils.render``) hide the face.
+        drawings: one or some of ``DRAWINGS``, in any order; ``mesh`` is shaded and half
+            transparent, ``depth`` (near is bright) and ``pncc`` (``utils.render``) hide the face.
 
     Attributes:
         dense: the faces need their dense mesh.
     """
 
-    def __init__(self, face_model: MorphableModel, drawings: Sequence[str]) -> None:
+    def __init__(self, face_model: MorphableModel, drawings: str | Sequence[str]) -> None:
+        drawings = (drawings,) if isinstance(drawings, str) else drawings
         unknown = set(drawings) - set(DRAWINGS)
         if unknown:
             raise ValueError(f"cannot draw {sorted(unknown)}; expected some of {DRAWINGS}")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
 
 
+STOPPED = 130  # the exit code of a program that Ctrl-C ended
 # options on which no photo's results depend
 _WITHOUT_EFFECT = "files png out photos jobs resume finished".split()
 
@@ -33,8 +34,9 @@ _WITHOUT_EFFECT = "files png out photos jobs resume finished".split()
 def add_photo_options(parser: argparse.ArgumentParser) -> None:
     """``-f --png -o``, those of ``add_model_options``, ``--jobs --resume``."""
     add = parser.add_argument
-    add("-f", "--files", type=Path, required=True, metavar="PATH", help="a photo or a folder")
-    add("--png", action="store_true", help="of a folder, take the PNG files only")
+    add("-f", "--files", type=Path, required=True, nargs="+", metavar="PATH",
+        help="photos, folders of photos")  # fmt: skip
+    add("--png", action="store_true", help="of folders, take the PNG files only")
     add("-o", "--out", type=Path, default=Path("inference_output"), help="where to write")
     add_model_options(parser)
     add("-j", "--jobs", type=int, help="photos at once (default: the cores, at most 8)")
@@ -51,6 +53,12 @@ def parse_photo_options(
         options.photos = results.find_photos(options.files, options.png)
     except FileNotFoundError as error:
         parser.error(str(error))
+    for folder in {path.parent for _, path in options.photos}:
+        if would_overwrite(options.out, folder, len(options.photos) > 1):
+            parser.error(
+                f"{folder}: photos there would be mixed up with the results that -o {options.out} "
+                "gets; give another folder with -o"
+            )
     if options.jobs is None:
         options.jobs = min(usable_cores(), 8)
     elif options.jobs < 1:
@@ -58,6 +66,18 @@ def parse_photo_options(
     options.jobs = min(options.jobs, len(options.photos))
     options.finished = None
     return options
+
+
+def would_overwrite(out: Path, photos: Path, with_sheet: bool) -> bool:
+    """Whether results of the same names can fall on the photos of a folder.
+
+    Args:
+        with_sheet: contact sheets are written too, into ``out`` itself.
+    """
+    photos, out = photos.resolve(), out.resolve()
+    if photos == out:
+        return with_sheet
+    return photos.parent == out and photos.name.casefold() in results.FOLDERS
 
 
 def comma_list(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
@@ -78,7 +98,7 @@ def comma_list(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 def load_model(options: argparse.Namespace) -> SynergyNet:
     """The model of the options, its description shown; the output folder is made.
 
-    Of a folder of photos, ``options.finished`` becomes the list of those that are done.
+    Of several photos, ``options.finished`` becomes the list of those that are done.
 
     Raises:
         OSError, ValueError, RuntimeError: a file is missing or does not fit, the device does not
@@ -87,11 +107,15 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
     model = open_model(options, threads=max(1, cpu_threads() // options.jobs))
     options.out.mkdir(parents=True, exist_ok=True)  # tried before any photo is read
     say(model.description)
-    if options.files.is_dir():
+    for folder in filter(Path.is_dir, options.files):
+        if left_out := results.unread(folder.iterdir()):
+            say(f"{folder}: not all photos are taken{left_out}")
+    if len(options.photos) > 1 or options.files[0].is_dir():
         settings = vars(options).items()
         settings = {key: value for key, value in settings if key not in _WITHOUT_EFFECT}
         settings["model"] = model.description
-        settings["changed"] = [Path(path).stat().st_mtime_ns for path in model.files]
+        read = [*model.files, *filter(None, [settings.get("expression_from")])]
+        settings["changed"] = [Path(path).stat().st_mtime_ns for path in read]
         options.finished = FinishedPhotos(options.out, settings, options.resume)
     return model
 
@@ -100,66 +124,80 @@ def run_on_photos(
     options: argparse.Namespace,
     find_faces: Callable[[np.ndarray], list[Face]],
     save: Callable[[str, Path, np.ndarray, list[Face]], Any],
+    result_of: Callable[[str], Path],
     saved: Callable[[str, Any], None] = lambda name, result: None,
     kept: Callable[[str], Any] = lambda name: None,
 ) -> int:
-    """Reads each photo, finds its faces, saves; says what happened; 0, or 1 if a photo failed.
+    """Reads each photo, finds its faces, saves; says what happened; returns the exit code.
 
     Several photos are worked on at once, each from file to files in a thread of its own: reading,
     networks, drawing and writing overlap, and all of them leave Python's lock to the others. No
     more photos are in memory than there are threads.
 
+    Ctrl-C ends it; what is finished by then is kept, and listed for ``--resume``.
+
     Args:
         options: with ``photos``, ``out`` and ``jobs``.
         find_faces: of a (H, W, 3) uint8 BGR picture.
         save: gets name, path, picture and faces, of which there may be none.
+        result_of: one of the files that ``save`` writes for a photo of that name with faces.
         saved: gets the name of each photo that did not fail and what ``save`` returned for it, in
             their order and one at a time.
         kept: gets the name of a photo that an earlier run finished; what ``save`` returned then.
+
+    Returns:
+        0, 1 if a photo failed, or ``STOPPED``.
     """
     finished = options.finished
 
-    def work(photo: tuple[str, Path]) -> tuple[list[Face] | None, Any] | Exception:
+    def work(photo: tuple[str, Path]) -> tuple[list[Face] | str | None, Any] | Exception:
         name, path = photo
         try:
             if finished and photo in finished:
                 return None, kept(name)
             image = read_image(path)
             faces = find_faces(image)
+            if finished:
+                finished.begin(photo)
             result = save(name, path, image, faces)
             if finished:
-                finished.add(photo)
+                finished.add(photo, result_of(name) if faces else None)
         except (OSError, ValueError) as error:  # this photo's fault; the others go on
             return error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return MemoryError(str(error) or "not enough memory for it")
-        return [replace(face, vertices=None) for face in faces], result  # enough for the summary
+        note = "" if faces else small_faces_note(image.shape, options.detect_size)
+        return [replace(face, vertices=None) for face in faces] or note, result  # for the summary
 
-    failures = without_face = before = 0
+    done = failures = without_face = before = 0
+    is_stopped = False
     if options.jobs == 1:
         outcomes = map(work, options.photos)
     else:
         outcomes = in_order(work, options.photos, options.jobs, ahead=2 * options.jobs)
-    for (name, path), outcome in zip(with_progress(options.photos), outcomes, strict=True):
-        if isinstance(outcome, Exception):
-            failures += 1
-            message = str(outcome)
-            if str(path) not in message:
-                message = f"{path}: {message}"
-            say(f"failed: {message}", file=sys.stderr)
-            continue
-        faces, result = outcome
-        if faces is None:
-            before += 1
-        elif faces:
-            say(f"{path}: {results.summary(faces)}")
-        else:
-            without_face += 1
-            say(f"{path}: no face found")
-        saved(name, result)
-    done = len(options.photos) - failures - without_face - before
+    try:
+        for (name, path), outcome in zip(with_progress(options.photos), outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                failures += 1
+                message = str(outcome)
+                if str(path) not in message:
+                    message = f"{path}: {message}"
+                say(f"failed: {message}", file=sys.stderr)
+                continue
+            faces, result = outcome
+            if faces is None:
+                before += 1
+            elif isinstance(faces, str):
+                without_face += 1
+                say(f"{path}: no face found{faces}")
+            else:
+                done += 1
+                say(f"{path}: {results.summary(faces)}")
+            saved(name, result)
+    except KeyboardInterrupt:
+        is_stopped = True
     summary = [f"{results.count(done, 'photo')} with faces written to {options.out}"]
     if before:
         summary.append(f"{results.count(before, 'photo')} finished before")
@@ -167,8 +205,19 @@ def run_on_photos(
         summary.append(f"{results.count(without_face, 'photo')} without a face")
     if failures:
         summary.append(f"{results.count(failures, 'photo')} failed")
+    if is_stopped:
+        left = len(options.photos) - done - failures - without_face - before
+        summary.append(f"stopped with {results.count(left, 'photo')} left (--resume goes on)")
     say(", ".join(summary))
-    return 1 if failures else 0
+    return STOPPED if is_stopped else 1 if failures else 0
+
+
+def small_faces_note(shape: tuple[int, ...], detect_size: int) -> str:
+    """What to say of a photo (H, W, ...) without a face that is shrunk much for the detector."""
+    shrunk = min(detect_size / shape[1], detect_size * 2 / 3 / shape[0])
+    if shrunk >= 0.5:
+        return ""
+    return f" (looked for in {shrunk:.0%} of its size; --detect-size finds smaller ones)"
 
 
 def with_progress(photos: list[tuple[str, Path]]) -> Iterable[tuple[str, Path]]:

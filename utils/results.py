@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from utils.draw import contact_sheet, fit_into
 from utils.files import atomic_write, write_image, write_npz
 from utils.inference import Face
 from utils.mesh_io import MESH_SUFFIXES, save_mesh
-from utils.morphable_model import MorphableModel
+from utils.morphable_model import NUM_LANDMARKS, NUM_PARAMETERS, MorphableModel
 from utils.overlays import Overlays
 from utils.render import normalized_coordinate_code, render_depth, render_pncc
 
@@ -19,38 +19,87 @@ PHOTO_SUFFIXES = frozenset(
     ".avif .bmp .dib .exr .gif .hdr .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .pic .png .pnm .ppm .pxm "
     ".ras .sr .tif .tiff .webp".split()
 )
+# of photos, but not for OpenCV
+UNREAD_SUFFIXES = frozenset(".heic .heif .jxl .arw .cr2 .cr3 .dng .nef .orf .raf .rw2".split())
 NUMBER_FORMATS = ("npz", "json")
 MAP_FORMATS = ("depth", "pncc")
 # the published pictures: folder, what is drawn
 PICTURES = {"rendering_overlay": ("mesh",), "landmarks": ("landmarks",), "poses": ("pose",)}
+# the numbers of a face, under the names of ``Face``; there is the dense mesh beside
+FACE_ROW = np.dtype(
+    [
+        ("box", np.float32, 4),
+        ("score", np.float64),
+        ("roi_box", np.float64, 4),
+        ("parameters", np.float32, NUM_PARAMETERS),
+        ("landmarks", np.float32, (3, NUM_LANDMARKS)),
+        *((angle, np.float64) for angle in ("yaw", "pitch", "roll")),
+        ("rotation", np.float64, (3, 3)),
+        ("scale", np.float64),
+        ("translation", np.float64, 3),
+    ]
+)
 # what has the photo's own texture, one file a face
 TEXTURED_FORMATS = (*(suffix[1:] for suffix in MESH_SUFFIXES), "uv")
+# all folders that results are written to
+FOLDERS = frozenset(
+    [*PICTURES, "drawn", "numbers", "confidence", "turntable", *TEXTURED_FORMATS, *MAP_FORMATS]
+)
 
 
-def find_photos(path: Path, png_only: bool = False) -> list[tuple[str, Path]]:
-    """The photos of a file or folder, each with the name its results get.
+def find_photos(paths: Sequence[Path], png_only: bool = False) -> list[tuple[str, Path]]:
+    """The photos of files and folders, each with the name its results get, no file twice.
 
-    The name is the file's without its suffix; where two files would share it, the suffix is kept.
+    The name is the file's without its suffix; where files would share it, the suffix is kept, and
+    where that is not enough the folder's name comes before it. Of a folder, hidden files are left
+    out (what macOS puts beside each photo is one).
 
     Raises:
-        FileNotFoundError: nothing is there, or the folder has no picture.
+        FileNotFoundError: nothing is there, or a folder has no picture.
     """
-    if path.is_dir():
-        suffixes = {".png"} if png_only else PHOTO_SUFFIXES
-        # a folder called x.jpg is taken too: reading it will say what it is
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
-        if not files:
-            kind = "PNG file" if png_only else "picture"
-            raise FileNotFoundError(f"{path}: the folder has no {kind}; give a photo or a folder")
-    elif path.exists():
-        files = [path]
-    else:
-        raise FileNotFoundError(f"{path}: no such file or folder")
+    files: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            files |= dict.fromkeys(_pictures_of(path, png_only))
+        elif path.exists():
+            files[path] = None
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
     stems = Counter(file.stem.casefold() for file in files)
     names = [f.name if stems[f.stem.casefold()] > 1 else f.stem for f in files]
-    if len({name.casefold() for name in names}) < len(names):  # a.jpg, a.png and a.jpg.png
+    if _shared(names):  # a.jpg, a.png and a.jpg.png
         names = [f.name for f in files]
+    for parts in (slice(-1, None), slice(1, None)):  # the folder's name, all its path
+        shared = _shared(names)
+        names = [
+            "_".join([*f.absolute().parent.parts[parts], f.name]) if n.casefold() in shared else n
+            for f, n in zip(files, names, strict=True)
+        ]
     return list(zip(names, files, strict=True))
+
+
+def _shared(names: Sequence[str]) -> set[str]:
+    """Case-folded names that are there more than once: some systems see no difference."""
+    return {name for name, times in Counter(map(str.casefold, names)).items() if times > 1}
+
+
+def _pictures_of(folder: Path, png_only: bool) -> list[Path]:
+    suffixes = {".png"} if png_only else PHOTO_SUFFIXES
+    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    # a folder called x.jpg is taken too: reading it will say what it is
+    files = sorted(path for path in shown if path.suffix.lower() in suffixes)
+    if not files:
+        kind = "PNG file" if png_only else "picture"
+        raise FileNotFoundError(
+            f"{folder}: the folder has no {kind}; give a photo or a folder{unread(shown)}"
+        )
+    return files
+
+
+def unread(paths: Iterable[Path]) -> str:
+    """What to say of photos among the files whose formats OpenCV does not read; '' of none."""
+    found = sorted({p.suffix.lower() for p in paths} & UNREAD_SUFFIXES)
+    return f" ({', '.join(found)} files are not read: convert them to JPEG)" if found else ""
 
 
 def face_names(name: str, count: int, others: set[str]) -> list[str]:
@@ -185,26 +234,41 @@ def save_textured(
 
 
 def save_numbers(
-    out: Path, name: str, photo: Path, faces: Sequence[Face], formats: Sequence[str]
+    out: Path,
+    name: str,
+    photo: Path,
+    faces: Sequence[Face],
+    formats: Sequence[str],
+    face_model: MorphableModel,
 ) -> None:
     """Boxes, scores, parameters, landmarks, pose and (npz) vertices, under ``out/numbers``.
 
-    The npz has one array per quantity with the faces along the first axis (no vertices where the
-    faces have none) and the mesh's triangles once; the json has a list of faces. Frames and units
-    are those of ``utils.inference.Face``.
+    The npz has one array per quantity with the faces, of which there may be none, along the first
+    axis (no vertices where the faces have none) and the mesh's triangles once; the json has a list
+    of faces. Frames and units are those of ``utils.inference.Face``.
     """
+    about = {"photo": str(photo)}
     for form in NUMBER_FORMATS:
         if form in formats:
-            write_numbers(out / "numbers" / f"{name}.{form}", faces, {"photo": str(photo)})
+            write_numbers(out / "numbers" / f"{name}.{form}", faces, about, face_model)
 
 
-def write_numbers(path: Path, faces: Sequence[Face], about: dict[str, str]) -> None:
+def write_numbers(
+    path: Path, faces: Sequence[Face], about: dict[str, str], face_model: MorphableModel
+) -> None:
     """One file of ``save_numbers``, ``.npz`` or ``.json``; ``about`` goes into the json."""
     if path.suffix.lower() == ".npz":
-        keys = [key for key in ARRAYS if all(getattr(face, key) is not None for face in faces)]
-        arrays = {key: np.array([getattr(face, key) for face in faces]) for key in keys}
-        arrays["triangles"] = faces[0].triangles if faces else np.zeros((0, 3), np.int32)
-        write_npz(path, arrays)
+        rows = np.zeros(len(faces), FACE_ROW)
+        for row, face in zip(rows, faces, strict=True):
+            for key in FACE_ROW.names:
+                row[key] = getattr(face, key)
+        arrays = {key: np.ascontiguousarray(rows[key]) for key in FACE_ROW.names}
+        if all(face.vertices is not None for face in faces):
+            meshes = np.zeros((len(faces), *face_model.mean.shape), np.float32)
+            for mesh, face in zip(meshes, faces, strict=True):
+                mesh[:] = face.vertices
+            arrays["vertices"] = meshes
+        write_npz(path, arrays | {"triangles": face_model.triangles})
     else:
         content = {**about, "faces": [face_to_json(face) for face in faces]}
         with atomic_write(path, "w") as file:
@@ -215,7 +279,7 @@ def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:
     """The work of ``Face.save``."""
     suffix = path.suffix.lower()
     if suffix in (".npz", ".json"):
-        write_numbers(path, [face], {})
+        write_numbers(path, [face], {}, face.face_model)
         return [path]
     needs_photo = suffix in PHOTO_SUFFIXES or suffix == ".ply"
     if not needs_photo and suffix not in MESH_SUFFIXES:
@@ -233,22 +297,6 @@ def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:
     return save_mesh(path, textured_face(face, image, face.face_model))
 
 
-ARRAYS = (
-    "box",
-    "score",
-    "roi_box",
-    "parameters",
-    "landmarks",
-    "vertices",
-    "yaw",
-    "pitch",
-    "roll",
-    "rotation",
-    "scale",
-    "translation",
-)
-
-
 def face_to_json(face: Face) -> dict[str, object]:
     """A face as plain numbers; the dense mesh is left to the npz."""
 
@@ -258,7 +306,7 @@ def face_to_json(face: Face) -> dict[str, object]:
         return None if np.isnan(value) else round(float(value), 6)
 
     parameters = {"parameters": face.parameters.astype(np.float64).tolist()}  # tiny numbers count
-    values = {k: plain(getattr(face, k)) for k in ARRAYS if k not in ("vertices", "parameters")}
+    values = {k: plain(getattr(face, k)) for k in FACE_ROW.names if k != "parameters"}
     return values | {"scale": face.scale} | parameters
 
 

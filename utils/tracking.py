@@ -233,7 +233,8 @@ class FaceTracker:
         """One face for each of n roi boxes, without dense mesh."""
         if not len(roi_boxes):
             return []
-        roi_boxes = np.asarray(roi_boxes)
+        # to whole pixels, as they are cropped: else what was cut off would be jitter
+        roi_boxes = np.round(np.asarray(roi_boxes, dtype=np.float64))
         detections = np.full((len(roi_boxes), 5), np.nan, np.float32)
         crops = crop_faces(image, roi_boxes)
         return self.pipeline.faces_from_crops(crops, roi_boxes, detections, dense=False)

@@ -12,6 +12,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 
 import cv2
@@ -25,6 +27,8 @@ HIGHEST_FPS = 240  # some containers give the unit of their times instead
 READ_ATTEMPTS = 8  # frames that may be damaged in a row before the rest counts as lost
 MISSING_SHARE = 0.02  # of the frames that a file claims; containers only estimate them
 LONGEST_GAP = 2.0  # seconds between frames that are filled by repeating; beyond: a new beginning
+PROBED_FRAMES = 25  # of a file, to learn at what rate its frames come
+UNSTEADY = 1.5  # the rate over the file's average from which that is no rate of its frames
 
 Say = Callable[[str], None]
 
@@ -43,7 +47,9 @@ class VideoReader:
 
     Attributes:
         size: (width, height) of the frames.
-        fps: frames a second, as the file or camera claims.
+        fps: frames a second, as the file or camera claims; where a file's frames come much
+            faster than they do on average, as a screen recording's with a pause, their own rate.
+        duration: seconds, as the file claims; None where it does not, and for cameras.
         count: frames, as the file claims; None where it does not, and for cameras.
         is_live: it is a camera.
         is_damaged: after the last frame: noticeably fewer could be read than the file claims.
@@ -80,6 +86,11 @@ class VideoReader:
         self.fps = fps if 0 < fps <= HIGHEST_FPS else DEFAULT_FPS
         count = self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if 0 < count < 1e9 and not self.is_live else None
+        self.duration = None if self.count is None else self.count / self.fps
+        if not self.is_live and capture is None:
+            rate = _rate_of_frames(source)
+            if UNSTEADY * self.fps < rate <= HIGHEST_FPS:
+                self.fps = rate
         self.started = time.monotonic()
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
@@ -150,6 +161,18 @@ def _open_capture(source: Path | int) -> cv2.VideoCapture:
     return cv2.VideoCapture(path.as_posix())
 
 
+def _rate_of_frames(source: Path) -> float:
+    """Frames a second by the median interval of a file's first frames; 0 where it has no times."""
+    capture = _open_capture(source)
+    times = []
+    with suppress(cv2.error):  # a damaged frame
+        while len(times) < PROBED_FRAMES and capture.grab():
+            times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    capture.release()
+    interval = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return 1 / interval if interval > 0 else 0.0
+
+
 def _is_text(path: Path) -> bool:
     """Whether all of a path's bytes are characters."""
     try:
@@ -169,13 +192,17 @@ class VideoWriter:
         path: its suffix, one of ``CODECS``, decides the format.
         size: (width, height) of the frames; an odd last column or row is cut off.
         fps: frames a second.
+        longest_gap: seconds between two frames that are filled by repeating the first of them;
+            what comes later than that is shown at once.
 
     Raises:
         OSError: it cannot be written there.
         ValueError: another suffix, a size below 2x2, or an OpenCV that cannot write the format.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: float) -> None:
+    def __init__(
+        self, path: Path, size: tuple[int, int], fps: float, longest_gap: float = LONGEST_GAP
+    ) -> None:
         check_video_path(path)
         if not _is_text(path.parent):
             raise ValueError(
@@ -183,6 +210,8 @@ class VideoWriter:
             )
         self.path, self.fps, self.written, self.shift = path, fps, 0, 0.0
         self.last = 0.0  # time of the last frame
+        self.longest_gap = longest_gap
+        self.shown: np.ndarray | None = None  # the last frame
         self.size = (size[0] // 2 * 2, size[1] // 2 * 2)
         if min(self.size) < 2:
             raise ValueError(f"{path}: a video has at least 2x2 pixels, not {size[0]}x{size[1]}")
@@ -201,16 +230,18 @@ class VideoWriter:
 
     def write(self, frame: np.ndarray, seconds: float) -> None:
         """(H, W, 3) uint8 BGR of the writer's size, shown from ``seconds`` on."""
-        if seconds - self.last > LONGEST_GAP:
+        if seconds - self.last > self.longest_gap:
             self.shift += seconds - self.last - 1 / self.fps
         self.last = seconds
         ahead = self.written - (seconds - self.shift) * self.fps  # frames
         if ahead > 1 + 1e-3:
             return
         frame = frame[: self.size[1], : self.size[0]]
-        for _ in range(max(round(-ahead), 0) + 1 if ahead < -1 - 1e-3 else 1):
-            self.writer.write(frame)
+        missing = round(-ahead) if ahead < -1 - 1e-3 else 0
+        for shown in [*repeat(self.shown, missing), frame]:
+            self.writer.write(shown)
             self.written += 1
+        self.shown = frame
 
     def close(self, sound_from: Path | None = None) -> str | None:
         """Ends the video and gives it its name.

@@ -13,27 +13,25 @@ import numpy as np
 
 from utils.files import atomic_write, write_npz
 from utils.inference import Face
-from utils.morphable_model import NUM_LANDMARKS, NUM_PARAMETERS
-from utils.results import face_to_json
+from utils.results import FACE_ROW, face_to_json
+from utils.video_io import CODECS
 
 FORMATS = ("jsonl", "npz")
-# one row a face, under the names of ``Face``
+# one row a face and frame
 ROW = np.dtype(
     [
         ("frame", np.int64),
         ("time", np.float64),
         ("id", np.int32),
-        ("box", np.float32, 4),
-        ("score", np.float32),
-        ("roi_box", np.float64, 4),
-        ("parameters", np.float32, NUM_PARAMETERS),
-        ("landmarks", np.float32, (3, NUM_LANDMARKS)),
-        *((angle, np.float64) for angle in ("yaw", "pitch", "roll")),
-        ("rotation", np.float64, (3, 3)),
-        ("scale", np.float64),
-        ("translation", np.float64, 3),
+        *FACE_ROW.descr,
     ]
 )
+
+
+def file_of(path: Path, form: str) -> Path:
+    """The file of numbers that belongs to a video, or to a name without a video's suffix."""
+    own = path.suffix.lower() in (*CODECS, *(f".{form}" for form in FORMATS))
+    return path.with_suffix(f".{form}") if own else path.with_name(f"{path.name}.{form}")
 
 
 class VideoNumbers:
@@ -44,7 +42,7 @@ class VideoNumbers:
     and ``frame_time``, seconds of every frame. If the block ends by an exception they do not.
 
     Args:
-        path: of the files, whose suffix is replaced.
+        path: of the files, as ``file_of`` takes it.
         formats: some of ``FORMATS``.
 
     Raises:
@@ -58,7 +56,7 @@ class VideoNumbers:
     def __enter__(self) -> VideoNumbers:
         with ExitStack() as stack:
             if "jsonl" in self.formats:
-                lines = atomic_write(self.path.with_suffix(".jsonl"), "w")
+                lines = atomic_write(file_of(self.path, "jsonl"), "w")
                 self.lines = stack.enter_context(lines)
             if "npz" in self.formats:
                 self.rows = stack.enter_context(tempfile.TemporaryFile())
@@ -78,7 +76,7 @@ class VideoNumbers:
             table = np.frombuffer(rows, ROW)
             arrays = {name: table[name] for name in ROW.names}
             arrays["frame_time"] = np.array(self.times)
-            write_npz(self.path.with_suffix(".npz"), arrays)
+            write_npz(file_of(self.path, "npz"), arrays)
 
     def add(self, frame: int, seconds: float, tracked: Sequence[tuple[int, Face]]) -> None:
         """The faces, each with its id, of a frame; what has been added is in the files' way."""
@@ -87,7 +85,7 @@ class VideoNumbers:
             for number, face in tracked:
                 row = np.zeros((), ROW)
                 row["frame"], row["time"], row["id"] = frame, seconds, number
-                for name in ROW.names[3:]:
+                for name in FACE_ROW.names:
                     row[name] = getattr(face, name)
                 self.rows.write(row.tobytes())
         if "jsonl" in self.formats:

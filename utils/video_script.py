@@ -22,8 +22,8 @@ from utils.overlays import Overlays
 from utils.parallel import in_order
 from utils.results import count
 from utils.tracking import FaceTracker
-from utils.video_io import VideoReader, VideoWriter
-from utils.video_numbers import VideoNumbers
+from utils.video_io import LONGEST_GAP, VideoReader, VideoWriter
+from utils.video_numbers import VideoNumbers, file_of
 
 if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
@@ -42,7 +42,7 @@ def run_on_video(
 
     Args:
         options: ``files`` (a path, or the number of a camera), ``video`` (path to write, or None),
-            ``numbers`` (path whose suffix is replaced), ``save``, ``draw``, ``smooth``,
+            ``numbers`` (path that ``file_of`` takes), ``save``, ``draw``, ``smooth``,
             ``detect_every`` and ``show``.
         model: finds the faces.
         reader: in place of that of ``files``.
@@ -59,7 +59,11 @@ def run_on_video(
     written: list[Path] = []
     bar = tqdm(total=reader.count, unit="frame", smoothing=0.1)
     with VideoNumbers(options.numbers, options.save) as numbers, ThreadPoolExecutor(1) as pool:
-        writer = VideoWriter(options.video, reader.size, reader.fps) if options.video else None
+        writer: VideoWriter | None = None
+        if options.video:
+            # what a file shows lasts as long as the file; a camera that hangs is another matter
+            gap = max(reader.duration or 0, LONGEST_GAP)
+            writer = VideoWriter(options.video, reader.size, reader.fps, gap)
         writing: Future | None = None
         try:
             with closing_window(options.show), closing(ahead(reader)) as frames:
@@ -109,7 +113,7 @@ def run_on_video(
                 failure = str(error)
     if failure:
         say(f"failed: {reader.name}: {failure}", sys.stderr)
-    written += [options.numbers.with_suffix(f".{form}") for form in options.save]
+    written += [file_of(options.numbers, form) for form in options.save]
     summary = f"{count(tracker.last_id, 'face')} in {faces_seen} of {count(done, 'frame')}"
     if written:
         summary += f"; written: {', '.join(map(str, written))}"
