@@ -4,7 +4,10 @@ model = SynergyNet()
 faces = model("photo.jpg")                          # or an array; list of Face, utils/inference.py
 faces_of_each = model(["a.jpg", image])             # list of lists
 for faces in model(frames):                         # of any other iterable one after the other
-    picture = faces[0].draw(image, ["mesh", "pose"])
+    picture = faces[0].draw(image, ["mesh", "pose"])       # model.draw(image, faces): all of them
+tracker = model.tracker()                           # of a video: ids, smoothing
+for number, face in tracker(frame):
+    ...
 faces[0].save("face.glb", image)                    # by suffix: npz, json, obj, glb, ply, html, png
 landmarks, vertices, poses = model.get_all_outputs(image)      # the published call
 upright = frontal(with_expression(faces[0], model.face_model, factor=0), model.face_model)
@@ -16,17 +19,20 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat, starmap
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from FaceBoxes import DETECT_SIZE, FaceBoxes
 from utils import assets
-from utils.files import read_image
+from utils.files import read_image, to_bgr8
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.morphable_model import load_morphable_model
 from utils.onnx_engine import ExportError
 from utils.runtime import choose_engine, open_regressor
+
+if TYPE_CHECKING:
+    from utils.tracking import FaceTracker
 
 __all__ = ["Face", "SynergyNet", "expression_of", "frontal", "with_expression"]
 
@@ -180,6 +186,26 @@ class SynergyNet:
             return self.pipeline([_picture(image)], [own], dense)[0]
 
         return starmap(faces_of, pairs)  # goes on after an error, which a generator does not
+
+    def draw(
+        self,
+        image: Image,
+        faces: Sequence[Face],
+        drawings: str | Sequence[str] = ("mesh", "landmarks"),
+    ) -> np.ndarray:
+        """All faces on one picture, (H, W, 3) uint8 BGR; arguments as of ``Face.draw``."""
+        from utils.overlays import Overlays  # here: who only wants numbers draws nothing
+
+        return Overlays(self.face_model, drawings)(to_bgr8(_picture(image)), faces)
+
+    def tracker(self, smoothing: str = "light", detect_every: int = 10) -> FaceTracker:
+        """Follows the faces of one video: ``tracker(frame)`` gives [(id, face), ...] of the next.
+
+        Arguments and the call are those of ``utils.tracking.FaceTracker``.
+        """
+        from utils.tracking import FaceTracker  # here: photos need none
+
+        return FaceTracker(self.pipeline, smoothing, detect_every)
 
     def get_all_outputs(
         self, image: np.ndarray

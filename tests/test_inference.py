@@ -25,6 +25,8 @@ from utils.inference import (
 )
 from utils.morphable_model import MIRRORED_LANDMARKS
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
+from utils.smoothing import STRENGTHS
+from utils.tracking import FaceTracker
 
 
 class BrightSquares:
@@ -413,6 +415,19 @@ def test_weights_of_another_face_model_are_refused(face_model, tmp_path):
         SynergyNet(tmp_path / "w.pth", tmp_path / "other.npz", tmp_path / "detector.pth", "cpu")
 
 
+def test_all_faces_on_one_picture_and_through_frames(api):
+    faces = api(PHOTOS[3])
+    drawn = api.draw(PHOTOS[3], faces, "landmarks")
+    expected = PHOTOS[3]
+    for face in faces:
+        expected = face.draw(expected, "landmarks")
+    np.testing.assert_array_equal(drawn, expected)
+    assert (drawn != PHOTOS[3]).any()
+    tracker = api.tracker("strong", detect_every=3)
+    assert isinstance(tracker, FaceTracker) and tracker.pipeline is api.pipeline
+    assert tracker.strength is STRENGTHS["strong"] and tracker.detect_every == 3
+
+
 def test_a_stream_goes_on_after_a_bad_picture(api, tmp_path):
     found = api(iter([PHOTOS[0], tmp_path / "missing.jpg", PHOTOS[3]]), dense=False)
     assert len(next(found)) == 2
@@ -575,7 +590,7 @@ def test_photos_of_several_places(tmp_path):
         "x_a.jpg", "b.jpg", "y_a.jpg", "c.jpg",
     ]  # fmt: skip
     same = [name for name, _ in results.find_photos([x, z])]  # folders of one name
-    assert same[0] == "a" and len(set(same)) == 3
+    assert same[0] == "a.jpg" and len(set(same)) == 3
     assert all(name.endswith("x_b.jpg") and "/" not in name for name in same[1:])
 
 
