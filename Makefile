@@ -26,7 +26,10 @@ NATIVE := Sim3DR FaceBoxes backbone_nets
 SOURCES := pyproject.toml setup.py \
     $(wildcard $(foreach folder,$(NATIVE),$(folder)/*.pyx $(folder)/*.cpp $(folder)/*.h))
 # The extensions are built beside their sources: rebuild when someone removed them.
-MISSING := $(foreach folder,$(NATIVE),$(if $(wildcard $(folder)/*.so),,FORCE))
+# or another Python built them, and install anew when the repository was moved.
+SUFFIX := $(shell $(PY) -c 'import sysconfig as s; print(s.get_config_var("EXT_SUFFIX"))' 2>/dev/null)
+MISSING := $(foreach folder,$(NATIVE),$(if $(wildcard $(folder)/*$(or $(SUFFIX),.so)),,FORCE))
+MOVED := $(if $(subst x$(shell cat '$(VENV)/.built' 2>/dev/null),,x$(CURDIR)),FORCE)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv build demo train-demo benchmark-demo test fuzz test-oldest lint format published gui clean FORCE
@@ -74,7 +77,7 @@ endef
 
 # Wheels that old exist for Python 3.10 to 3.12: name one of these if python3 is newer.
 test-oldest: ## Run the tests with the oldest supported versions of everything: PYTHON=python3.12
-	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip install -r requirements-oldest.txt -e '.[test]'
 	$(OLDEST)/bin/python -m pytest
 
@@ -107,7 +110,8 @@ $(VENV)/.torch-installed: $(if $(filter-out $(file <$(VENV)/.torch-installed),$(
 	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here: install Python 3.10 or newer," \
 	    "or name it with \`make PYTHON=python3.12\`" >&2; exit 1; }
 	@$(PYTHON) tools/check_machine.py
-	@test -x $(PY) || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(PY) -m pip --version >/dev/null 2>&1 || \
+	    { echo "Creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@torch='$(TORCH)'; \
 	if [ -z "$$torch" ] && ! command -v nvidia-smi >/dev/null; then \
 	    cpu=$$($(PY) -m pip index versions torch 2>/dev/null \
@@ -120,10 +124,11 @@ $(VENV)/.torch-installed: $(if $(filter-out $(file <$(VENV)/.torch-installed),$(
 	$(PY) -m pip install "$$torch"
 	@echo '$(TORCH)' >$@
 
-$(VENV)/.built: $(VENV)/.torch-installed $(SOURCES) $(MISSING)
+$(VENV)/.built: $(VENV)/.torch-installed $(SOURCES) $(MISSING) $(MOVED)
 	@$(PY) tools/check_machine.py
 	@echo "Installing the requirements and compiling the extensions"
+	@$(PY) -m pip install --quiet 'pip>=21.3'  # older ones can't install this way
 	@$(PY) -m pip install -e '.[test]'
-	@touch $@
+	@echo '$(CURDIR)' >$@
 
 FORCE:

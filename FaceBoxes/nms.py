@@ -9,12 +9,12 @@ import logging
 import numpy as np
 
 try:
-    from FaceBoxes import nms_cython as kernel
-except ImportError:  # no compiler on this machine: the same results, more slowly
+    import FaceBoxes.nms_cython as kernel
+except ModuleNotFoundError:  # not compiled: the same results, more slowly; a broken one is an error
     kernel = None
     logging.getLogger(__name__).warning(
         "FaceBoxes.nms_cython is not compiled: using the slower Python version. "
-        "`python setup.py build_ext --inplace` builds it (needs a C++ compiler)."
+        "`pip install -e .` builds it (needs a C++ compiler)."
     )
 
 LARGEST = 1e15  # pixels; areas of such boxes still fit float32
@@ -138,7 +138,13 @@ def _soft(
         else:
             weight = np.where(iou > overlap_threshold, (1 - iou) * (method == 1), 1.0)
         rest[:, 4] = weight * rest[:, 4]
-        stay = rest[rest[:, 4] >= threshold]
-        rows[i + 1 : i + 1 + len(stay)] = stay
-        i, n = i + 1, i + 1 + len(stay)
+        goes, left = rest[:, 4] < threshold, len(rest)
+        for j in np.flatnonzero(goes):  # the last row that stays takes its place, as in the kernel
+            while left > j and goes[left - 1]:
+                left -= 1
+            if left <= j:
+                break
+            left -= 1
+            rest[j] = rest[left]
+        i, n = i + 1, i + 1 + left
     return n

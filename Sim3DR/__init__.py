@@ -223,7 +223,7 @@ def paint(
             f"not {background.shape}"
         )
     image = _target(out, background, alpha)
-    _paint(buffer, triangles, colors, _packed(background), alpha, image, threads)
+    _paint(buffer, triangles, colors, _source(background, image), alpha, image, threads)
     return image
 
 
@@ -284,8 +284,8 @@ def rasterize(
         _triangles(triangles, len(vertices))
         return image
     part = slice(y0, y1), slice(x0, x1)
-    under = _packed(background[::-1][part] if reverse else background[part])
     target = image[::-1][part] if reverse else image[part]
+    under = _source(background[::-1][part] if reverse else background[part], target)
     if image.shape[2] == 3:
         painting = colors, under, alpha, target, _threads(threads, (y1 - y0) * (x1 - x0))
         if not _kernel.rasterize(vertices, triangles, x0, y0, *painting):
@@ -520,11 +520,17 @@ def _target(out: np.ndarray | None, background: np.ndarray, alpha: float) -> np.
 
 def _is_packed(image: np.ndarray) -> bool:
     """Whether the pixels of each row lie side by side; the rows may lie anywhere."""
-    return image.strides[1:] == (image.shape[2], 1)
+    _, width, channels = image.shape  # of one thing alone the stride says nothing
+    return (channels == 1 or image.strides[2] == 1) and (width == 1 or image.strides[1] == channels)
 
 
-def _packed(image: np.ndarray) -> np.ndarray:
-    return image if _is_packed(image) else image.copy()
+def _source(background: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """The background as the kernel reads it while it writes ``image``: packed, and either the same
+    pixels or others."""
+    same = background.ctypes.data == image.ctypes.data and background.strides == image.strides
+    if _is_packed(background) and (same or not np.may_share_memory(background, image)):
+        return background
+    return background.copy()
 
 
 def _size(height: int, width: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -113,7 +113,8 @@ struct Plan {
     explicit Plan(Shape shape) : rows(shape.rows), channels(shape.channels) {
         fold = std::max<Index>(1, WIDTH / channels);
         width = fold * channels;
-        chunks = std::clamp<Index>(rows * channels / SMALLEST, 1, CHUNKS);
+        // none of them empty
+        chunks = std::clamp<Index>(rows * channels / SMALLEST, 1, std::min<Index>(rows, CHUNKS));
         block = std::max<Index>(1, BLOCK / width) * fold;
     }
     Index begin(Index chunk) const { return rows * chunk / chunks; }
@@ -158,8 +159,8 @@ void for_chunks(const Plan& plan, bool backwards, int threads, Task task) {
     try {
         while (static_cast<Index>(helpers.size()) + 1 < std::min<Index>(threads, plan.chunks))
             helpers.emplace_back(work);
-    } catch (const std::system_error&) {
-        // the system gives no more threads: those that run do it all
+    } catch (const std::exception&) {
+        // no more threads, or no memory for one: those that run do it all
     }
     work();
     for (std::thread& helper : helpers) helper.join();

@@ -166,6 +166,22 @@ class TestSuppression:
         assert nms(np.empty((0, 5))).shape == (0,)
         assert soft_nms(np.empty((0, 5))).shape == (0, 5)
 
+    @pytest.mark.parametrize("method", ["hard", "linear", "gaussian"])
+    def test_soft_of_equal_scores_is_the_same_with_and_without_the_kernel(
+        self, method, monkeypatch
+    ):
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            rows = random_rows(40, seed)
+            rows[:, 4] = rng.integers(1, 5, 40) / 4
+            results = []
+            for kernel in (door.kernel, None):
+                monkeypatch.setattr(door, "kernel", kernel)
+                results.append(soft_nms(rows, 0.5, 0.3, 0.2, method))
+                monkeypatch.undo()
+            assert len(results[0]) == len(results[1])
+            np.testing.assert_allclose(*results, rtol=1e-6)
+
     def test_equal_scores_keep_their_order(self):
         rows = np.array([[0, 0, 5, 5, 0.5], [50, 0, 55, 5, 0.5], [0, 50, 5, 55, 0.5]])
         assert nms(rows, 0.3).tolist() == [0, 1, 2]

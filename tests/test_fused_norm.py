@@ -216,6 +216,30 @@ def test_everything_else_goes_torchs_way(case):
     assert all(torch.equal(ours[key], torchs[key]) for key in ours)
 
 
+@pytest.mark.parametrize("watching", ["compiler.is_compiling", "jit.is_tracing"])
+def test_whoever_records_the_operations_sees_torchs(watching, monkeypatch):
+    fused, x = fuse_batch_norm(layer(6, "relu6")), channels_last(torch.randn(4, 6, 5, 5))
+    assert fused[0]._takes(x)
+    monkeypatch.setattr(f"torch.{watching}", lambda: True)
+    assert not fused[0]._takes(x)
+
+
+def test_weights_of_another_precision_are_not_taken():
+    fused, x = fuse_batch_norm(layer(6, "relu6")), channels_last(torch.randn(4, 6, 5, 5))
+    fused[0].weight.data = fused[0].weight.data.double()
+    assert not fused[0]._takes(x)
+
+
+@pytest.mark.parametrize("shape", [(2, 98_304), (4, 90_000)])
+def test_more_channels_than_a_share_of_the_work_has_numbers(shape):
+    plain = nn.BatchNorm1d(shape[1])
+    fused, x = fuse_batch_norm(copy.deepcopy(plain)), 3 + torch.randn(shape)
+    assert fused._takes(x)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-3)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(fused, name), getattr(plain, name))
+
+
 def test_shared_norms_and_other_sequentials_keep_their_activation():
     norm, x = nn.BatchNorm2d(4), channels_last(torch.randn(2, 4, 3, 3))
     model = nn.Sequential(

@@ -132,42 +132,70 @@ def test_triangle_larger_than_the_picture():
     assert Sim3DR.zbuffer(vertices, ONE, 7, 9).covered.all()
 
 
+def everything(
+    kernel,
+    threads: int,
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    values: np.ndarray,
+    photo: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """What a kernel makes of a mesh, values (N, C) in [0, 1] and a picture (H, W, C)."""
+    normals, ends = np.empty_like(vertices), np.empty((2, 3), np.float32)
+    kernel.vertex_normals(vertices, triangles, normals)
+    kernel.bounds(vertices, ends)
+    size = photo.shape[:2]
+    depth, triangle = np.empty(size, np.float32), np.empty(size, np.int32)
+    assert kernel.zbuffer(vertices, triangles, -3, 2, depth, triangle, threads)
+    found = {"normals": normals, "ends": ends, "depth": depth, "triangle": triangle}
+    mesh, window = (vertices, triangles), (-3, 2, triangle)
+    for channels in {3, values.shape[1]}:
+        attributes = np.ascontiguousarray(values[:, :channels])
+        image = np.full((*size, channels), 7, np.float32)
+        assert kernel.interpolate(*mesh, *window, triangles, attributes, image, threads)
+        found[f"values {channels}"] = image
+        under = np.ascontiguousarray(photo[..., :channels])
+        for alpha in (1.0, 0.6, 0.123):
+            found[f"blended {channels} {alpha}"] = blended = under.copy()
+            kernel.blend(triangle, image, under, alpha, blended, threads)
+            if channels == 3:
+                found[f"rasterized {alpha}"] = drawn = under.copy()
+                painting = under, alpha, drawn[::-1], threads  # negative stride
+                assert kernel.rasterize(*mesh, -3, 2, attributes, *painting)
+    return found
+
+
 @pytest.mark.parametrize("kind", ["general", "whole", "small", "huge", "sliver"])
 @pytest.mark.parametrize("seed", range(4))
-def test_kernel_equals_slow_twin(kind, seed):
+@pytest.mark.parametrize("widened", [1, 10])  # rows are worked on in pieces of some hundred pixels
+def test_kernel_equals_slow_twin(kind, seed, widened):
     """To the last bit, whatever the number of threads."""
     rng = np.random.default_rng(seed)
     vertices, triangles = random_mesh(rng, kind)
-    triangles = triangles.astype(np.int32)
-    colors = rng.random((len(vertices), 3), np.float32)
-    values = rng.normal(size=(len(vertices), 5)).astype(np.float32)
-    photo = rng.integers(0, 256, (20, 30, 3), np.uint8)
-
-    def results(kernel, threads: int) -> dict[str, np.ndarray]:
-        normals, ends = np.empty_like(vertices), np.empty((2, 3), np.float32)
-        kernel.vertex_normals(vertices, triangles, normals)
-        kernel.bounds(vertices, ends)
-        depth, triangle = np.empty((20, 30), np.float32), np.empty((20, 30), np.int32)
-        assert kernel.zbuffer(vertices, triangles, -3, 2, depth, triangle, threads)
-        found = {"normals": normals, "ends": ends, "depth": depth, "triangle": triangle}
-        mesh, window = (vertices, triangles), (-3, 2, triangle)
-        for name, attributes in (("colors", colors), ("values", values)):
-            image = np.full((20, 30, attributes.shape[1]), 7, np.float32)
-            assert kernel.interpolate(*mesh, *window, triangles, attributes, image, threads)
-            found[name] = image
-        for alpha in (1.0, 0.6, 0.123):
-            for name in ("blended", "rasterized"):
-                found[f"{name} {alpha}"] = photo.copy()
-            painting = photo, alpha, found[f"blended {alpha}"], threads
-            kernel.blend(triangle, found["colors"], *painting)
-            painting = photo, alpha, found[f"rasterized {alpha}"][::-1], threads  # negative stride
-            assert kernel.rasterize(*mesh, -3, 2, colors, *painting)
-        return found
-
-    expected = results(fallback, 1)
+    vertices[:, 0] *= widened
+    values = rng.random((len(vertices), 5), np.float32)
+    photo = rng.integers(0, 256, (20, 30 * widened, 5), np.uint8)
+    given = vertices, triangles.astype(np.int32), values, photo
+    expected = everything(fallback, 1, *given)
     assert (expected["triangle"] >= 0).any()
     for threads in (1, 2, 5):
-        for name, result in results(sim3dr_cython, threads).items():
+        for name, result in everything(sim3dr_cython, threads, *given).items():
+            np.testing.assert_array_equal(result, expected[name], err_msg=name)
+
+
+def test_kernel_equals_slow_twin_with_triangles_enough_for_many_threads():
+    rng = np.random.default_rng(8)
+    corners = rng.uniform([-5, -5, -9], [95, 65, 9], (25_000, 1, 3)) + rng.normal(
+        0, 1.5, (25_000, 3, 3)
+    )
+    vertices = corners.reshape(-1, 3).astype(np.float32)
+    triangles = np.arange(75_000, dtype=np.int32).reshape(-1, 3)
+    photo = rng.integers(0, 256, (60, 90, 3), np.uint8)
+    given = vertices, triangles, rng.random((75_000, 3), np.float32), photo
+    expected = everything(fallback, 1, *given)
+    assert (expected["triangle"] >= 0).mean() > 0.9
+    for threads in (1, 2, 5):
+        for name, result in everything(sim3dr_cython, threads, *given).items():
             np.testing.assert_array_equal(result, expected[name], err_msg=name)
 
 
@@ -303,6 +331,56 @@ def test_alpha_and_out(channels):
     in_place = photo.copy()
     Sim3DR.rasterize(vertices, triangles, colors, in_place, alpha=0.6, out=in_place)
     np.testing.assert_array_equal(in_place, rasterized)
+    strided = np.repeat(photo, 2, 1)[:, ::2]
+    np.testing.assert_array_equal(
+        Sim3DR.paint(buffer, triangles, colors, strided, alpha=0.6), rasterized
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("views", ["upside down", "shifted rows", "shifted columns"])
+def test_out_may_overlap_the_background(channels, reverse, views):
+    rng = np.random.default_rng(9)
+    vertices, triangles = random_mesh(rng, "small")
+    colors = rng.random((60, channels))
+    memory = rng.integers(0, 256, (21, 31, channels), np.uint8)
+
+    def overlapping(memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if views == "upside down":
+            return memory[:20, :30][::-1], memory[:20, :30]
+        if views == "shifted rows":
+            return memory[:-1, :30], memory[1:, :30]
+        return memory[:20, :-1], memory[:20, 1:]
+
+    under, out = (view.copy() for view in overlapping(memory))  # of their own
+    alone = {"alpha": 0.3, "reverse": reverse}
+    expected = Sim3DR.rasterize(vertices, triangles, colors, under, out=out, **alone)
+    buffer = Sim3DR.zbuffer(vertices, triangles, 20, 30)
+    painted = Sim3DR.paint(buffer, triangles, colors, under, 0.3, overlapping(memory)[1].copy())
+    for threads in (1, 3):
+        under, out = overlapping(memory.copy())
+        image = Sim3DR.rasterize(
+            vertices, triangles, colors, under, out=out, threads=threads, **alone
+        )
+        np.testing.assert_array_equal(image, expected)
+        under, out = overlapping(memory.copy())
+        image = Sim3DR.paint(buffer, triangles, colors, under, 0.3, out, threads)
+        np.testing.assert_array_equal(image, painted)
+
+
+def test_of_one_channel_or_column_the_stride_says_nothing():
+    grey = np.zeros((5, 5), np.uint8)
+    expected = Sim3DR.rasterize(TRIANGLE, ONE, np.ones((3, 1)), height=5, width=5)
+    assert expected.any()
+    view = grey[..., None]
+    assert Sim3DR.rasterize(TRIANGLE, ONE, np.ones((3, 1)), view, out=view) is view
+    np.testing.assert_array_equal(grey[..., None], expected)
+    photo = np.zeros((5, 50, 3), np.uint8)
+    column = photo[:, ::50]
+    Sim3DR.rasterize(TRIANGLE, ONE, np.ones((3, 3)), column, out=column)
+    np.testing.assert_array_equal(photo[:, 0, 0], expected[:, 0, 0])
+    assert not photo[:, 1:].any()
 
 
 def test_buffer_keeps_its_vertices():
@@ -343,6 +421,8 @@ def test_threads_are_chosen_by_size_and_environment(monkeypatch):
     assert Sim3DR._threads(None, 160 * 160) == 1
     assert Sim3DR._threads(None, 2000 * 2000) == 7
     assert Sim3DR._threads(np.int64(3), 1) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "99999")  # each of them would take memory
+    assert Sim3DR._threads(None, 2000 * 2000) == Sim3DR.THREAD_LIMIT
     for unset in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", unset)
         assert 1 <= Sim3DR._threads(None, 2000 * 2000) <= os.cpu_count()

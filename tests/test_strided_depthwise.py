@@ -80,6 +80,15 @@ def test_everything_else_goes_torchs_way(case):
     assert "Strided" not in str(ours.grad_fn)
 
 
+@pytest.mark.parametrize("watching", ["compiler.is_compiling", "jit.is_tracing"])
+def test_whoever_records_the_operations_sees_torchs(watching, monkeypatch):
+    fast, x = speed_up_strided_depthwise(layer()), torch.randn(2, 6, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "Strided" in str(fast(x).grad_fn)
+        monkeypatch.setattr(f"torch.{watching}", lambda: True)
+        assert "Strided" not in str(fast(x).grad_fn)
+
+
 @pytest.mark.parametrize(
     "options",
     [
