@@ -6,6 +6,7 @@ torchrun --nproc_per_node 4 main_train.py ...    four GPUs share each batch
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -98,6 +99,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     run = parser.add_argument_group("the run")
     add(run, "--out", "where the run writes", type=Path, default=Path("runs/synergynet"))
     add(run, "--resume", "go on from OUT/last.pth.tar", action="store_true")
+    add(run, "--overwrite", "begin anew where OUT holds a run already", action="store_true")
     add(run, "--save-every-steps", "save last.pth.tar within epochs too", type=int, default=0)
     add(run, "--save_val_freq", "keep every Nth epoch's weights", type=int, default=0)
     add(run, "--dry-run", "tell size, memory, time; train nothing", action="store_true")
@@ -123,6 +125,16 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("epochs", "samples_per_epoch", "limit", "save_every_steps", "save_val_freq"):
         if getattr(options, name) < 0:
             parser.error(f"--{name}: not below zero, got {getattr(options, name)}")
+    for name in ("lr", "weight_decay", "clip_norm", "warmup", "cooldown"):
+        value = getattr(options, name)
+        if not (math.isfinite(value) and value >= 0):
+            parser.error(f"--{name.replace('_', '-')}: not below zero, got {value}")
+    last = options.out / "last.pth.tar"
+    if last.exists() and not (options.resume or options.overwrite or options.dry_run):
+        parser.error(
+            f"{last}: a run is there already: go on with it (--resume), write elsewhere (--out), "
+            "or give it up (--overwrite)"
+        )
     if len(folders) > 1:
         parser.error(f"--val: one folder at most, got {' '.join(map(str, folders))}")
     options.val = folders[0] if folders else None
@@ -154,7 +166,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if on_the_way else 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
-            raise
+            if on_the_way:
+                raise
+            complain("main_train.py", error)  # a device that is not there or does not work
+            return 2
         print(
             f"main_train.py: out of memory with --batch-size {options.batch_size}; give a smaller "
             "one (--dry-run tells the memory a size takes)",

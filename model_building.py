@@ -65,6 +65,7 @@ class SynergyNet(nn.Module):
         if heads not in HEADS:
             raise ValueError(f"unknown heads {heads!r}; expected one of: {', '.join(HEADS)}")
         self.backbone_name, self.heads = backbone, heads
+        self.trained_loop = "full"  # "backbone": the refiner still has its first, random weights
         self.face_model = face_model.to_torch()
         self.I2P = ImageToParameters(backbone)
         num_features = self.I2P.backbone.num_features
@@ -151,6 +152,7 @@ def load_synergynet(
     except (TypeError, ValueError) as error:
         raise ValueError(f"{weights}: not the weights of a SynergyNet ({error})") from error
     load_learnable(model, content, weights)
+    model.trained_loop = content.get("trained_loop", "full")
     return model.to(device).eval()
 
 

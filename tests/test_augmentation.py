@@ -250,6 +250,29 @@ def test_each_kind_of_damage_changes_pixels_only(face_model, batch, name):
     assert all(torch.equal(a, b) for a, b in zip(plain[1:], damaged[1:], strict=True))
 
 
+@pytest.mark.parametrize("size", [120, 112, 96, 64, 48])
+def test_low_resolution_moves_nothing(face_model, parameters, size):
+    y, x = np.mgrid[:SIDE, :SIDE]
+    far = 0.6 * SIDE  # from the corner at which a wrong scale would begin
+    blob = 255 * np.exp(-((x - far) ** 2 + (y - far) ** 2) / (2 * (0.08 * SIDE) ** 2))
+    images = torch.from_numpy(blob.astype(np.uint8)).repeat(6, 3, 1, 1).permute(0, 2, 3, 1)
+    batch = batch_of(face_model, parameters, images.contiguous())
+    settings = replace(STILL, face_size=(0.7, 0.7))
+
+    def centroid(crops: torch.Tensor) -> torch.Tensor:  # (B, 2)
+        grey = crops.mean(1).double()
+        weight = (grey - grey.amin((1, 2), keepdim=True)) ** 2
+        share = weight / weight.sum((1, 2), keepdim=True)
+        along = torch.arange(size).double()
+        return torch.stack([(share.sum(1) * along).sum(1), (share.sum(2) * along).sum(1)], 1)
+
+    plain = Augmentation(face_model, settings)(batch, generator(), size)[0]
+    coarse = replace(settings, low_resolution=1.0)
+    damaged = Augmentation(face_model, coarse)(batch, generator(), size)[0]
+    assert not torch.equal(plain, damaged)
+    assert (centroid(damaged) - centroid(plain)).abs().max() < 0.004 * size
+
+
 @pytest.mark.parametrize("mirror", [0.0, 1.0])
 @pytest.mark.parametrize("left", [True, False])
 def test_made_up_border_is_covered_and_the_photo_is_not(face_model, parameters, left, mirror):

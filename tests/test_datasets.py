@@ -109,6 +109,43 @@ def test_misshapen_sets(tmp_path, face_model, images, labels):
         PackedFaces(tmp_path, face_model)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"parameters": (3, np.nan)}, "parameters: 1 of 6 rows are not finite, the first is row 3"),
+        ({"landmarks": (4, np.inf)}, "landmarks: 1 of 6 rows are not finite, the first is row 4"),
+        ({"parameters": (2, 0.0)}, "parameters: 1 of 6 rows have a camera of zeros, .* row 2"),
+        ({"names": None}, "names must be text, found int64"),
+    ],
+)
+def test_bad_labels_are_named(tmp_path, images, parameters, face_model, labels, message):
+    arrays = {"parameters": parameters.copy(), "landmarks": face_model.landmarks(parameters)}
+    for name, bad in labels.items():
+        if bad is None:
+            arrays[name] = np.arange(6)
+        else:
+            arrays[name][bad[0]] = bad[1]
+    write_packed(tmp_path, iter(images), 6, 40, **arrays)
+    with pytest.raises(ValueError, match=message):
+        PackedFaces(tmp_path, face_model)
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (6, 40), (6, 40, 40)])
+def test_arrays_that_are_no_pictures(tmp_path, parameters, face_model, shape):
+    np.save(tmp_path / "images.npy", np.zeros(shape, np.uint8))
+    np.savez(tmp_path / "labels.npz", parameters=parameters)
+    with pytest.raises(ValueError, match=r"images must be \(n, S, S, 3\)"):
+        PackedFaces(tmp_path, face_model)
+
+
+def test_any_bad_row_of_the_published_set_is_named(root, face_model):
+    whitened = np.zeros((len(PublishedFaces(root, face_model)), 62), np.float32)
+    whitened[1, 5] = np.nan
+    write_parameters(root, whitened)
+    with pytest.raises(ValueError, match=r"1 of \d+ rows are not finite, the first is row 1"):
+        PublishedFaces(root, face_model)
+
+
 def test_a_wrong_picture_leaves_no_set(tmp_path, parameters):
     pictures = [np.zeros((40, 40, 3), np.uint8), np.zeros((40, 41, 3), np.uint8)]
     with pytest.raises(ValueError, match="40, 41"):

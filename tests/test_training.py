@@ -19,9 +19,10 @@ import main_train
 from backbone_nets.strided_depthwise import StridedDepthwiseConv2d
 from model_building import load_synergynet
 from utils import training
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.datasets import write_packed
 from utils.distributed import World
+from utils.evaluation import torch_network
 from utils.metrics import YAW_BINS
 from utils.morphable_model import load_morphable_model
 
@@ -187,7 +188,8 @@ def run_until_killed(
     [
         (training.Trainer, "_train_epoch", 2, False),  # between the epochs
         (training, "validate", 2, True),  # late in the second epoch
-        (training, "write_checkpoint", 1, True),  # between the first epoch's two checkpoints
+        (training, "validate", 1, False),  # before the first score
+        (training, "write_checkpoint", 2, True),  # between the first epoch's two checkpoints
     ],
 )
 def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(
@@ -196,9 +198,99 @@ def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(
     arguments = [*options, "--out", str(tmp_path)]
     run_until_killed(monkeypatch, arguments, owner, name, call, after)
     # last must not promise a best that is not there
-    assert (tmp_path / "best.pth.tar").exists() or not (tmp_path / "last.pth.tar").exists()
+    saved = read_checkpoint(tmp_path / "last.pth.tar")
+    assert (tmp_path / "best.pth.tar").exists() or not saved["best_epoch"]
     main_train.main([*arguments, "--resume"])
     assert_same_runs(whole_run, tmp_path)
+
+
+def test_a_validation_that_fails_costs_no_epoch(options, tmp_path, monkeypatch):
+    arguments = [*options, "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "validate", lambda *_: (_ for _ in ()).throw(OSError("no disk")))
+        assert main_train.main(arguments) == 1
+    steps = []
+    original = training.Trainer.train_step
+    monkeypatch.setattr(
+        training.Trainer, "train_step", lambda self, b: steps.append(0) or original(self, b)
+    )
+    assert main_train.main([*arguments, "--resume"]) == 0
+    assert len(steps) == 3  # of the second epoch
+
+
+def test_a_run_is_not_overwritten_unasked(options, tmp_path, capsys):
+    arguments = [*options, "--epochs", "1", "--out", str(tmp_path)]
+    assert main_train.main(arguments) == 0
+    before = (tmp_path / "last.pth.tar").read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        main_train.main(arguments)
+    assert stopped.value.code == 2 and (tmp_path / "last.pth.tar").read_bytes() == before
+    said = capsys.readouterr().err
+    assert all(option in said for option in ("last.pth.tar", "--resume", "--overwrite", "--out"))
+    assert main_train.main([*arguments, "--dry-run"]) == 0
+    assert main_train.main([*arguments, "--seed", "1", "--overwrite"]) == 0
+    assert (tmp_path / "last.pth.tar").read_bytes() != before
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_options_of_the_optimiser_are_taken_as_given_now(options, tmp_path, capsys, optimizer):
+    arguments = [*options, "--optimizer", optimizer, "--out", str(tmp_path), "--epochs"]
+    assert main_train.main([*arguments, "1", "--weight-decay", "0.05"]) == 0
+    assert main_train.main([*arguments, "2", "--weight-decay", "0.01", "--resume"]) == 0
+    assert "weight_decay 0.05 (now 0.01)" in capsys.readouterr().out
+    groups = read_checkpoint(tmp_path / "last.pth.tar")["optimizer"]["param_groups"]
+    expected = [0.01] if optimizer == "sgd" else [0.01, 0.0]
+    assert [group["weight_decay"] for group in groups] == expected
+
+
+def test_scores_on_other_faces_are_not_compared(options, tmp_path, capsys):
+    at = options.index("--val")
+    mine, other = options[:at] + options[at + 2 :], options[options.index("--data") + 1]
+    arguments = [*options, "--out", str(tmp_path / "a")]
+    assert main_train.main([*arguments, "--epochs", "1"]) == 0
+    path = tmp_path / "a" / "last.pth.tar"
+    write_checkpoint(path, read_checkpoint(path) | {"best_score": 0.001})  # cannot be beaten
+    again = [*mine, "--val", other, "--out", str(tmp_path / "a"), "--resume"]
+    assert main_train.main(again) == 0
+    assert "the best epoch is chosen anew" in capsys.readouterr().out
+    saved = read_checkpoint(path)
+    assert saved["best_epoch"] == 2 and saved["best_score"] > 0.001
+    # a held-out part that moves would be faces that were trained on
+    held_out = [*mine, "--held-out", "0.25", "--out", str(tmp_path / "b")]
+    assert main_train.main([*held_out, "--epochs", "1"]) == 0
+    assert main_train.main([*held_out, "--resume", "--seed", "1"]) == 2
+    assert "it held out other faces" in capsys.readouterr().err
+    assert main_train.main([*held_out, "--resume"]) == 0
+
+
+def test_the_checkpoint_says_whether_the_refiner_was_trained(options, tmp_path):
+    for loop in ("backbone", "full"):
+        arguments = [*options, "--epochs", "1", "--out", str(tmp_path / loop), "--loop", loop]
+        assert main_train.main(arguments) == 0
+        model = load_morphable_model(options[options.index("--face-model") + 1])
+        network = load_synergynet(tmp_path / loop / "best.pth.tar", model)
+        crops = np.zeros((2, 3, 120, 120), np.float32)
+        refined = torch_network(network, torch.device("cpu"))(crops).refined
+        assert (refined is None) == (loop == "backbone")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--clip-norm", "-1"], "--clip-norm: not below zero, got -1"),
+        (["--lr", "nan"], "--lr: not below zero, got nan"),
+        (["--weight-decay", "-0.1"], "--weight-decay: not below zero"),
+        (["--batch-size", "1"], "leaves batch norm a single sample; give 2 or more"),
+        (["--device", "cuda"], "device 'cuda' does not work here"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the last of them works here")
+def test_options_that_cannot_be_are_wrong_usage(options, tmp_path, capsys, arguments, message):
+    try:
+        code = main_train.main([*options, *arguments, "--out", str(tmp_path)])
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [2, 5, 6])

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(options.seed)
     before = SynergyNet(face_model).eval()
     code = main_train.main(
-        ["--data", str(data), "--val", str(held_out), "--out", str(run), *TRAINING]
+        ["--data", str(data), "--val", str(held_out), "--out", str(run), "--overwrite", *TRAINING]
         + ["--epochs", str(options.epochs), "--cooldown", str(max(1, options.epochs // 3))]
         + ["--loop", options.loop, "--seed", str(options.seed)]
     )

@@ -527,9 +527,9 @@ class Augmentation(Augment):
         for kind, level in enumerate(LOW_RESOLUTIONS):
             chosen = rows(host["low resolution"] == kind)
             if len(chosen):
-                small = F.interpolate(
-                    crops[chosen], scale_factor=level, mode="bilinear", antialias=True
-                )
+                # sizes, not a factor: one that gives no whole number of pixels would shift the face
+                size = (round(side * level),) * 2
+                small = F.interpolate(crops[chosen], size=size, mode="bilinear", antialias=True)
                 restored = F.interpolate(small, size=(side, side), mode="bilinear")
                 crops.index_copy_(0, chosen, restored)
         for kind, sigma in enumerate(BLURS):

@@ -108,12 +108,14 @@ class PackedFaces(Faces):
                 raise FileNotFoundError(f"{self.folder / name}: not a packed set, no such file")
         images = np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = read_npz(self.folder / "labels.npz")
+        if images.ndim != 4 or images.shape[1:] != (images.shape[1],) * 2 + (3,):
+            raise ValueError(f"{self.folder}: images must be (n, S, S, 3), found {images.shape}")
+        if images.dtype != np.uint8:
+            raise ValueError(f"{self.folder}: images must be uint8, found {images.dtype}")
         if "parameters" not in labels or not len(images):
             raise ValueError(f"{self.folder}: an empty set, or labels.npz without parameters")
         self.parameters = labels["parameters"].astype(np.float32)
         count, self.side = len(images), images.shape[1]
-        if images.shape != (count, self.side, self.side, 3) or images.dtype != np.uint8:
-            raise ValueError(f"{self.folder}: images must be (n, S, S, 3) uint8")
         self._images = np.asarray(images)  # the plain view indexes faster than the memmap
         expected = {"landmarks": (count, 3, 68), "valid": (count, 4), "names": (count,)}
         for name, shape in {"parameters": (count, NUM_PARAMETERS), **expected}.items():
@@ -122,6 +124,14 @@ class PackedFaces(Faces):
                     f"{self.folder}: {count} pictures, so {name} should have shape {shape}, but "
                     f"has {labels[name].shape}"
                 )
+        for name in ("parameters", "landmarks", "valid"):
+            if name in labels:
+                _check_finite(labels[name], f"{self.folder / 'labels.npz'}: {name}")
+        _check_cameras(self.parameters, f"{self.folder / 'labels.npz'}: parameters")
+        if "names" in labels and labels["names"].dtype.kind not in "SU":
+            raise ValueError(
+                f"{self.folder / 'labels.npz'}: names must be text, found {labels['names'].dtype}"
+            )
         theirs = str(labels.get("face_model", face_model.fingerprint))
         if theirs != face_model.fingerprint:
             raise ValueError(
@@ -186,14 +196,14 @@ class PublishedFaces(Faces):
                 f"{len(self.names)} pictures; the two must come from the same download"
             )
         self.parameters = face_model.dewhiten(whitened[:, :NUM_PARAMETERS].astype(np.float32))
+        _check_finite(self.parameters, str(path))
         self._check_whitening(path)
+        _check_cameras(self.parameters, str(path))
 
     def _check_whitening(self, path: Path) -> None:
         """Refuses parameters that this face model's mean and deviation do not turn into faces."""
         step = max(1, len(self) // 2000)
         sample = self.parameters[::step]
-        if not np.isfinite(sample).all():
-            raise ValueError(f"{path}: holds numbers that are not finite")
         points = self.face_model.landmarks(sample)[:, :2]
         nearby = np.mean((points > -CROP_SIZE / 2) & (points < 1.5 * CROP_SIZE))
         size = np.median((points.max(2) - points.min(2)).max(1)) / CROP_SIZE
@@ -234,6 +244,27 @@ _FROM_DOWNLOAD = (
 )
 # Stored cameras are scaled rotations to 1e-6; another model's whitening makes it 0.1 and more.
 MAX_SKEW = 0.05
+
+
+def _check_finite(rows: np.ndarray, what: str) -> None:
+    """One bad label would cost the whole of its batch, in every epoch."""
+    bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{what}: {bad.sum()} of {len(rows)} rows are not finite, the first is row "
+            f"{np.argmax(bad)} (from 0); take these faces out"
+        )
+
+
+def _check_cameras(parameters: np.ndarray, what: str) -> None:
+    """Cameras without a direction have no pose."""
+    lengths = np.linalg.norm(split_camera(parameters)[:, :2, :3], axis=2)  # (n, 2)
+    bad = ~(lengths > 0).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{what}: {bad.sum()} of {len(parameters)} rows have a camera of zeros, the first is "
+            f"row {np.argmax(bad)} (from 0); take these faces out"
+        )
 
 
 class Subset(Faces):

@@ -52,9 +52,12 @@ def join_world(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(device=choose_device(device))
         return
+    local = int(os.environ["LOCAL_RANK"])
+    if device in ("auto", "cuda") and local < torch.cuda.device_count():
+        torch.cuda.set_device(local)  # before it is tried, or all would take memory of the first
     chosen = choose_device(device)
     if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:

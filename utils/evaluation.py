@@ -7,6 +7,7 @@ BenchmarkSet (utils/aflw2000.py)
 """
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ class CropOutput(NamedTuple):
 
     parameters: np.ndarray  # (B, 62) not whitened
     landmarks: np.ndarray  # (B, 3, 68) crop frame
-    refined: np.ndarray | None  # (B, 3, 68) crop frame; None: the engine has no refiner
+    refined: np.ndarray | None  # (B, 3, 68) crop frame; None: no refiner was trained
 
 
 # (B, 3, 120, 120) float32 normalised crops -> CropOutput
@@ -50,19 +51,20 @@ Network = Callable[[np.ndarray], CropOutput]
 
 
 def torch_network(model: SynergyNet, device: torch.device) -> Network:
-    """SynergyNet with its refiner in PyTorch, in full precision and repeatable.
+    """SynergyNet, with its refiner where that was trained, in full precision and repeatable.
 
     The model is moved to the device; it must be in evaluation mode.
     """
     model = model.to(device)
+    loop = "backbone" if model.trained_loop == "backbone" else "refiner"
 
     def network(crops: np.ndarray) -> CropOutput:
         with torch.inference_mode(), _full_precision():
             images = torch.from_numpy(crops).to(device, memory_format=torch.channels_last)
-            output = model(images, "refiner")
+            output = model(images, loop)
             parameters = model.face_model.dewhiten(output.parameters)
             arrays = (parameters, output.landmarks, output.refined)
-            return CropOutput(*(array.float().cpu().numpy() for array in arrays))
+            return CropOutput(*(None if a is None else a.float().cpu().numpy() for a in arrays))
 
     return network
 
@@ -442,7 +444,8 @@ def score_aflw2000(
     for labels, found in scores["nme"].items():
         result[f"aflw_{labels}"] = found["raw"]["balanced"]
         result |= {f"aflw_{labels}_{key}": found["raw"][key] for key in BINS}
-        result[f"aflw_{labels}_refined"] = found["refined"]["balanced"]
+        refined = found.get("refined", {"balanced": math.nan})
+        result[f"aflw_{labels}_refined"] = refined["balanced"]
     if "pose" in scores:
         result["aflw_pose_mae"] = scores["pose"]["published"]["mean"]
         result["aflw_pose_exact"] = scores["pose"]["exact"]["mean"]

@@ -6,6 +6,7 @@ Checkpoints are complete or not there; a step with a non-finite loss or gradient
 """
 
 import argparse
+import hashlib
 import math
 import statistics
 import sys
@@ -229,6 +230,7 @@ class Trainer:
 
         torch.manual_seed(options.seed)
         self.model = SynergyNet(face_model, options.backbone, options.heads).to(self.device)
+        self.model.trained_loop = options.loop
         if options.init:
             content = read_checkpoint(options.init)
             check_face_model(content, face_model, options.init)
@@ -296,6 +298,12 @@ class Trainer:
                 f"an epoch of {self.samples} samples has no full batch of {options.batch_size}; "
                 "give a smaller --batch-size"
             )
+        least = world.size if world.device.type == "cpu" else 1  # batch norm is a process's own
+        if options.batch_size < 2 * least:
+            raise ValueError(
+                f"--batch-size {options.batch_size} leaves batch norm a single sample; give "
+                f"{2 * least} or more"
+            )
         if options.batch_size % world.size:
             raise ValueError(
                 f"--batch-size {options.batch_size} cannot be shared out among {world.size} "
@@ -317,16 +325,25 @@ class Trainer:
             "samples an epoch": self.samples,
             "training faces": len(self.train_set),
             "processes": self.world.size,
+            "pose balanced": self.options.pose_balanced,
         }
 
     def _recipe(self) -> dict:
         """What may be changed between epochs, and is said when it is."""
-        names = ("epochs", "optimizer", "schedule", "lr", "augment", "train_size", "loop")
+        names = (
+            "epochs", "optimizer", "schedule", "lr", "weight_decay", "warmup", "cooldown",
+            "clip_norm", "augment", "train_size", "loop",
+        )  # fmt: skip
         return {name: getattr(self.options, name) for name in names}
+
+    def _validation(self) -> str:
+        """The validation faces, by their parameters: scores on others are not to be compared."""
+        return hashlib.sha256(np.ascontiguousarray(self.val_set.parameters)).hexdigest()[:16]
 
     def _save_last(self) -> None:
         if self.world.is_main:
             state = asdict(self.progress) | {"plan": self._plan(), "recipe": self._recipe()}
+            state |= {"validation": self._validation(), "trained_loop": self.options.loop}
             state["optimizer"] = self.optimizer.state_dict()
             write_checkpoint(self.last, self.model.checkpoint(**state))
 
@@ -348,8 +365,14 @@ class Trainer:
         if changed and self.world.is_main:
             tqdm.write(f"{self.last}: goes on with other settings: {', '.join(changed)}")
         self.model.load_state_dict(state["state_dict"])
+        settings = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
         try:
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(own)  # as they are given now
         except ValueError as error:
             raise ValueError(
                 f"{self.last}: its optimiser's state does not fit --optimizer "
@@ -357,6 +380,17 @@ class Trainer:
                 f"--init {self.last}"
             ) from error
         self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
+        if state.get("validation", self._validation()) == self._validation():
+            return
+        if not self.options.val:
+            raise ValueError(
+                f"{self.last}: it held out other faces for validation, so some of those held out "
+                "now it was trained on; resume with the same --data, --held-out and --seed, or "
+                "give a set of its own with --val"
+            )
+        self.progress.best_score, self.progress.best_epoch = math.inf, 0
+        if self.world.is_main:
+            tqdm.write(f"{self.last}: other validation faces; the best epoch is chosen anew")
 
     # ---------------------------------------------------------------------------------- the loop
 
@@ -377,6 +411,7 @@ class Trainer:
         while progress.epoch < options.epochs:
             epoch_started, seen = time.time(), progress.step
             self._train_epoch()
+            self._save_last()  # what may fail now costs no epoch
             row = self._close_epoch(time.time() - epoch_started, self.steps_per_epoch - seen)
             if world.is_main:
                 log.add(row)
@@ -511,7 +546,9 @@ class Trainer:
 
     def _save_weights(self, name: str) -> None:
         content = self.model.checkpoint(
-            epoch=self.progress.epoch, best_score=self.progress.best_score
+            epoch=self.progress.epoch,
+            best_score=self.progress.best_score,
+            trained_loop=self.options.loop,
         )
         write_checkpoint(self.options.out / name, content)
 
