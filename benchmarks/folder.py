@@ -82,10 +82,13 @@ def main() -> None:
                 results.save_pictures(options.out, name, image, faces)
             memory.append(resident_mb())
 
+        def result_of(name):
+            return results.picture_path(options.out, name)
+
         def ours_once() -> float:
             start = time.perf_counter()
             with quiet():
-                run_on_photos(options, ours, save)
+                run_on_photos(options, ours, save, result_of)
             return time.perf_counter() - start
 
         ours = load_model(options)

@@ -112,12 +112,16 @@ def main() -> None:
         meter = Meter("photos", args.photos, args.at)
 
         def save(name, path, image, faces):
-            results.save_numbers(options.out, name, path, faces, ("npz", "json"))
+            formats = ("npz", "json")
+            results.save_numbers(options.out, name, path, faces, formats, model.face_model)
             if faces:
                 results.save_pictures(options.out, name, image, faces)
 
+        def result_of(name):
+            return results.picture_path(options.out, name)
+
         with quiet():
-            run_on_photos(options, model, save, lambda name, result: meter.step())
+            run_on_photos(options, model, save, result_of, lambda name, result: meter.step())
         rows.append(meter.row())
 
         tracker = FaceTracker(model.pipeline)

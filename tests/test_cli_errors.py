@@ -333,6 +333,16 @@ def test_malicious_face_models_do_not_run(capsys, tmp_path, name):
     assert not trace.exists()
 
 
+@pytest.mark.parametrize(("photos", "out"), [("out/landmarks", "out"), ("in", "in")])
+def test_results_would_fall_on_the_photos(capsys, tmp_path, photos, out):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / photos).mkdir(parents=True, exist_ok=True)
+        (tmp_path / photos / name).write_bytes(ASTRONAUT.read_bytes())
+    code, output = run(capsys, "-f", tmp_path / photos, "-o", tmp_path / out)
+    assert code == 2 and "give another folder with -o" in output
+    assert len([path for path in (tmp_path / out).rglob("*") if path.is_file()]) == 2
+
+
 SCRIPTS = ("singleImage.py", "artistic.py", "video.py", "benchmark.py", "main_train.py")
 
 
