@@ -68,7 +68,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"one picture of any of {','.join(DRAWINGS)}")  # fmt: skip
     parser.add_argument("--save", type=comma_list(FORMATS), default=(), metavar="LIST",
         help=f"any of {','.join(FORMATS)}")  # fmt: skip
-    return parse_photo_options(parser, arguments)
+    return parse_photo_options(parser, arguments, with_sheet=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -76,7 +76,7 @@ def test_checkpoints_are_on_the_disk_before_they_have_their_name(tmp_path, monke
 class Seen:
     """A model that finds no face and counts the pictures."""
 
-    description = "made up"
+    description, face_model = "made up", None
 
     def __init__(self, weights: Path | None) -> None:
         self.files = [weights] if weights else []
@@ -154,6 +154,14 @@ def test_another_folder_takes_over_only_the_names_that_it_writes(run_folder, tmp
     assert run_folder("--resume")[0] == [70]  # its numbers were the other folder's
     assert run_folder("--resume", *other)[0] == [70]
     assert run_folder("--resume", *other)[0] == []
+
+
+def test_a_single_photo_takes_over_its_name_too(run_folder, tmp_path):
+    run_folder()
+    write_photos(tmp_path / "other", [70])
+    assert run_folder("-f", str(tmp_path / "other" / "70.png"))[0] == [70]
+    assert run_folder("--resume")[0] == [70]
+    assert run_folder("--resume")[0] == []
 
 
 def test_a_result_that_is_gone_is_made_again(tmp_path, call):
@@ -264,7 +272,7 @@ def test_a_page_that_cannot_be_written_costs_no_photo(tmp_path, monkeypatch, cap
     def fail(self):
         raise OSError(28, "No space left on device", "contact_sheet.jpg")
 
-    monkeypatch.setattr(singleImage, "load_model", lambda options: lambda image: [])
+    monkeypatch.setattr(singleImage, "load_model", lambda options: Seen(None))
     monkeypatch.setattr(singleImage.results.ContactSheets, "write", fail)
     arguments = ["-f", tmp_path / "photos", "-o", tmp_path / "out", "--save", "json"]
     assert singleImage.main([str(argument) for argument in arguments]) == 1

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils import results
+from utils import finished, results
 from utils.cli import say
 from utils.cores import usable_cores
 from utils.files import read_image
-from utils.finished import FinishedPhotos
 from utils.inference import Face
 from utils.memory import is_out_of_memory
 from utils.model_options import add_model_options, open_model
@@ -45,16 +44,20 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_photo_options(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, with_sheet: bool = False
 ) -> argparse.Namespace:
-    """Parses, and finds the photos: ``photos`` is a list of (name, path), ``finished`` None."""
+    """Parses, and finds the photos: ``photos`` is a list of (name, path), ``finished`` None.
+
+    Args:
+        with_sheet: of several photos, pictures are written into ``--out`` itself.
+    """
     options = parser.parse_args(arguments)
     try:
         options.photos = results.find_photos(options.files, options.png)
     except FileNotFoundError as error:
         parser.error(str(error))
     for folder in {path.parent for _, path in options.photos}:
-        if would_overwrite(options.out, folder, len(options.photos) > 1):
+        if would_overwrite(options.out, folder, with_sheet and len(options.photos) > 1):
             parser.error(
                 f"{folder}: photos there would be mixed up with the results that -o {options.out} "
                 "gets; give another folder with -o"
@@ -98,7 +101,8 @@ def comma_list(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 def load_model(options: argparse.Namespace) -> SynergyNet:
     """The model of the options, its description shown; the output folder is made.
 
-    Of several photos, ``options.finished`` becomes the list of those that are done.
+    Of several photos, or where they were listed before, ``options.finished`` becomes the list of
+    those that are done.
 
     Raises:
         OSError, ValueError, RuntimeError: a file is missing or does not fit, the device does not
@@ -110,13 +114,14 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
     for folder in filter(Path.is_dir, options.files):
         if left_out := results.unread(folder.iterdir()):
             say(f"{folder}: not all photos are taken{left_out}")
-    if len(options.photos) > 1 or options.files[0].is_dir():
+    is_folder = len(options.photos) > 1 or options.files[0].is_dir()
+    if is_folder or (options.out / finished.NAME).exists():
         settings = vars(options).items()
         settings = {key: value for key, value in settings if key not in _WITHOUT_EFFECT}
         settings["model"] = model.description
         read = [*model.files, *filter(None, [settings.get("expression_from")])]
         settings["changed"] = [Path(path).stat().st_mtime_ns for path in read]
-        options.finished = FinishedPhotos(options.out, settings, options.resume)
+        options.finished = finished.FinishedPhotos(options.out, settings, options.resume)
     return model
 
 
@@ -148,20 +153,20 @@ def run_on_photos(
     Returns:
         0, 1 if a photo failed, or ``STOPPED``.
     """
-    finished = options.finished
+    listed = options.finished
 
     def work(photo: tuple[str, Path]) -> tuple[list[Face] | str | None, Any] | Exception:
         name, path = photo
         try:
-            if finished and photo in finished:
+            if listed and photo in listed:
                 return None, kept(name)
             image = read_image(path)
             faces = find_faces(image)
-            if finished:
-                finished.begin(photo)
+            if listed:
+                listed.begin(photo)
             result = save(name, path, image, faces)
-            if finished:
-                finished.add(photo, result_of(name) if faces else None)
+            if listed:
+                listed.add(photo, result_of(name) if faces else None)
         except (OSError, ValueError) as error:  # this photo's fault; the others go on
             return error
         except Exception as error:
