@@ -255,7 +255,10 @@ def test_hostile_photo_names(call, monkeypatch, face_model, tmp_path):
     picture = cv2.imencode(".png", photo((20, 30, 40)))[1].tobytes()
     for name in NAMES:
         (tmp_path / "in" / f"{name}.png").write_bytes(picture)
-    code, output = call(singleImage.main, "-f", "in", "-o", "out", "--save", "json,obj,html,npz")
+    hidden = [Path("in") / f"{name}.png" for name in NAMES if name.startswith(".")]
+    assert hidden  # those are left out of a folder, unless they are named
+    files = ["-f", "in", *hidden]
+    code, output = call(singleImage.main, *files, "-o", "out", "--save", "json,obj,html,npz")
     assert code == 0, output
     assert "\x1b" not in output and r"tab\x09escape\x1b[2J" in output
     assert len([line for line in output.splitlines() if "1 face" in line]) == len(NAMES)

@@ -367,7 +367,9 @@ def nearness_of(track: Track, face: Face) -> float:
     """How well a face fits to a missing one; 0 or less: not at all."""
     size = size_of(track.face)
     growth = size_of(face) / size
-    if not 1 / 2 <= growth <= 2:
+    # what is left of a face that another one hides is fitted as a smaller one
+    most = min(2.0, MAX_GROWTH**track.missing)
+    if not 1 / most <= growth <= most:
         return 0.0
     reach = MAX_DISTANCE + DISTANCE_GROWTH * track.missing
     # it moved on, or was stopped: whichever is nearer
