@@ -268,8 +268,9 @@ def test_times():
         (np.arange(20) / 10, 48),  # a slow camera: repeated
         (np.arange(100) / 50, 50),  # a fast one: left out
         (np.array([0, 0.04, 0.08, 99.0, 99.04]), 5),  # a gap is not filled for minutes
+        (1 + np.arange(25) / 25, 50),  # the first one late
     ],
-    ids=["steady", "rounded", "slow", "fast", "gap"],
+    ids=["steady", "rounded", "slow", "fast", "gap", "late"],
 )
 def test_a_written_video_lasts_as_long_as_it_should(tmp_path, times, expected):
     writer = VideoWriter(tmp_path / "o.avi", (32, 32), 25)

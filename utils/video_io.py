@@ -238,7 +238,8 @@ class VideoWriter:
             return
         frame = frame[: self.size[1], : self.size[0]]
         missing = round(-ahead) if ahead < -1 - 1e-3 else 0
-        for shown in [*repeat(self.shown, missing), frame]:
+        before = frame if self.shown is None else self.shown
+        for shown in [*repeat(before, missing), frame]:
             self.writer.write(shown)
             self.written += 1
         self.shown = frame
