@@ -25,8 +25,8 @@ PY := $(VENV)/bin/python
 NATIVE := Sim3DR FaceBoxes backbone_nets
 SOURCES := pyproject.toml setup.py \
     $(wildcard $(foreach folder,$(NATIVE),$(folder)/*.pyx $(folder)/*.cpp $(folder)/*.h))
-# The extensions are built beside their sources: rebuild when someone removed them.
-# or another Python built them, and install anew when the repository was moved.
+# The extensions are built beside their sources: build again when someone removed them or another
+# Python built them, and when the repository was moved, which an editable install does not survive.
 SUFFIX := $(shell $(PY) -c 'import sysconfig as s; print(s.get_config_var("EXT_SUFFIX"))' 2>/dev/null)
 MISSING := $(foreach folder,$(NATIVE),$(if $(wildcard $(folder)/*$(or $(SUFFIX),.so)),,FORCE))
 MOVED := $(if $(subst x$(shell cat '$(VENV)/.built' 2>/dev/null),,x$(CURDIR)),FORCE)

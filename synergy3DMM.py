@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from FaceBoxes import DETECT_SIZE, FaceBoxes
+from FaceBoxes import DETECT_SIZE, FaceBoxes, detection_limits
 from utils import assets
 from utils.files import read_image, to_bgr8
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
@@ -92,13 +92,15 @@ class SynergyNet:
             raise ValueError(f"detect_size must be at least 1 pixel, got {detect_size}")
         self.engine, self.device = choose_engine(engine, device)
 
+        max_height, max_width = detection_limits(detect_size)
+
         def open_detector() -> FaceBoxes:
             return FaceBoxes(
                 detector_weights,
                 self.device,
                 score_threshold=score_threshold,
-                max_width=detect_size,
-                max_height=detect_size * 2 / 3,
+                max_height=max_height,
+                max_width=max_width,
                 engine=self.engine,
                 threads=threads,
             )

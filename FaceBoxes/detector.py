@@ -13,10 +13,20 @@ from FaceBoxes.nms import nms
 MEAN_BGR = np.array([104, 117, 123], dtype=np.float32)
 
 CANDIDATE_THRESHOLD = 0.05
-DETECT_SIZE = 1080  # width, and two thirds of it height, that larger photos are shrunk to
+DETECT_SIZE = 1080  # pixels, see detection_limits
 
 # (B, 3, H, W) float32 -> offsets (B, A, 4) and probabilities (B, A, 2), both float32
 Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def detection_limits(size: float = DETECT_SIZE) -> tuple[float, float]:
+    """Height and width that larger photos are shrunk to fit; as published 720 x 1080 pixels."""
+    return size * 2 / 3, size
+
+
+def detection_scale(shape: tuple[int, ...], limits: tuple[float, float]) -> float:
+    """What a photo (H, W, ...) is shrunk by for the detector, 1 where it fits."""
+    return min(1.0, limits[0] / shape[0], limits[1] / shape[1])
 
 
 def network_input(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -62,8 +72,8 @@ class FaceBoxes:
         nms_threshold: float = 0.3,
         top_k: int = 5000,
         keep_top_k: int = 750,
-        max_height: float = DETECT_SIZE * 2 / 3,
-        max_width: float = DETECT_SIZE,
+        max_height: float = detection_limits()[0],
+        max_width: float = detection_limits()[1],
         batch_size: int = 8,
         engine: Engine | str = "torch",
         threads: int | None = None,
@@ -135,9 +145,9 @@ class FaceBoxes:
         if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ValueError(f"image {index} must have shape (H, W, 3), got {image.shape}")
         height, width = image.shape[:2]
-        if height <= self.max_height and width <= self.max_width:
+        scale = detection_scale(image.shape, (self.max_height, self.max_width))
+        if scale == 1:
             return image, 1.0
-        scale = min(self.max_height / height, self.max_width / width)
         size = max(int(scale * width), 1), max(int(scale * height), 1)
         return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), scale
 

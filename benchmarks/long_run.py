@@ -28,7 +28,6 @@ from utils import assets, results
 from utils.cli import quiet
 from utils.files import read_image, write_image
 from utils.photo_script import load_model, run_on_photos
-from utils.tracking import FaceTracker
 
 SIZES = 20
 
@@ -124,7 +123,7 @@ def main() -> None:
             run_on_photos(options, model, save, result_of, lambda name, result: meter.step())
         rows.append(meter.row())
 
-        tracker = FaceTracker(model.pipeline)
+        tracker = model.tracker()
         meter, faces = Meter("frames", args.frames, args.at), 0
         for frame in frames(args.frames):
             faces += len(tracker(frame))

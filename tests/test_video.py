@@ -15,8 +15,9 @@ from moving_pictures import GREY, SIZE, film, pause_film, read_film, scene, writ
 
 import video
 from synergy3DMM import SynergyNet
-from utils import video_io, video_script
+from utils import video_io
 from utils.overlays import DRAWINGS, Overlays
+from utils.tracking import FaceTracker
 from utils.video_io import VideoReader, VideoWriter
 from utils.video_numbers import ROW, VideoNumbers, file_of
 
@@ -332,7 +333,7 @@ class Interrupting(Capture):
 
 @pytest.mark.parametrize("end", [0, 1, 5])
 def test_ctrl_c_keeps_what_is_finished(run, frames, monkeypatch, tmp_path, end):
-    capture = Interrupting(frames, video_script.FaceTracker, monkeypatch, end)
+    capture = Interrupting(frames, FaceTracker, monkeypatch, end)
     monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
     Path("in.mp4").touch()
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
@@ -353,7 +354,7 @@ def test_ctrl_c_keeps_what_is_finished(run, frames, monkeypatch, tmp_path, end):
     ],
 )
 def test_full_disk_and_memory_keep_what_is_finished(run, frames, monkeypatch, error, said):
-    capture = Interrupting(frames, video_script.FaceTracker, monkeypatch, 4, error)
+    capture = Interrupting(frames, FaceTracker, monkeypatch, 4, error)
     monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
     Path("in.mp4").touch()
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
@@ -362,7 +363,7 @@ def test_full_disk_and_memory_keep_what_is_finished(run, frames, monkeypatch, er
 
 
 def test_a_fault_of_ours_leaves_nothing_behind(run, frames, monkeypatch, tmp_path):
-    capture = Interrupting(frames, video_script.FaceTracker, monkeypatch, 2, ZeroDivisionError)
+    capture = Interrupting(frames, FaceTracker, monkeypatch, 2, ZeroDivisionError)
     monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
     Path("in.mp4").touch()
     with pytest.raises(ZeroDivisionError):
@@ -381,7 +382,7 @@ def test_a_video_that_cannot_be_written_is_told(tmp_path):
 
 
 def test_a_camera_ends_by_ctrl_c(run, frames, monkeypatch):
-    capture = Interrupting(frames, video_script.FaceTracker, monkeypatch, 3)
+    capture = Interrupting(frames, FaceTracker, monkeypatch, 3)
     monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
     code, output = run("-f", "0", "--save", "jsonl")
     assert code == 0, output

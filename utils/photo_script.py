@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from FaceBoxes import detection_limits, detection_scale
 from utils import finished, results
 from utils.cli import say
 from utils.cores import usable_cores
@@ -119,7 +120,8 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
         settings = vars(options).items()
         settings = {key: value for key, value in settings if key not in _WITHOUT_EFFECT}
         settings["model"] = model.description
-        read = [*model.files, *filter(None, [settings.get("expression_from")])]
+        given = [value for value in settings.values() if isinstance(value, Path)]
+        read = [*model.files, *filter(Path.is_file, given)]
         settings["changed"] = [Path(path).stat().st_mtime_ns for path in read]
         options.finished = finished.FinishedPhotos(options.out, settings, options.resume)
     return model
@@ -155,11 +157,11 @@ def run_on_photos(
     """
     listed = options.finished
 
-    def work(photo: tuple[str, Path]) -> tuple[list[Face] | str | None, Any] | Exception:
+    def work(photo: tuple[str, Path]) -> tuple[list[Face] | None, str, Any] | Exception:
         name, path = photo
         try:
             if listed and photo in listed:
-                return None, kept(name)
+                return None, "", kept(name)
             image = read_image(path)
             faces = find_faces(image)
             if listed:
@@ -174,7 +176,7 @@ def run_on_photos(
                 raise
             return MemoryError(str(error) or "not enough memory for it")
         note = "" if faces else small_faces_note(image.shape, options.detect_size)
-        return [replace(face, vertices=None) for face in faces] or note, result  # for the summary
+        return [replace(face, vertices=None) for face in faces], note, result  # for the summary
 
     done = failures = without_face = before = 0
     is_stopped = False
@@ -191,15 +193,15 @@ def run_on_photos(
                     message = f"{path}: {message}"
                 say(f"failed: {message}", file=sys.stderr)
                 continue
-            faces, result = outcome
+            faces, note, result = outcome
             if faces is None:
                 before += 1
-            elif isinstance(faces, str):
-                without_face += 1
-                say(f"{path}: no face found{faces}")
-            else:
+            elif faces:
                 done += 1
                 say(f"{path}: {results.summary(faces)}")
+            else:
+                without_face += 1
+                say(f"{path}: no face found{note}")
             saved(name, result)
     except KeyboardInterrupt:
         is_stopped = True
@@ -219,7 +221,7 @@ def run_on_photos(
 
 def small_faces_note(shape: tuple[int, ...], detect_size: int) -> str:
     """What to say of a photo (H, W, ...) without a face that is shrunk much for the detector."""
-    shrunk = min(detect_size / shape[1], detect_size * 2 / 3 / shape[0])
+    shrunk = detection_scale(shape, detection_limits(detect_size))
     if shrunk >= 0.5:
         return ""
     return f" (looked for in {shrunk:.0%} of its size; --detect-size finds smaller ones)"

@@ -260,19 +260,22 @@ def write_numbers(
     if path.suffix.lower() == ".npz":
         rows = np.zeros(len(faces), FACE_ROW)
         for row, face in zip(rows, faces, strict=True):
-            for key in FACE_ROW.names:
-                row[key] = getattr(face, key)
+            fill_row(row, face)
         arrays = {key: np.ascontiguousarray(rows[key]) for key in FACE_ROW.names}
         if all(face.vertices is not None for face in faces):
-            meshes = np.zeros((len(faces), *face_model.mean.shape), np.float32)
-            for mesh, face in zip(meshes, faces, strict=True):
-                mesh[:] = face.vertices
-            arrays["vertices"] = meshes
+            meshes = np.array([face.vertices for face in faces], np.float32)
+            arrays["vertices"] = meshes.reshape(len(faces), *face_model.mean.shape)
         write_npz(path, arrays | {"triangles": face_model.triangles})
     else:
         content = {**about, "faces": [face_to_json(face) for face in faces]}
         with atomic_write(path, "w") as file:
             json.dump(content, file)
+
+
+def fill_row(row: np.void, face: Face) -> None:
+    """Writes a face's numbers into a row that has the fields of ``FACE_ROW``."""
+    for key in FACE_ROW.names:
+        row[key] = getattr(face, key)
 
 
 def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:

@@ -285,6 +285,9 @@ class Trainer:
         else:
             train, val = split_held_out(faces, options.held_out, options.seed)
             self.train_set, self.val_set = Subset(faces, train), Subset(faces, val)
+        # by their parameters: scores on other faces are not to be compared
+        scored = np.ascontiguousarray(self.val_set.parameters)
+        self.validation = hashlib.sha256(scored).hexdigest()[:16]
         if options.limit:
             keep = np.random.default_rng(options.seed).permutation(len(self.train_set))
             self.train_set = Subset(self.train_set, np.sort(keep[: options.limit]))
@@ -336,14 +339,10 @@ class Trainer:
         )  # fmt: skip
         return {name: getattr(self.options, name) for name in names}
 
-    def _validation(self) -> str:
-        """The validation faces, by their parameters: scores on others are not to be compared."""
-        return hashlib.sha256(np.ascontiguousarray(self.val_set.parameters)).hexdigest()[:16]
-
     def _save_last(self) -> None:
         if self.world.is_main:
             state = asdict(self.progress) | {"plan": self._plan(), "recipe": self._recipe()}
-            state |= {"validation": self._validation(), "trained_loop": self.options.loop}
+            state |= {"validation": self.validation, "trained_loop": self.options.loop}
             state["optimizer"] = self.optimizer.state_dict()
             write_checkpoint(self.last, self.model.checkpoint(**state))
 
@@ -380,7 +379,7 @@ class Trainer:
                 f"--init {self.last}"
             ) from error
         self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
-        if state.get("validation", self._validation()) == self._validation():
+        if state.get("validation", self.validation) == self.validation:
             return
         if not self.options.val:
             raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.files import atomic_write, write_npz
 from utils.inference import Face
-from utils.results import FACE_ROW, face_to_json
+from utils.results import FACE_ROW, face_to_json, fill_row
 from utils.video_io import CODECS
 
 FORMATS = ("jsonl", "npz")
@@ -85,8 +85,7 @@ class VideoNumbers:
             for number, face in tracked:
                 row = np.zeros((), ROW)
                 row["frame"], row["time"], row["id"] = frame, seconds, number
-                for name in FACE_ROW.names:
-                    row[name] = getattr(face, name)
+                fill_row(row, face)
                 self.rows.write(row.tobytes())
         if "jsonl" in self.formats:
             faces = [{"id": number} | face_to_json(face) for number, face in tracked]

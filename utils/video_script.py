@@ -21,7 +21,6 @@ from utils.memory import is_out_of_memory
 from utils.overlays import Overlays
 from utils.parallel import in_order
 from utils.results import count
-from utils.tracking import FaceTracker
 from utils.video_io import LONGEST_GAP, VideoReader, VideoWriter
 from utils.video_numbers import VideoNumbers, file_of
 
@@ -51,7 +50,7 @@ def run_on_video(
         OSError, ValueError: nothing can be read, or the results cannot be written there.
     """
     reader = reader or VideoReader(options.files, say)
-    tracker = FaceTracker(model.pipeline, options.smooth, options.detect_every)
+    tracker = model.tracker(options.smooth, options.detect_every)
     overlays = Overlays(model.face_model, options.draw)
     wanted = options.video is not None or options.show  # a picture is
     done = faces_seen = 0
