@@ -109,7 +109,7 @@ clean: ## Remove what the build and the tools left (keeps the environment and re
 $(VENV)/.torch-installed: $(if $(filter-out $(file <$(VENV)/.torch-installed),$(TORCH)),FORCE)
 	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here: install Python 3.10 or newer," \
 	    "or name it with \`make PYTHON=python3.12\`" >&2; exit 1; }
-	@$(PYTHON) tools/check_machine.py
+	@$(PYTHON) tools/check_machine.py -q
 	@$(PY) -m pip --version >/dev/null 2>&1 || \
 	    { echo "Creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@torch='$(TORCH)'; \
@@ -125,7 +125,7 @@ $(VENV)/.torch-installed: $(if $(filter-out $(file <$(VENV)/.torch-installed),$(
 	@echo '$(TORCH)' >$@
 
 $(VENV)/.built: $(VENV)/.torch-installed $(SOURCES) $(MISSING) $(MOVED)
-	@$(PY) tools/check_machine.py
+	@$(PY) tools/check_machine.py -q
 	@echo "Installing the requirements and compiling the extensions"
 	@$(PY) -m pip install --quiet 'pip>=21.3'  # older ones can't install this way
 	@$(PY) -m pip install -e '.[test]'

@@ -9,14 +9,13 @@ python artistic.py -f photo.jpg --texture photo --expression-from smile.jpg --tu
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import texture
-from utils.cli import complain, script_parser
+from utils import assets, texture
+from utils.cli import complain, run_script, script_parser
 from utils.files import read_image, write_image
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.mesh_io import FRAMES, MESH_SUFFIXES, save_mesh
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 FORMATS = tuple(suffix[1:] for suffix in MESH_SUFFIXES)
 CLIPS = tuple(suffix[1:] for suffix in ENCODERS)
-UV_FOLDER, PRECROPPED_UV_FOLDER = Path("uv_art"), Path("texture_data/uv_real")
+UV_FOLDER, PRECROPPED_UV_FOLDER = (assets.ROOT / n for n in ("uv_art", "texture_data/uv_real"))
 EPILOG = """\
 --texture uv (default): NAME.png is coloured from UV_DIR/NAME_fake_B.png, X_real_A.png from
 UV_DIR/X_fake_B.png. --texture photo needs no other file.
@@ -70,7 +69,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--precropped", action="store_true", help="each photo is one face's square crop")
     add("--texture", choices=("uv", "photo"), default="uv", help="where colours come from")
-    add("--uv-dir", type=Path, help=f"UV maps ({UV_FOLDER}; --precropped: {PRECROPPED_UV_FOLDER})")
+    add("--uv-dir", type=Path, help="UV maps (uv_art; --precropped: texture_data/uv_real)")
     add("--texture-size", type=int, default=1024, help="texels a side of a photo's texture (1024)")
     add("--format", type=comma_list(FORMATS), default=("obj",), metavar="LIST",
         help=f"any of {','.join(FORMATS)} (default: obj)")  # fmt: skip
@@ -188,5 +187,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
-    sys.exit(main())
+    run_script(main)

@@ -6,7 +6,6 @@ python benchmark.py --compare runs/a runs/b              is the difference more 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from FaceBoxes import FaceBoxes
 from utils import assets, evaluation
 from utils import benchmark_report as report
 from utils.aflw2000 import AFLW_LIST, DEFAULT_FOLDER, PHOTOS, open_aflw21, open_benchmark
-from utils.cli import complain, script_parser
+from utils.cli import complain, run_script, script_parser
 from utils.morphable_model import load_morphable_model
 from utils.runtime import choose_engine
 
@@ -28,7 +27,7 @@ written to OUT:
   plots.png       one page of plots (with matplotlib)
   report.html     the report, the worst 20 faces in it; one file that needs no other
 
-exit code: 0 done, 1 a picture could not be read, 2 wrong usage or files that do not fit
+exit code: 0 done, 1 a picture could not be read, 2 wrong usage or unfit files, 130 Ctrl-C
 """
 
 
@@ -178,5 +177,4 @@ def compare(a: Path, b: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
-    sys.exit(main())
+    run_script(main)

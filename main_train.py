@@ -6,7 +6,6 @@ torchrun --nproc_per_node 4 main_train.py ...    four GPUs share each batch
 """
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -17,9 +16,9 @@ import torch
 from backbone_nets import BACKBONES
 from loss_definition import LOOPS
 from model_building import HEADS
-from utils.assets import find_face_model
+from utils.assets import ROOT, find_face_model
 from utils.augmentation import AUGMENTATIONS
-from utils.cli import complain, script_parser
+from utils.cli import at_least, complain, run_script, script_parser
 from utils.datasets import open_training_set, pack
 from utils.distributed import join_world
 from utils.memory import is_out_of_memory
@@ -47,7 +46,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         group.add_argument(name, help=help + shown, **settings)
 
     data = parser.add_argument_group("data")
-    add(data, "--data", "published layout, or a packed set", type=Path, default=Path("."))
+    data.add_argument("--data", type=Path, default=ROOT,
+        help="published layout, or a packed set (default: the repository's folder)")  # fmt: skip
     add(
         data,
         "--pack",
@@ -63,11 +63,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[],
     )
     add(data, "--held-out", "held-out share of --data", type=float, default=0.02)
-    add(data, "--limit", "train on this many random faces of the set", type=int, default=0)
+    add(data, "--limit", "train on this many random faces of the set", type=at_least(0), default=0)
     add(data, "--augment", "see utils/augmentation.py", choices=AUGMENTATIONS, default="strong")
     add(data, "--pose-balanced", "draw rare large poses more often", action="store_true")
-    add(data, "--train-size", "side of the training crops", type=int, default=CROP_SIZE)
-    add(data, "--workers", "threads that read pictures", type=int, default=2)
+    add(data, "--train-size", "side of the training crops", type=at_least(32), default=CROP_SIZE)
+    add(data, "--workers", "threads that read pictures", type=at_least(1), default=2)
 
     model = parser.add_argument_group("model")
     add(model, "--backbone", f"image encoder: {', '.join(BACKBONES)}",
@@ -78,12 +78,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add(model, "--init", "weights to begin with", type=Path)
 
     plan = parser.add_argument_group("optimisation")
-    add(plan, "--epochs", "in all, resumed ones included", type=int, default=80)
-    add(plan, "--batch-size", "samples a step, of all processes", type=int, default=1024)
-    add(plan, "--samples-per-epoch", "0: as many as the set has", type=int, default=0)
+    add(plan, "--epochs", "in all, resumed ones included", type=at_least(0), default=80)
+    add(plan, "--batch-size", "samples a step, of all processes", type=at_least(1), default=1024)
+    add(plan, "--samples-per-epoch", "0: as many as the set has", type=at_least(0), default=0)
     add(plan, "--optimizer", "SGD is Nesterov's", choices=["sgd", "adamw"], default="sgd")
-    add(plan, "--lr", "peak learning rate", type=float, default=0.08)
-    add(plan, "--weight-decay", "of the optimiser", type=float, default=5e-4)
+    add(plan, "--lr", "peak learning rate", type=at_least(0, float), default=0.08)
+    add(plan, "--weight-decay", "of the optimiser", type=at_least(0, float), default=5e-4)
     add(
         plan,
         "--schedule",
@@ -91,17 +91,29 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=["published", "linear"],
         default="published",
     )
-    add(plan, "--warmup", "linear: steps of warm-up", type=int, default=500)
-    add(plan, "--cooldown", "linear: last epochs, falling to zero", type=int, default=16)
-    add(plan, "--clip-norm", "largest gradient norm; 0: any", type=float, default=0.0)
-    add(plan, "--max-skipped", "non-finite steps in a row that end the run", type=int, default=20)
+    add(plan, "--warmup", "linear: steps of warm-up", type=at_least(0), default=500)
+    add(plan, "--cooldown", "linear: last epochs, falling to zero", type=at_least(0), default=16)
+    add(plan, "--clip-norm", "largest gradient norm; 0: any", type=at_least(0, float), default=0.0)
+    add(
+        plan,
+        "--max-skipped",
+        "non-finite steps in a row that end the run",
+        type=at_least(1),
+        default=20,
+    )
 
     run = parser.add_argument_group("the run")
     add(run, "--out", "where the run writes", type=Path, default=Path("runs/synergynet"))
     add(run, "--resume", "go on from OUT/last.pth.tar", action="store_true")
     add(run, "--overwrite", "begin anew where OUT holds a run already", action="store_true")
-    add(run, "--save-every-steps", "save last.pth.tar within epochs too", type=int, default=0)
-    add(run, "--save_val_freq", "keep every Nth epoch's weights", type=int, default=0)
+    add(
+        run,
+        "--save-every-steps",
+        "save last.pth.tar within epochs too",
+        type=at_least(0),
+        default=0,
+    )
+    add(run, "--save_val_freq", "keep every Nth epoch's weights", type=at_least(0), default=0)
     add(run, "--dry-run", "tell size, memory, time; train nothing", action="store_true")
     add(run, "--device", "auto, cpu, cuda or mps", default="auto")
     add(
@@ -112,23 +124,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         default="auto",
     )
     add(run, "--compile", "torch.compile the step (pays on GPUs)", action="store_true")
-    add(run, "--threads", "CPU threads; 0: torch's choice", type=int, default=0)
-    add(run, "--seed", "of everything random", type=int, default=0)
+    add(run, "--threads", "CPU threads; 0: torch's choice", type=at_least(0), default=0)
+    add(run, "--seed", "of everything random", type=at_least(0), default=0)
     options = parser.parse_args(arguments)
     options.report_aflw2000 = "aflw2000" in options.val
     folders = [Path(value) for value in options.val if value != "aflw2000"]
-    for name, least in (("batch_size", 1), ("workers", 1), ("train_size", 32), ("max_skipped", 1)):
-        if getattr(options, name) < least:
-            parser.error(
-                f"--{name.replace('_', '-')}: {least} or more, got {getattr(options, name)}"
-            )
-    for name in ("epochs", "samples_per_epoch", "limit", "save_every_steps", "save_val_freq"):
-        if getattr(options, name) < 0:
-            parser.error(f"--{name}: not below zero, got {getattr(options, name)}")
-    for name in ("lr", "weight_decay", "clip_norm", "warmup", "cooldown"):
-        value = getattr(options, name)
-        if not (math.isfinite(value) and value >= 0):
-            parser.error(f"--{name.replace('_', '-')}: not below zero, got {value}")
     last = options.out / "last.pth.tar"
     if last.exists() and not (options.resume or options.overwrite or options.dry_run):
         parser.error(
@@ -200,4 +200,4 @@ def provide_pack(data: Path, folder: Path, face_model: MorphableModel) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

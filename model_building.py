@@ -167,6 +167,13 @@ def load_learnable(model: SynergyNet, content: dict[str, Any], path: str | os.Pa
     Raises:
         ValueError: the weights do not fit the network.
     """
+    for kind, ours in (("backbone", model.backbone_name), ("heads", model.heads)):
+        theirs = content.get(kind, ours)  # published checkpoints don't say
+        if theirs != ours:
+            raise ValueError(
+                f"{path}: weights with {kind} {theirs!r}, but the network is to have {ours!r} "
+                f"(--{kind})"
+            )
     try:
         model.load_state_dict(learnable_state(content), strict=True)
     except RuntimeError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import results
-from utils.cli import complain, say, script_parser
+from utils.cli import complain, run_script, say, script_parser
 from utils.files import read_image
 from utils.inference import Face
 from utils.overlays import DRAWINGS
@@ -124,5 +124,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
-    sys.exit(main())
+    run_script(main)

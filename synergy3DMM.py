@@ -16,7 +16,7 @@ upright = frontal(with_expression(faces[0], model.face_model, factor=0), model.f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat, starmap
 from typing import TYPE_CHECKING, overload
@@ -32,6 +32,8 @@ from utils.onnx_engine import ExportError
 from utils.runtime import choose_engine, open_regressor
 
 if TYPE_CHECKING:
+    import torch
+
     from utils.tracking import FaceTracker
 
 __all__ = ["Face", "SynergyNet", "expression_of", "frontal", "with_expression"]
@@ -75,7 +77,7 @@ class SynergyNet:
         weights: Path | None = None,
         face_model: Path | None = None,
         detector_weights: Path | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         score_threshold: float = 0.5,
         engine: str = "auto",
         threads: int | None = None,
@@ -91,6 +93,7 @@ class SynergyNet:
         if not detect_size >= 1:
             raise ValueError(f"detect_size must be at least 1 pixel, got {detect_size}")
         self.engine, self.device = choose_engine(engine, device)
+        self._settings = score_threshold, engine, threads, detect_size
 
         max_height, max_width = detection_limits(detect_size)
 
@@ -127,6 +130,14 @@ class SynergyNet:
             *shown, self.engine, reason, self.device
         )
 
+    def __repr__(self) -> str:
+        return f"SynergyNet({self.description})"
+
+    def __reduce__(self) -> tuple:
+        """Pickled and copied as what it was made from, opened again where it arrives."""
+        files = [os.path.abspath(path) for path in self.files]
+        return SynergyNet, (*files, self.device, *self._settings)
+
     @overload
     def __call__(
         self, images: Image, boxes: Boxes | None = None, dense: bool = True
@@ -161,8 +172,9 @@ class SynergyNet:
             dense: make the dense mesh too.
 
         Returns:
-            A list of ``Face``, best score first; for a list or tuple, a list of such lists; for
-            another iterable, an iterator over them, whose next item comes after an error too.
+            A list of ``Face``, best score first, or in the order of given boxes; for a list or
+            tuple, a list of such lists; for another iterable, an iterator over them, whose next
+            item comes after an error too.
 
         Raises:
             FileNotFoundError, ValueError: a file that is missing or no image, an array that is no
@@ -173,9 +185,17 @@ class SynergyNet:
             return self.pipeline([_picture(images)], None if boxes is None else [boxes], dense)[0]
         if isinstance(images, (list, tuple)):
             return self.pipeline([_picture(image) for image in images], boxes, dense)
-        if not isinstance(images, Iterable):
+        # a tensor, bytes, an open file, a dict: iterable, but not over pictures
+        is_one_thing = hasattr(images, "__array__") or hasattr(images, "read")
+        if (
+            not isinstance(images, Iterable)
+            or is_one_thing
+            or isinstance(images, (bytes, bytearray, memoryview, Mapping))
+        ):
             raise ValueError(
-                f"expected a picture, a path or several of them, got {type(images).__name__}"
+                f"expected a picture, a path or several of them, got {type(images).__name__}; a "
+                "picture is an array (H, W, 3) in BGR: np.asarray(image.convert('RGB'))[..., ::-1] "
+                "of Pillow's"
             )
         return self._one_by_one(images, boxes, dense)
 

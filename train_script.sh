@@ -8,9 +8,13 @@
 #
 # The data lies where the published download puts it: 3dmm_data/ and train_aug_120x120/ (README.md).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+python=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
+if ! "$python" -c 'import torch' 2> /dev/null; then
+    echo "$python has no torch: run \`make build\`, or name another with PYTHON=..." >&2
+    exit 2
+fi
 gpus=${GPUS:-$("$python" -c 'import torch; print(torch.cuda.device_count())')}
 
 settings=(
@@ -44,6 +48,6 @@ fi
 
 if [ "$gpus" -gt 1 ]; then
     exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" \
-        main_train.py "${settings[@]}" "$@"
+        "$root/main_train.py" "${settings[@]}" "$@"
 fi
-exec "$python" main_train.py "${settings[@]}" "$@"
+exec "$python" "$root/main_train.py" "${settings[@]}" "$@"

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 
 from utils import video_numbers
-from utils.cli import complain, say, script_parser
+from utils.cli import complain, run_script, say, script_parser
 from utils.model_options import add_model_options, open_model
 from utils.overlays import DRAWINGS
 from utils.photo_script import comma_list
@@ -32,7 +32,7 @@ EPILOG = """\
 
 Ctrl-C (in the window q or Esc) ends; what is finished by then is kept.
 
-exit code: 0 all done, 1 the video is damaged or was not finished, 2 wrong usage
+exit code: 0 all done, 1 the video is damaged or was not finished, 2 wrong usage, 130 Ctrl-C
 """
 
 
@@ -108,5 +108,4 @@ if __name__ == "__main__":
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # 4.8, 5
     set_log_level(0)  # silent
-    sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
-    sys.exit(main())
+    run_script(main)

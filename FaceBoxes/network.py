@@ -140,6 +140,8 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
     """
     state = read_checkpoint(path)["state_dict"]
     expected = FaceBoxesNet().state_dict()
+    counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
+    state = counters | state  # files of old PyTorch have none, and nothing reads them
     missing, unknown = sorted(expected.keys() - state), sorted(state.keys() - expected)
     if missing or unknown:
         raise ValueError(

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.assets import ROOT
+from utils.cli import run_script
 
 ENGINES = ("torch", "onnx")
 
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from singleImage import parse_options
 from synergy3DMM import SynergyNet
 from utils import assets, results
-from utils.cli import quiet
+from utils.cli import quiet, run_script
 from utils.files import read_image, write_image
 from utils.photo_script import load_model, run_on_photos
 
@@ -116,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

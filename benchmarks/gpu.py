@@ -29,6 +29,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model_building import load_synergynet
 from utils import assets
+from utils.cli import run_script
 from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
 from utils.runtime import choose_device
@@ -193,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

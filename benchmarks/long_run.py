@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks.folder import resident_mb
 from singleImage import parse_options
 from utils import assets, results
-from utils.cli import quiet
+from utils.cli import quiet, run_script
 from utils.files import read_image, write_image
 from utils.photo_script import load_model, run_on_photos
 
@@ -138,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -32,6 +32,7 @@ from FaceBoxes.nms import nms
 from model_building import load_synergynet
 from synergy3DMM import SynergyNet
 from utils import assets
+from utils.cli import run_script
 from utils.files import read_image
 from utils.morphable_model import SHAPE, MorphableModel, load_morphable_model, split_camera
 from utils.onnx_engine import cpu_threads
@@ -161,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -29,6 +29,7 @@ import numpy as np
 
 import Sim3DR
 from Sim3DR import fallback
+from utils.cli import run_script
 from utils.render import render_mesh_overlay
 
 Steps = dict[str, Callable[[], object]]
@@ -226,4 +227,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from utils.assets import find_face_model
 from utils.augmentation import PublishedAugmentation, make_augmentation
+from utils.cli import run_script
 from utils.datasets import (
     PUBLISHED_CROPS,
     PUBLISHED_LIST,
@@ -151,6 +152,8 @@ def measure(epoch: Callable[[], Iterator[torch.Tensor]]) -> tuple[float, float]:
     started = time.perf_counter()
     for images in stream:
         count += len(images)
+    if count == first:
+        raise ValueError(f"{first} pictures are one batch, which warms up; give more --pictures")
     if images.is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
@@ -213,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -31,6 +31,7 @@ from backbone_nets.strided_depthwise import speed_up_strided_depthwise
 from loss_definition import SynergyLoss, total
 from model_building import SynergyNet
 from utils.assets import find_face_model
+from utils.cli import run_script
 from utils.memory import keep_freed_memory
 from utils.morphable_model import load_morphable_model
 from utils.training import supports_bf16
@@ -155,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

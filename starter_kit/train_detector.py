@@ -50,6 +50,7 @@ from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
 from utils.checkpoint import mixed_state, write_checkpoint
 from utils.cli import run_script
 from utils.files import require_files
+from utils.runtime import choose_device
 
 ROOT = Path(__file__).resolve().parents[1]
 HINT = 2.0  # weight of the distance of the feature maps
@@ -60,7 +61,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(0)
-    device = torch.device(args.device)
+    device = args.device
     network = untrained().to(device, memory_format=torch.channels_last)
     hints = Hints().to(device, memory_format=torch.channels_last)
     parameters = [*network.parameters(), *hints.parameters()]
@@ -318,6 +319,10 @@ def main() -> None:
     if args.frozen_norm and not args.init:
         parser.error("--frozen-norm needs --init: untrained weights have no statistics")
     check_files(args)
+    try:
+        args.device = choose_device(args.device)
+    except RuntimeError as error:
+        parser.error(str(error))
     if args.export:
         export(args.out / "average.pth", args.export, args.init, args.init_share)
     else:

@@ -10,6 +10,7 @@ import trimesh
 from test_inference import BrightSquares, MeanColours, photo
 
 import artistic
+from utils import assets
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.texture import kept_part, sample_uv_map
 from utils.turntable import turntable_frames
@@ -34,6 +35,9 @@ def run(call, monkeypatch, face_model, tmp_path):
         return call(artistic.main, *arguments)
 
     monkeypatch.chdir(tmp_path)
+    for name in ("UV_FOLDER", "PRECROPPED_UV_FOLDER"):  # as if tmp_path were the repository
+        folder = getattr(artistic, name).relative_to(assets.ROOT)
+        monkeypatch.setattr(artistic, name, folder)
     monkeypatch.setattr(artistic, "load_model", lambda options: Model(face_model))
     return run
 

@@ -91,7 +91,8 @@ def test_past_the_profile_published_formulas_throw_the_face_over(copy, data, tru
     past = np.isnan(data.angles).any(1)
     angles = metrics.exact_angles(truth.rotation)
     np.save(copy / aflw2000.POSE, angles[past][:, [1, 0, 2]])
-    np.save(copy / aflw2000.POSE_SKIPPED, np.flatnonzero(~past))
+    skipped = np.flatnonzero(~past)[:, None].astype(float)  # as MATLAB writes them
+    np.save(copy / aflw2000.POSE_SKIPPED, skipped)
     pose = evaluation.score(open_benchmark(copy), truth)[0]["pose"]
     assert pose["exact"]["mean"] < 1e-3 and pose["published"]["pitch"] > 90
 
@@ -321,6 +322,7 @@ def test_broken_contents_are_named(copy, data):
     refused(aflw2000.ROI_BOXES, data.roi_boxes[:, [2, 1, 0, 3]], "x1 < x2")
     refused(aflw2000.POSE_SKIPPED, np.array([COUNT]), f"indices below {COUNT}")
     refused(aflw2000.POSE_SKIPPED, np.array([1, 1]), "distinct")
+    refused(aflw2000.POSE_SKIPPED, np.array([0.5]), "distinct")
     dense = dict(vars(data.dense))
     for name, value, message in (
         ("points", dense["points"][:-1], rf"\({COUNT - 1}, 3, 150\).*names {COUNT} faces"),

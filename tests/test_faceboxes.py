@@ -349,6 +349,13 @@ def test_prefix_and_half_precision_load(random_weights, tmp_path):
     )
 
 
+def test_weights_without_counters_load(random_weights, tmp_path):
+    """Files of old PyTorch have none."""
+    state = torch.load(random_weights, weights_only=True)
+    torch.save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "old.pth")
+    assert load_weights(tmp_path / "old.pth").keys() == state.keys()
+
+
 def test_unfit_weights_are_refused_by_name(random_weights, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
         load_weights(tmp_path / "nothing.pth")

@@ -189,12 +189,13 @@ def test_photos_that_failed_are_tried_again(run_folder, tmp_path, monkeypatch):
 def test_two_runs_at_once_into_one_folder_with_one_cache(tmp_path):
     write_photos(tmp_path / "photos", [150, 160, 170])
     weights, detector = tmp_path / "w.pth.tar", tmp_path / "d.pth"
-    weights.write_bytes(assets.find_weights().read_bytes())
-    detector.write_bytes(assets.find_detector_weights().read_bytes())
+    weights.write_bytes(assets.WEIGHTS[1].read_bytes())
+    detector.write_bytes(assets.DETECTOR_WEIGHTS[1].read_bytes())
 
     def start(out: str) -> subprocess.Popen:
         command = [sys.executable, "singleImage.py", "-f", tmp_path / "photos"]
         command += ["-o", tmp_path / out, "-w", weights, "--detector-weights", detector]
+        command += ["--face-model", assets.FACE_MODELS[1]]
         command += "--save npz,json,obj --engine onnx --jobs 2".split()
         return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
@@ -368,6 +369,15 @@ def test_other_errors_of_the_network_are_not_taken_for_it(monkeypatch):
         cv2.resize(CROPS[0, 0], (0, 0))
     assert not is_out_of_memory(caught.value)
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+
+
+def test_too_little_memory_in_onnx_runtime_is_told_from_other_faults():
+    """Its errors are of no class that others have."""
+    kind = type("Fail", (Exception,), {"__module__": "onnxruntime.capi.onnxruntime_pybind11_state"})
+    message = "[ONNXRuntimeError] : 1 : FAIL : bfc_arena.cc:376 Failed to allocate memory for"
+    assert is_out_of_memory(kind(message))
+    assert not is_out_of_memory(kind("INVALID_ARGUMENT : Got invalid dimensions for input"))
+    assert not is_out_of_memory(Exception(message))
 
 
 # ------------------------------------------------------------------------------------ training

@@ -1,8 +1,11 @@
 """The pipeline from photos to faces, the Python API around it, and the files that are written."""
 
+import io
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from utils.inference import (
 )
 from utils.morphable_model import MIRRORED_LANDMARKS
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
+from utils.runtime import choose_engine
 from utils.smoothing import STRENGTHS
 from utils.tracking import FaceTracker
 
@@ -156,6 +160,15 @@ def test_the_numbers_of_a_face(pipeline, face_model):
     assert face.yaw == pytest.approx(np.degrees(np.arcsin(face.rotation[2, 0])))
     origin = np.array([camera[0, 3], 121 - camera[1, 3], camera[2, 3]])
     np.testing.assert_allclose(face.translation, origin * scale[:, 0] + corner[:, 0], atol=1e-3)
+
+
+def test_a_face_is_shown_in_a_line(pipeline):
+    (face,) = pipeline([photo((20, 30, 40))])[0]
+    shown = repr(face)
+    assert shown.startswith("Face(box=[") and f"yaw={face.yaw:.1f}" in shown
+    assert shown.endswith(f"{face.vertices.shape[1]} vertices)") and len(shown) < 150
+    expression_of(face)[:] = 7  # a copy: the face stays
+    assert not (face.parameters[-10:] == 7).any()
 
 
 def test_sparse_faces(pipeline):
@@ -402,6 +415,37 @@ def test_api_in_threads(api):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.zeros(3, 9, 9), b"jpeg", {"a": np.zeros((9, 9, 3), np.uint8)}, io.StringIO(), 7, None],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_picture_is_said_at_once(api, wrong):
+    with pytest.raises(ValueError, match=f"expected a picture.*{type(wrong).__name__}"):
+        api(wrong)
+
+
+def test_a_model_can_be_pickled(api):
+    image = photo((20, 30, 40))
+    assert repr(api) == f"SynergyNet({api.description})"
+    again = pickle.loads(pickle.dumps(api))
+    assert again.description == api.description
+    again.pipeline.detector = BrightSquares()
+    for a, b in zip(api(image), again(image), strict=True):
+        assert_same_face(a, b)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), torch.device("cpu:0")])
+def test_names_of_the_cpu(device):
+    assert choose_engine("torch", device) == ("torch", "cpu")
+
+
+@pytest.mark.parametrize("device", [0, None])
+def test_what_is_no_device_is_said(device):
+    with pytest.raises(ValueError, match="unknown device"):
+        choose_engine("auto", device)
+
+
 def test_the_description_names_what_is_used(api):
     for word in ("w.pth", "face.npz", "detector.pth", "cpu"):
         assert word in api.description
@@ -621,6 +665,14 @@ def test_photos_that_would_share_a_name_do_not(tmp_path, files):
     assert len({name.casefold() for name in found.values()}) == len(files)
     assert found["a.png"] == "a.png"
     assert found.get("b.png", "b") == "b"
+
+
+def test_a_photo_named_twice_is_taken_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x").mkdir()
+    Path("x/a.jpg").touch()
+    twice = [Path("x"), tmp_path / "x" / "a.jpg", Path("x/../x/a.jpg")]
+    assert results.find_photos(twice) == [("a", Path("x/a.jpg"))]
 
 
 def test_no_photos(tmp_path):

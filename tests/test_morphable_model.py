@@ -245,20 +245,37 @@ def test_damaged_npz(tmp_path, content):
         ("tri", lambda a: a + 1),
         ("tri", lambda a: a + 0.5),
         ("uv", lambda a: a[:-1]),
+        ("texture coordinates", lambda a: a * 256),
+        ("texture coordinates", lambda a: a - 0.01),
         ("keptInd", lambda a: a + 150),
         ("deletedTri", lambda a: a + 1),
     ],
 )
 @pytest.mark.parametrize("layout", ["folder", "npz"])
 def test_misshapen_arrays_are_named(tmp_path, name, change, layout):
-    arrays = tiny_face_arrays()
+    arrays, named = tiny_face_arrays(), name
+    name = {"texture coordinates": "uv"}.get(name, name)
     with np.errstate(invalid="ignore"):
         arrays[name] = change(arrays[name])
     if layout == "folder":
-        refused(write_face_folder(tmp_path, arrays), name)
+        refused(write_face_folder(tmp_path, arrays), named)
     elif isinstance(arrays[name], np.ndarray):
         np.savez(tmp_path / "face.npz", **arrays)
-        refused(tmp_path / "face.npz", name)
+        refused(tmp_path / "face.npz", named)
+
+
+def test_only_the_whitening_that_is_used_is_checked(tmp_path):
+    arrays = tiny_face_arrays()
+    longer = {n: np.append(arrays[n], np.full(40, np.nan)) for n in ("param_mean", "param_std")}
+    model = load_morphable_model(write_face_folder(tmp_path, arrays | longer))
+    np.testing.assert_array_equal(model.param_mean, arrays["param_mean"].astype(np.float32))
+
+
+def test_what_all_faces_share_cannot_be_changed_by_one(tmp_path):
+    model = load_morphable_model(write_face_folder(tmp_path, tiny_face_arrays()))
+    for name in ("triangles", "uv", "landmark_indices", "kept_vertices", "kept_triangles"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(model, name)[:] = 0
 
 
 def test_misshapen_scale_and_missing_array_in_npz(tmp_path):

@@ -5,12 +5,15 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
 
+from utils.cli import STOPPED, at_least, run_script
 from utils.files import write_image
-from utils.photo_script import STOPPED, comma_list, run_on_photos, small_faces_note, would_overwrite
+from utils.finished import FinishedPhotos
+from utils.photo_script import comma_list, run_on_photos, small_faces_note, would_overwrite
 
 
 def test_comma_list():
@@ -20,6 +23,28 @@ def test_comma_list():
     for bad in ("", ",", "xml", "npz,csv"):
         with pytest.raises(ArgumentTypeError, match="comma-separated list of npz, json, obj"):
             parse(bad)
+
+
+def test_numbers_on_the_command_line():
+    assert at_least(2)("3") == 3 and at_least(0, float)("0.5") == 0.5
+    for kind, bad in ((int, "1.5"), (int, "-1"), (float, "nan"), (float, "inf"), (float, "x")):
+        with pytest.raises(ArgumentTypeError, match=f"0 or more, not '{bad}'"):
+            at_least(0, kind)(bad)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(ValueError("x.npz: no"), 2, "x.npz: no\n"), (KeyboardInterrupt(), STOPPED, "stopped\n")],
+)
+def test_scripts_end_with_one_line_and_their_code(capsys, error, code, said):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    assert ended.value.code == code
+    err = capsys.readouterr().err
+    assert err.endswith(f": {said}") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -44,6 +69,33 @@ def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
     assert [Path(line.split(":")[0]).stem for line in lines] == ["p0", "p1", "p3", "p4", "p6"]
     assert "p2.png" in err and "p5.png: disk full" in err
     assert "5 photos without a face, 2 photos failed" in out
+
+
+def test_a_photo_that_opencv_refuses_costs_nothing_but_itself(tmp_path, capsys):
+    photos = grey_photos(tmp_path, 3)
+
+    def save(name: str, *rest: object) -> None:
+        if name == "p1":
+            cv2.remap(np.zeros((1, 40_000), np.uint8), *np.zeros((2, 1, 1), np.float32), 1)
+
+    options = Namespace(photos=photos, out=tmp_path, jobs=1, finished=None, detect_size=1080)
+    assert run_on_photos(options, lambda image: [], save, Path) == 1
+    out, err = capsys.readouterr()
+    assert "2 photos without a face, 1 photo failed" in out and "p1.png" in err
+
+
+def test_a_photo_that_is_replaced_while_it_is_worked_on_is_not_done(tmp_path):
+    (photo,) = grey_photos(tmp_path, 1)
+    finished = FinishedPhotos(tmp_path, {}, resume=False)
+    options = Namespace(photos=[photo], out=tmp_path, jobs=1, finished=finished, detect_size=1080)
+
+    def replace(*saved: object) -> None:
+        write_image(photo[1], np.zeros((30, 40, 3), np.uint8))
+
+    assert run_on_photos(options, lambda image: [], replace, Path) == 0
+    assert photo not in FinishedPhotos(tmp_path, {}, resume=True)
+    assert run_on_photos(options, lambda image: [], lambda *saved: None, Path) == 0
+    assert photo in FinishedPhotos(tmp_path, {}, resume=True)
 
 
 def grey_photos(folder: Path, count: int) -> list[tuple[str, Path]]:

@@ -288,6 +288,19 @@ def test_what_stands_in_front_does_not_get_into_the_texture():
     assert psnr(careless[inside], true_texture()[inside]) < 20
 
 
+@pytest.mark.parametrize("zoom", [1, 4])
+def test_a_panorama_gives_the_texture_of_its_part(zoom):
+    """OpenCV's ``remap`` takes no picture as wide as this one."""
+    photo, vertices, triangles, uv = dome_photo(25)
+    photo = cv2.resize(photo, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
+    vertices = vertices * np.float32(zoom)
+    expected, _ = unwrap_photo(photo, vertices, triangles, uv, 128)
+    wide = np.zeros((len(photo), 33_000, 3), np.uint8)
+    wide[:, 20_000 : 20_000 + photo.shape[1]] = photo
+    found, _ = unwrap_photo(wide, vertices + np.float32([20_000, 0, 0]), triangles, uv, 128)
+    assert psnr(found, expected) > 45
+
+
 def test_parts_outside_the_photo_are_mirrored():
     photo, vertices, triangles, uv = dome_photo(0)
     cut = photo[:, : SIDE // 2 + 20]

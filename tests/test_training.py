@@ -277,9 +277,11 @@ def test_the_checkpoint_says_whether_the_refiner_was_trained(options, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--clip-norm", "-1"], "--clip-norm: not below zero, got -1"),
-        (["--lr", "nan"], "--lr: not below zero, got nan"),
-        (["--weight-decay", "-0.1"], "--weight-decay: not below zero"),
+        (["--clip-norm", "-1"], "--clip-norm: expected a number, 0 or more, not '-1'"),
+        (["--lr", "nan"], "--lr: expected a number, 0 or more, not 'nan'"),
+        (["--weight-decay", "-0.1"], "--weight-decay: expected a number, 0 or more"),
+        (["--samples-per-epoch", "-1"], "--samples-per-epoch: expected a whole number, 0 or more"),
+        (["--seed", "1.5"], "--seed: expected a whole number, 0 or more, not '1.5'"),
         (["--batch-size", "1"], "leaves batch norm a single sample; give 2 or more"),
         (["--device", "cuda"], "device 'cuda' does not work here"),
     ],

@@ -51,7 +51,7 @@ from model_building import SynergyNet as Network
 from synergy3DMM import SynergyNet
 from utils import assets, training, training_log
 from utils.checkpoint import read_checkpoint, write_checkpoint
-from utils.cli import quiet, script_parser
+from utils.cli import quiet, run_script, script_parser
 from utils.datasets import PUBLISHED_LIST, PUBLISHED_PARAMETERS
 from utils.files import read_array_pickle, read_image, read_npz, write_image
 from utils.morphable_model import load_morphable_model
@@ -539,4 +539,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -71,3 +71,5 @@ if __name__ == "__main__":
     missing = problems()
     if missing:
         sys.exit("This machine cannot build the project yet:\n  - " + "\n  - ".join(missing))
+    if "-q" not in sys.argv:
+        print("Nothing is missing for the build.")

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from FaceBoxes import FaceBoxes
 from utils.cli import run_script, script_parser
 from utils.files import atomic_write, read_npz, read_zipped_image, require_files
+from utils.runtime import choose_device
 
 OVERLAP = 0.5  # intersection over union from which a detection is on a face
 LEVELS = (0.9, 0.95, 0.98, 0.99)  # precisions at which recall is told
@@ -216,6 +217,10 @@ def main() -> None:
         what = "--faces PREFIX stands for PREFIX.zip and PREFIX_labels.npz"
         needed += [(beside(args.faces, ending), what) for ending in (".zip", "_labels.npz")]
     require_files(needed)
+    try:
+        args.device = str(choose_device(args.device))
+    except RuntimeError as error:
+        parser.error(str(error))
     detectors = [FaceBoxes(path, args.device, score_threshold=0.05) for path in args.weights]
     if args.write_labels:
         write_labels(detectors[0], args.data, args.write_labels)

@@ -13,12 +13,12 @@ import argparse
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from utils.cli import run_script
 from utils.unpack import ArchiveError, Limits, member_names, unpack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -314,4 +314,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

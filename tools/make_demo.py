@@ -9,6 +9,7 @@ import numpy as np
 
 from synergy3DMM import Face, SynergyNet, frontal, with_expression
 from utils import assets, results
+from utils.cli import run_script, script_parser
 from utils.draw import contact_sheet
 from utils.files import read_image, write_image
 from utils.morphable_model import MorphableModel
@@ -23,6 +24,7 @@ WIDTH = 480  # of one picture, pixels
 
 
 def main() -> int:
+    script_parser(__doc__, module="tools.make_demo").parse_args()
     image = read_image(PHOTO)
     faces = SynergyNet(device="cpu")(image)
     if not faces:
@@ -55,4 +57,4 @@ def textured_meshes(image: np.ndarray, face: Face, face_model: MorphableModel) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.cli import run_script
+
 ROOT = Path(__file__).resolve().parents[1]
 # what is not needed to run the tests, and large
 LEFT_OUT = (".git", ".venv*", ".ci", "build", "runs", "inference_output", "__pycache__", ".*_cache")
@@ -239,4 +241,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -33,7 +33,7 @@ from utils.aflw2000 import (
     dense_indices,
     write_dense,
 )
-from utils.cli import first_lines, script_parser
+from utils.cli import first_lines, run_script, script_parser
 from utils.files import new_folder, read_image, read_npy, read_npz, write_image
 from utils.matlab import read_mat
 from utils.metrics import bin_masks, label_rotation
@@ -313,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = script_parser(__doc__, EPILOG, "--raw DIR [options]", module="tools.prepare_aflw2000")
     add = parser.add_argument
     add("--raw", type=Path, required=True, metavar="DIR", help="the unpacked download")
-    add("--out", type=Path, default=DEFAULT_FOLDER, help=f"where to (default: {DEFAULT_FOLDER})")
+    add("--out", type=Path, default=DEFAULT_FOLDER, help="where to (default: aflw2000_data)")
     add("--reannotated", type=Path, metavar="NPY", help="(2000, 2, 68) re-annotated landmarks")
     add("--bases", type=Path, metavar="NPZ", help="face model of the .mat files: dense labels")
     add("--photos", action="store_true", help="copy the pictures too")
@@ -339,4 +339,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from utils.assets import find_face_model, shown
 from utils.augmentation import similarity_on_parameters
-from utils.cli import first_lines, script_parser
+from utils.cli import first_lines, run_script, script_parser
 from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
 from utils.draw import contact_sheet, draw_landmarks
 from utils.files import new_folder, read_image, write_image, write_npz
@@ -432,4 +432,4 @@ def _shown(samples: list[Sample]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 
 from utils.assets import find_face_model
-from utils.cli import script_parser
+from utils.cli import run_script, script_parser
 from utils.morphable_model import load_morphable_model
 from utils.synthetic_sets import write_benchmark_set, write_training_set
 
@@ -45,4 +45,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

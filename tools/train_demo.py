@@ -8,7 +8,6 @@ landmarks before training and after. It shows that training works; of photos suc
 nothing.
 """
 
-import sys
 from pathlib import Path
 
 import cv2
@@ -20,7 +19,7 @@ from loss_definition import LOOPS
 from model_building import SynergyNet, load_synergynet
 from utils.assets import find_face_model
 from utils.augmentation import make_augmentation
-from utils.cli import script_parser
+from utils.cli import at_least, run_script, script_parser
 from utils.datasets import Faces, open_training_set
 from utils.draw import contact_sheet, draw_landmarks
 from utils.files import write_image
@@ -43,14 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = script_parser(__doc__, module="tools.train_demo")
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/train_demo"), help="folder to write")
-    add("--faces", type=int, default=2000, help="rendered for training (default: 2000)")
-    add("--epochs", type=int, default=4, help="default: 4")
+    add("--faces", type=at_least(64), default=2000, help="rendered for training (default: 2000)")
+    add("--epochs", type=at_least(1), default=4, help="default: 4")
     add("--loop", choices=LOOPS, default="full", help="as main_train.py's (default: full)")
-    add("--seed", type=int, default=0, help="of everything random (default: 0)")
-    add("--jobs", type=int, default=2, help="threads that render (default: 2)")
+    add("--seed", type=at_least(0), default=0, help="of everything random (default: 0)")
+    add("--jobs", type=at_least(1), default=2, help="threads that render (default: 2)")
     options = parser.parse_args(arguments)
-    if options.faces < 64 or options.epochs < 1:
-        parser.error("--faces: 64 or more; --epochs: 1 or more")
     data, held_out, run = (options.out / name for name in ("data", "held_out", "run"))
 
     cv2.setNumThreads(1)
@@ -62,9 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         try:
             write_training_set(folder, face_model, count, seed, options.jobs)
-        except OSError as error:
-            print(f"train_demo: {error}", file=sys.stderr)
-            return 2
+        except FileExistsError as error:
+            parser.error(f"{error} (it was rendered with other options or another face model)")
 
     torch.manual_seed(options.seed)
     before = SynergyNet(face_model).eval()
@@ -116,4 +112,4 @@ def draw_sheet(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -29,11 +29,11 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import metrics
+from utils import assets, metrics
 from utils.files import read_image, read_npy, read_npz, write_npz
 from utils.preprocessing import CROP_SIZE, crop_faces
 
-DEFAULT_FOLDER = Path("aflw2000_data")
+DEFAULT_FOLDER = assets.ROOT / "aflw2000_data"
 CROPS, LIST, PHOTOS = "AFLW2000-3D_crop", "AFLW2000-3D_crop.list", "AFLW2000-3D"
 ORIGINAL = "eval/AFLW2000-3D.pts68.npy"
 REANNOTATED = "eval/AFLW2000-3D-Reannotated.pts68.npy"
@@ -319,12 +319,14 @@ def _check_names(path: Path, names: list[str]) -> None:
 def _read_angles(folder: Path, n: int) -> np.ndarray:
     """(n, 3) yaw, pitch, roll from the published lists; NaN for the samples they leave out."""
     path = folder / POSE_SKIPPED
-    skipped = read_npy(path)
-    fine = skipped.ndim == 1 and (skipped.dtype.kind in "iu" or not len(skipped))
+    stored = read_npy(path)
+    skipped = stored.ravel()
+    fine = skipped.dtype.kind in "fiu"  # MATLAB's are floats in a column
     if not fine or len(np.unique(skipped)) < len(skipped) or not np.isin(skipped, range(n)).all():
         raise ValueError(
-            f"{path}: {skipped.dtype} of shape {skipped.shape}, expected distinct indices below {n}"
+            f"{path}: {stored.dtype} of shape {stored.shape}, expected distinct indices below {n}"
         )
+    skipped = skipped.astype(np.int64)
     listed = read_npy(folder / POSE)
     if listed.shape != (n - len(skipped), 3):
         raise ValueError(

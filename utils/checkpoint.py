@@ -22,6 +22,11 @@ FACE_MODEL_BUFFERS = (
     "w_shp_base",
     "w_exp_base",
 )
+_TOGETHER = (
+    "Weights and face model must belong together: the published ones come together "
+    '(`make published NAMES="3dmm_data weights"`), and so do the bundled ones, which are used '
+    "where the published ones are not at their places; or name others with their options."
+)
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -73,8 +78,7 @@ def check_face_model(content: dict[str, Any], face_model: MorphableModel, path: 
     if theirs is not None and theirs != face_model.fingerprint:
         raise ValueError(
             f"{path}: these weights speak the language of face model {theirs}, but "
-            f"{face_model.source} is face model {face_model.fingerprint}. Give weights (-w) and a "
-            "face model that belong together."
+            f"{face_model.source} is face model {face_model.fingerprint}. {_TOGETHER}"
         )
     buffers = _face_model_buffers(face_model)
     for name in FACE_MODEL_BUFFERS:
@@ -86,8 +90,7 @@ def check_face_model(content: dict[str, Any], face_model: MorphableModel, path: 
             raise ValueError(
                 f"{path}: its face model ({name}, {stored.size} numbers, fingerprint unknown) "
                 f"differs from {face_model.source} ({ours.size} numbers, fingerprint "
-                f"{face_model.fingerprint}); the weights would draw wrong faces. Give weights "
-                "(-w) and a face model that belong together."
+                f"{face_model.fingerprint}); the weights would draw wrong faces. {_TOGETHER}"
             )
 
 

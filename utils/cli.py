@@ -1,14 +1,17 @@
-"""What the small scripts share."""
+"""What the scripts share."""
 
 import argparse
+import math
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import IO, NoReturn
 
+STOPPED = 130  # the exit code of a program that Ctrl-C ended
 MAX_SHOWN = 10  # lines of a list on the screen
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -44,6 +47,22 @@ def quiet() -> Iterator[None]:
 def complain(script: str, error: object) -> None:
     """What is wrong, on stderr: the script's name and an error's message."""
     print(plain(f"{script}: {error}"), file=sys.stderr)
+
+
+def at_least(least: float, kind: type = int) -> Callable[[str], float]:
+    """An argparse type: a finite number, ``int`` or ``float``, that is not below ``least``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (least <= value < math.inf):
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {what}, {least:g} or more, not {text!r}")
+        return value
+
+    return parse
 
 
 def first_lines(lines: Sequence[str]) -> str:
@@ -101,11 +120,17 @@ def run_script(main: Callable[[], int | None]) -> None:
     """Runs a script's ``main`` and ends the process with its exit code.
 
     Wrong input (``OSError``, ``ValueError``: their messages name the file or value) is one line on
-    stderr and exit code 2, not a traceback.
+    stderr and exit code 2, not a traceback; Ctrl-C ends with ``STOPPED``.
     """
+    script = Path(sys.argv[0]).name
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
     try:
         code = main()
     except (OSError, ValueError) as error:
-        complain(sys.argv[0].rsplit("/", 1)[-1], error)
+        complain(script, error)
         code = 2
+    except KeyboardInterrupt:
+        complain(script, "stopped")
+        code = STOPPED
     sys.exit(code)

@@ -44,28 +44,31 @@ class FinishedPhotos:
 
     def __contains__(self, photo: tuple[str, Path]) -> bool:
         line = self.lines.get(photo[0].casefold(), [])
-        if not self.resume or line[:-1] != self._state(*photo):
+        if not self.resume or line[:-1] != self.state(photo):
             return False
         return line[-1] is None or (self.out / line[-1]).exists()
 
-    def begin(self, photo: tuple[str, Path]) -> None:
-        """From here on the results of that name are no longer what a line says they are."""
-        if self.lines.pop(photo[0].casefold(), None):
-            self._append([photo[0]])
+    def state(self, photo: tuple[str, Path]) -> list:
+        """What ``add`` lists of a photo, (name, path), as it is now; take it before it is read."""
+        name, path = photo
+        about = path.stat()
+        return [name, str(path.absolute()), about.st_size, about.st_mtime_ns, self.settings]
 
-    def add(self, photo: tuple[str, Path], result: Path | None) -> None:
-        """Adds a photo, (name, path), all of whose results are written.
+    def begin(self, name: str) -> None:
+        """From here on the results of that name are no longer what a line says they are."""
+        if self.lines.pop(name.casefold(), None):
+            self._append([name])
+
+    def add(self, state: list, result: Path | None) -> None:
+        """Adds a photo all of whose results are written.
 
         Args:
+            state: of the photo when it was read.
             result: one of the files, which stands for all; None where there are none.
         """
         shown = None if result is None else result.relative_to(self.out).as_posix()
-        self._append([*self._state(*photo), shown])
+        self._append([*state, shown])
 
     def _append(self, line: list) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(line)}\n")
-
-    def _state(self, name: str, path: Path) -> list:
-        about = path.stat()
-        return [name, str(path.absolute()), about.st_size, about.st_mtime_ns, self.settings]

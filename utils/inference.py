@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ MAX_BATCH = 128  # crops that go through the network at once
 MESH_BATCH = 16  # meshes made by one matrix product; all of a crowd's would need gigabytes at once
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Face:
     """One face of a photo. Image frame: pixels, x right, y down, z towards the viewer.
 
@@ -51,7 +51,8 @@ class Face:
             (10); see ``utils/morphable_model.py``.
         landmarks: (3, 68) float32, image frame; z has the scale of x and y.
         vertices: (3, N) float32, image frame, the dense mesh; None where it was not asked for.
-        triangles: (T, 3) int32 of the mesh, 0-based, outward in the image frame.
+        triangles: (T, 3) int32 of the mesh, 0-based, outward in the image frame; read-only, all
+            faces share it (``triangles + 1`` for counting from 1).
         yaw, pitch, roll: degrees; signs in ``utils/geometry.py``.
         rotation: (3, 3) float64, model frame (y up) to image axes with y up.
         scale: pixels of the image per unit of the model.
@@ -72,7 +73,15 @@ class Face:
     rotation: np.ndarray
     scale: float
     translation: np.ndarray
-    face_model: MorphableModel = field(repr=False)
+    face_model: MorphableModel
+
+    def __repr__(self) -> str:
+        box = ", ".join(f"{v:.0f}" for v in self.box)
+        mesh = f"{self.vertices.shape[1]} vertices" if self.vertices is not None else "no mesh"
+        return (
+            f"Face(box=[{box}], score={self.score:.2f}, yaw={self.yaw:.1f}, "
+            f"pitch={self.pitch:.1f}, roll={self.roll:.1f}, {mesh})"
+        )
 
     def draw(
         self, image: np.ndarray, drawings: str | Sequence[str] = ("mesh", "landmarks")
@@ -137,7 +146,7 @@ class FacePipeline:
         boxes: Sequence[np.ndarray | None] | None = None,
         dense: bool = True,
     ) -> list[list[Face]]:
-        """All faces of each photo, best score first.
+        """All faces of each photo, best score first; those of given boxes in the boxes' order.
 
         Args:
             images: pictures as ``utils.files.to_bgr8`` takes them, of any sizes.
@@ -258,8 +267,8 @@ def with_expression(
 
 
 def expression_of(face: Face) -> np.ndarray:
-    """(10,) float32 expression coefficients of a face, not whitened."""
-    return face.parameters[-EXPRESSION:]
+    """(10,) float32 expression coefficients of a face, not whitened; a copy."""
+    return face.parameters[-EXPRESSION:].copy()
 
 
 def frontal(face: Face, face_model: MorphableModel) -> Face:

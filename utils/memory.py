@@ -5,6 +5,7 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of glibc's malloc.h
 _CV_NO_MEMORY = -4  # cv2.Error.StsNoMem
+_NO_MEMORY = ("out of memory", "can't allocate memory", "Failed to allocate memory", "bad_alloc")
 
 
 def keep_freed_memory() -> bool:
@@ -27,12 +28,11 @@ def keep_freed_memory() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, numpy, OpenCV or torch (on a GPU or the CPU) found no more memory."""
+    """Whether Python, numpy, OpenCV, ONNX Runtime or torch (GPU or CPU) found no more memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if type(error).__module__ == "cv2":
         return getattr(error, "code", None) == _CV_NO_MEMORY
-    text = str(error)  # MPS and the CPU's allocator have no kind of error of their own
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
-    )
+    # MPS, the CPU's allocator and ONNX Runtime have no kind of error of their own.
+    is_runtime = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+    return is_runtime and any(text in str(error) for text in _NO_MEMORY)

@@ -60,7 +60,8 @@ class MorphableModel:
         flip, flip_offset: (3, 1) the crop frame's y flip as a factor and an offset.
         landmark_indices: (68,) int64 vertex of each landmark.
         triangles: (T, 3) int32, 0-based, *clockwise* seen from outside in the y-up model frame, as
-            published, hence counter-clockwise (outward normals) in the y-down crop and image.
+            published, hence counter-clockwise (outward normals) in the y-down crop and image; like
+            the arrays below read-only, since all faces share them.
         uv: (N, 2) texture coordinates in [0, 1], v up; None where the model has none.
         kept_vertices: (K,) int64 vertices kept for textured meshes; None where there are none.
         kept_triangles: (T', 3) int32, 0-based into ``kept_vertices``; None likewise.
@@ -271,10 +272,10 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
         raise ValueError(f"{path}: keypoints_sim must index the xyz of 68 vertices, in that order")
     _check_range(path, "keypoints_sim", landmark_indices, num_vertices)
 
-    param_mean, param_std = (
-        take(name).astype(np.float32).ravel()[:NUM_PARAMETERS]
-        for name in ("param_mean", "param_std")
-    )
+    for name in ("param_mean", "param_std"):  # of 102 as published, 62 count
+        if isinstance(arrays.get(name), np.ndarray):
+            arrays = arrays | {name: arrays[name].ravel()[:NUM_PARAMETERS]}
+    param_mean, param_std = (take(name).astype(np.float32) for name in ("param_mean", "param_std"))
     for name, vector in (("param_mean", param_mean), ("param_std", param_std)):
         if len(vector) < NUM_PARAMETERS:
             raise ValueError(
@@ -286,6 +287,11 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
     uv = take("uv", optional=True)
     if uv is not None:
         uv = take("uv", (num_vertices, 2)).astype(np.float32)
+        if uv.min() < -1e-3 or uv.max() > 1 + 1e-3:
+            raise ValueError(
+                f"{path}: texture coordinates lie in [0, 1], found {uv.min():g} to {uv.max():g}"
+            )
+        uv = uv.clip(0, 1)
     kept_vertices = kept_triangles = None
     if "keptInd" in arrays and "deletedTri" in arrays:
         kept_vertices = take("keptInd", largest=MAX_INDEX).astype(np.int64).ravel()
@@ -294,6 +300,10 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
             path, "deletedTri", take("deletedTri", largest=MAX_INDEX), len(kept_vertices)
         )
 
+    triangles = _triangles(path, "tri", take("tri", largest=MAX_INDEX), num_vertices)
+    for shared in (landmark_indices, triangles, uv, kept_vertices, kept_triangles):
+        if shared is not None:
+            shared.flags.writeable = False  # by every face of the model
     return MorphableModel(
         mean=mean,
         basis=basis,
@@ -304,7 +314,7 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
         flip=np.float32([[1], [-1], [1]]),
         flip_offset=np.float32([[0], [Y_FLIP], [0]]),
         landmark_indices=landmark_indices,
-        triangles=_triangles(path, "tri", take("tri", largest=MAX_INDEX), num_vertices),
+        triangles=triangles,
         uv=uv,
         kept_vertices=kept_vertices,
         kept_triangles=kept_triangles,

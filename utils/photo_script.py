@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from FaceBoxes import detection_limits, detection_scale
 from utils import finished, results
-from utils.cli import say
+from utils.cli import STOPPED, say
 from utils.cores import usable_cores
 from utils.files import read_image
 from utils.inference import Face
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
 
 
-STOPPED = 130  # the exit code of a program that Ctrl-C ended
 # options on which no photo's results depend
 _WITHOUT_EFFECT = "files png out photos jobs resume finished".split()
 
@@ -37,7 +37,8 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
     add("-f", "--files", type=Path, required=True, nargs="+", metavar="PATH",
         help="photos, folders of photos")  # fmt: skip
     add("--png", action="store_true", help="of folders, take the PNG files only")
-    add("-o", "--out", type=Path, default=Path("inference_output"), help="where to write")
+    add("-o", "--out", type=Path, default=Path("inference_output"),
+        help="where to write (default: inference_output)")  # fmt: skip
     add_model_options(parser)
     add("-j", "--jobs", type=int, help="photos at once (default: the cores, at most 8)")
     add("--resume", action="store_true",
@@ -162,19 +163,20 @@ def run_on_photos(
         try:
             if listed and photo in listed:
                 return None, "", kept(name)
+            state = listed.state(photo) if listed else []  # of what is read, not of a later change
             image = read_image(path)
             faces = find_faces(image)
             if listed:
-                listed.begin(photo)
+                listed.begin(name)
             result = save(name, path, image, faces)
             if listed:
-                listed.add(photo, result_of(name) if faces else None)
-        except (OSError, ValueError) as error:  # this photo's fault; the others go on
-            return error
+                listed.add(state, result_of(name) if faces else None)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            return MemoryError(str(error) or "not enough memory for it")
+            if is_out_of_memory(error):
+                return MemoryError(str(error) or "not enough memory for it")
+            if isinstance(error, (OSError, ValueError, cv2.error)):
+                return error  # this photo's fault; the others go on
+            raise
         note = "" if faces else small_faces_note(image.shape, options.detect_size)
         return [replace(face, vertices=None) for face in faces], note, result  # for the summary
 

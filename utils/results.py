@@ -1,6 +1,7 @@
 """What the scripts write for the faces of a photo, and which photos they take."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,14 +58,13 @@ def find_photos(paths: Sequence[Path], png_only: bool = False) -> list[tuple[str
     Raises:
         FileNotFoundError: nothing is there, or a folder has no picture.
     """
-    files: dict[Path, None] = {}
+    found: dict[str, Path] = {}  # as they were named first
     for path in paths:
-        if path.is_dir():
-            files |= dict.fromkeys(_pictures_of(path, png_only))
-        elif path.exists():
-            files[path] = None
-        else:
+        if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
+        for file in _pictures_of(path, png_only) if path.is_dir() else [path]:
+            found.setdefault(os.path.abspath(file), file)
+    files = list(found.values())
     stems = Counter(file.stem.casefold() for file in files)
     names = [f.name if stems[f.stem.casefold()] > 1 else f.stem for f in files]
     if _shared(names):  # a.jpg, a.png and a.jpg.png

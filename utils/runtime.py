@@ -34,7 +34,7 @@ DRIVERS = {
 }
 
 
-def choose_engine(engine: str = "auto", device: str = "auto") -> tuple[str, str]:
+def choose_engine(engine: str = "auto", device: str | torch.device = "auto") -> tuple[str, str]:
     """What runs the networks, ``torch`` or ``onnx``, and the name of the device.
 
     ``auto`` is ONNX Runtime where it is installed and the device is the CPU, else PyTorch.
@@ -45,6 +45,9 @@ def choose_engine(engine: str = "auto", device: str = "auto") -> tuple[str, str]
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; expected one of: {', '.join(ENGINES)}")
+    if not isinstance(device, str) and type(device).__name__ != "device":
+        raise ValueError(f"unknown device {device!r}; expected a name such as 'auto' or 'cuda:1'")
+    device = "cpu" if str(device) == "cpu:0" else str(device)
     missing = missing_packages()
     if engine == "onnx":
         if device not in ("auto", "cpu"):

@@ -338,7 +338,7 @@ def unwrap_photo(
     visible &= _in_picture(points, image.shape)
     soft = _soften(visible | ~inside, FEATHER * size) * inside
     seen = soft * smooth_step(cosine, *GRAZING) * smooth_step(contour, *CONTOUR)
-    photo = _sample(image, points, np.ptp(vertices[:, :2], axis=0).max() / size)
+    photo = _sample(*_part(image, vertices, points), np.ptp(vertices[:, :2], axis=0).max() / size)
     seen = seen * _trust(photo, seen, np.where(inside, contour, 0))
 
     mirror_seen = seen[:, ::-1]
@@ -398,13 +398,29 @@ def smooth_step(x: np.ndarray | float, low: float, high: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
+def _part(
+    image: np.ndarray, vertices: np.ndarray, points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a mesh (N, 3) covers of a photo, with a margin, and the points (S, S, 3) in it.
+
+    Quicker than all of the photo, and OpenCV's remap takes no side of 32,767 pixels or more.
+    """
+    low, high = vertices[:, :2].min(0), vertices[:, :2].max(0)
+    margin, last = 4 + 0.05 * (high - low).max(), np.array(image.shape[1::-1]) - 1
+    left, top = np.clip(low - margin, 0, last).astype(int)
+    right, bottom = np.clip(high + margin, 0, last).astype(int) + 1
+    return image[top:bottom, left:right], points - np.float32([left, top, 0])
+
+
 def _sample(image: np.ndarray, points: np.ndarray, pixels_per_texel: float) -> np.ndarray:
     """(S, S, 3) float32: the photo at the points, bilinear; averaged where texels are coarser."""
     x, y = points[..., 0], points[..., 1]
     if pixels_per_texel > 1.5:
-        coarser = np.round(np.array(image.shape[1::-1]) / pixels_per_texel).astype(int)
+        size = np.array(image.shape[1::-1])
+        coarser = np.ceil(size / pixels_per_texel).astype(int)
         image = cv2.resize(image, coarser.tolist(), interpolation=cv2.INTER_AREA)
-        x, y = ((v + 0.5) / pixels_per_texel - 0.5 for v in (x, y))
+        scale_x, scale_y = np.float32(coarser / size)
+        x, y = (x + 0.5) * scale_x - 0.5, (y + 0.5) * scale_y - 0.5
     return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(
         np.float32
     )

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.cli import say
+from utils.cli import STOPPED, say
 from utils.memory import is_out_of_memory
 from utils.overlays import Overlays
 from utils.parallel import in_order
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 WINDOW = "SynergyNet (q or Esc ends)"
 ENDING_KEYS = (27, ord("q"))
+STOPPED_EARLY = "stopped"
 
 
 def run_on_video(
@@ -83,7 +84,7 @@ def run_on_video(
                         break
         except KeyboardInterrupt:
             if not reader.is_live:  # a camera has no other end
-                failure = "stopped"
+                failure = STOPPED_EARLY
         except OSError as error:
             failure = str(error)
         except BaseException as error:
@@ -117,6 +118,8 @@ def run_on_video(
     if written:
         summary += f"; written: {', '.join(map(str, written))}"
     say(f"{reader.name}: {summary}")
+    if failure == STOPPED_EARLY:
+        return STOPPED
     return 1 if failure or reader.is_damaged else 0
 
 
@@ -134,15 +137,17 @@ def check_window() -> None:
     """Raises RuntimeError, saying what to do, where no window can be opened."""
     if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
         reason = "this session has no display"
+        remedy = "start it in a session with one"
     else:
         try:
             cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
             return
         except cv2.error:
             reason = "OpenCV's headless wheel opens none"
+            remedy = "`make gui` installs the wheel that does (the `gui` extra, README 'Install')"
     raise RuntimeError(
-        f"--show needs a window, but {reason}; `make gui` installs the wheel that does (the `gui` "
-        "extra, README 'Install'); without --show the result is written to a file"
+        f"--show needs a window, but {reason}; {remedy}; without --show the result is written to a "
+        "file"
     )
 
 
