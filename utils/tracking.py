@@ -67,6 +67,7 @@ class Track:
         velocity: (2,) pixels a frame.
         missing: frames since it was last seen; 0: it is in this one.
         unconfirmed: detections in a row that did not find it.
+        before: face, velocity and missing until it was last seen; None for a new one.
     """
 
     id: int
@@ -77,6 +78,7 @@ class Track:
     missing: int = 0
     gap: int = 1  # frames between the last two times it was seen
     unconfirmed: int = 0
+    before: tuple[Face, np.ndarray, int] | None = None
 
     @property
     def centre(self) -> np.ndarray:
@@ -217,14 +219,14 @@ class FaceTracker:
         nearness = np.zeros((len(missing), len(found)))
         for (i, j), _ in np.ndenumerate(nearness):
             nearness[i, j] = nearness_of(missing[i], found[j][0])
-        again = {j: missing[i] for i, j in pairs(nearness, 0)}
-        for j, (face, score) in enumerate(found):
-            if j in again:
-                again[j].see(face)
-                again[j].score, again[j].unconfirmed = score, 0
-            elif score < WEAK_SCORE and not looks_like_a_face(face, image, WEAK_STRETCH):
+        for i, j in pairs(nearness, 0):  # first: what they are found as is no new face
+            face, score = found[j]
+            missing[i].see(face)
+            missing[i].score, missing[i].unconfirmed = score, 0
+        for face, score in found:
+            if score < WEAK_SCORE and not looks_like_a_face(face, image, WEAK_STRETCH):
                 continue
-            elif not any(same_face(face, track.face) for track in self.tracks if not track.missing):
+            if not any(same_face(face, track.face) for track in self.tracks if not track.missing):
                 self.last_id += 1
                 smoother = self.strength and FaceSmoother(self.pipeline.face_model, self.strength)
                 self.tracks.append(Track(self.last_id, face, score, smoother))
