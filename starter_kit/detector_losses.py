@@ -7,23 +7,13 @@ from torch.nn import functional as F
 
 from FaceBoxes.anchors import anchors, encode
 from FaceBoxes.network import ANCHORS_PER_CELL, MAP_CHANNELS
+from utils.boxes import areas, intersections, overlaps
 
 SMALLEST = 14  # pixels of height; smaller faces are neither asked for nor punished
 MATCH = 0.35  # intersection over union from which an anchor answers for a face (FaceBoxes, 3.4)
 NEGATIVES = 7  # hardest background anchors per face anchor
 FAINT = 0.05  # probability from which the box of a teacher's anchor is worth learning
 EVERYWHERE = 0.1  # weight of a cell of them in which the teacher sees nothing; a face's is 1 more
-
-
-def intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Areas (len(a), len(b)) common to corner boxes (n, 4)."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return np.clip(high - low, 0, None).prod(axis=2)
-
-
-def areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:4] - boxes[:, :2]).prod(axis=1)
 
 
 def targets(boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,8 +37,7 @@ def targets(boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     corners = np.concatenate(
         [priors[:, :2] - priors[:, 2:] / 2, priors[:, :2] + priors[:, 2:] / 2], 1
     )
-    common = intersections(corners, cut)  # (A, n)
-    overlap = common / (areas(corners)[:, None] + areas(cut) - common)
+    common, overlap = intersections(corners, cut), overlaps(corners, cut)  # (A, n)
     unsure = ~wanted
     if unsure.any():
         inside = common[:, unsure] / areas(corners)[:, None]

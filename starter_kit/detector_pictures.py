@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from FaceBoxes import FaceBoxes
-from starter_kit.detector_losses import intersections, targets
+from starter_kit.detector_losses import targets
+from utils.boxes import intersections
 from utils.files import read_npz, read_zipped_image
 
 SHARDS = 4  # zip files of face crops

@@ -99,6 +99,16 @@ def test_the_sign_of_each_angle(rotation, angle, axis, direction):
     np.testing.assert_allclose(drawn / np.linalg.norm(drawn), direction, atol=0.05)
 
 
+@pytest.mark.parametrize(("degrees", "near", "far"), [(45, 2, 0), (-135, 0, 2)])
+def test_the_nearest_axis_hides_the_one_behind_it(degrees, near, far):
+    """Half turned, the nose and the x axis lie on one line of the picture."""
+    rotation = turned(1, degrees)
+    assert np.allclose(rotation[:2, near], rotation[:2, far])
+    assert rotation[2, near] > 0 > rotation[2, far]
+    assert abs(arm(rotation, near)[0]) > 100
+    assert not arm(rotation, far).any()
+
+
 def test_axes_go_where_the_vertices_go():
     """A mesh point one unit along the head's axis lands where the axis points."""
     rotation = turned(2, 15) @ turned(1, 30) @ turned(0, -20)

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 import cv2
@@ -13,7 +13,14 @@ from conftest import ROOT
 from utils.cli import STOPPED, at_least, run_script
 from utils.files import write_image
 from utils.finished import FinishedPhotos
-from utils.photo_script import comma_list, run_on_photos, small_faces_note, would_overwrite
+from utils.photo_script import (
+    add_photo_options,
+    comma_list,
+    parse_photo_options,
+    run_on_photos,
+    small_faces_note,
+    would_overwrite,
+)
 
 
 def test_comma_list():
@@ -103,6 +110,18 @@ def grey_photos(folder: Path, count: int) -> list[tuple[str, Path]]:
     for i, (_, path) in enumerate(photos):
         write_image(path, np.full((9, 8, 3), i, np.uint8))
     return photos
+
+
+def test_no_more_photos_are_worked_on_at_once_than_there_are(tmp_path):
+    """The cores that a job leaves are the network's."""
+    grey_photos(tmp_path, 3)
+    parser = ArgumentParser()
+    add_photo_options(parser)
+    for photos, jobs in ((".", 3), ("p1.png", 1)):
+        files = ["-f", str(tmp_path / photos), "-o", str(tmp_path / "out")]
+        assert parse_photo_options(parser, [*files, "-j", "8"]).jobs == jobs
+        assert 1 <= parse_photo_options(parser, files).jobs <= jobs
+    assert parse_photo_options(parser, ["-f", str(tmp_path), "-o", "out", "-j", "2"]).jobs == 2
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -201,6 +201,7 @@ def test_extending_goes_on_with_what_lies_at_the_edge():
 
 
 SIDE, TEXTURE = 240, 128
+BACKGROUND = (200, 90, 40)  # no colour of the paint
 
 
 def dome(yaw: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -235,7 +236,7 @@ def dome_photo(yaw: float, light: float = 0.0) -> tuple[np.ndarray, ...]:
     """A photo of the painted dome and the dome; ``light``: how much brighter its right side is."""
     vertices, triangles, uv = dome(yaw)
     colors = paint_dome(uv) * (1 + light * (uv[:, :1] - 0.5))
-    background = np.full((SIDE, SIDE, 3), (200, 90, 40), np.uint8)
+    background = np.full((SIDE, SIDE, 3), BACKGROUND, np.uint8)
     return Sim3DR.rasterize(vertices, triangles, colors, background), vertices, triangles, uv
 
 
@@ -299,6 +300,16 @@ def test_a_panorama_gives_the_texture_of_its_part(zoom):
     wide[:, 20_000 : 20_000 + photo.shape[1]] = photo
     found, _ = unwrap_photo(wide, vertices + np.float32([20_000, 0, 0]), triangles, uv, 128)
     assert psnr(found, expected) > 45
+
+
+@pytest.mark.parametrize("yaw", [-25, 25])
+def test_a_fit_that_reaches_beyond_the_face_takes_no_background(yaw):
+    """By six pixels, on the side that is turned away."""
+    photo, vertices, triangles, uv = dome_photo(yaw)
+    beyond = vertices - np.float32([np.copysign(6, yaw), 0, 0])
+    texture, _ = unwrap_photo(photo, beyond, triangles, uv, TEXTURE)
+    away = np.abs(texture.astype(int) - BACKGROUND).max(axis=2)
+    assert away[20:-20].min() > 25
 
 
 def test_parts_outside_the_photo_are_mirrored():

@@ -8,16 +8,18 @@ from moving_pictures import GREY, PHOTO, SIZE, film, scene
 from test_smoothing import LAG, LEFT, SMOOTHING, jitter, lag_behind, landmarks_of
 
 from synergy3DMM import SynergyNet
+from utils.boxes import overlaps
 from utils.files import read_image
 from utils.inference import FacePipeline
 from utils.preprocessing import boxes_to_roi_boxes
 from utils.smoothing import STRENGTHS, FaceSmoother
 from utils.tracking import (
     FaceTracker,
+    Track,
     box_of,
     centre_of,
+    continues,
     looks_like_a_face,
-    overlaps,
     pairs,
     roi_box_of,
     same_face,
@@ -26,6 +28,7 @@ from utils.tracking import (
 EMPTY = np.full((*SIZE, 3), GREY, np.uint8)
 MIDDLE = (120, 30)
 FACE = np.array([57, 53])  # the landmarks' centre in the portrait
+BOX = np.array([35, 21, 78, 74])  # the detector's, of the portrait
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,21 @@ class CountedDetector:
 def counted(pipeline) -> FacePipeline:
     """The pipeline, its detector noting the frames it was called for (set ``detector.frame``)."""
     return FacePipeline(CountedDetector(pipeline.detector), pipeline.regressor, pipeline.face_model)
+
+
+def box(corner, size: float = 1, right: float = 0, score: float = 0.9) -> np.ndarray:
+    """(5,) a detection of the portrait at a corner, too large and off to the right as told."""
+    half = (BOX[2:] - BOX[:2]) / 2
+    centre = BOX[:2] + half + corner + (2 * right * half[0], 0)
+    return np.array([*(centre - size * half), *(centre + size * half), score], np.float32)
+
+
+def scripted(pipeline, boxes_of_frame) -> FacePipeline:
+    """The pipeline with a detector that gives ``boxes_of_frame(t)``, a list of (5,)."""
+    detector = CountedDetector(
+        lambda image: np.array(boxes_of_frame(detector.frame), np.float32).reshape(-1, 5)
+    )
+    return FacePipeline(detector, pipeline.regressor, pipeline.face_model)
 
 
 def follow(pipeline, frames, **options) -> list[dict[int, np.ndarray]]:
@@ -111,6 +129,39 @@ def test_a_face_that_leaves_the_picture(pipeline):
     assert set(seen[0]) == {1} and set(seen[-1]) == set()
 
 
+def test_a_face_that_comes_back_with_two_boxes_is_nobody_new(pipeline):
+    """The worse one with the better score comes first."""
+    boxes = {0: [box(MIDDLE)], 3: [box(MIDDLE, 1.9, 0.15, 0.99), box(MIDDLE)]}
+    frames = [scene(MIDDLE), EMPTY, EMPTY, scene(MIDDLE)]
+    seen = follow(scripted(pipeline, lambda t: boxes.get(t, [])), frames, detect_every=1)
+    assert [set(faces) for faces in seen] == [{1}, set(), set(), {1}]
+
+
+def test_a_missing_face_does_not_take_one_that_is_followed(pipeline):
+    """It was close by, and a box that is too large to be the followed face's own turns up."""
+    stays, goes = (20, 30), (120, 30)
+    boxes = scripted(pipeline, lambda t: [box(stays), box(goes) if t == 0 else box(stays, 2)])
+    seen = follow(boxes, film(lambda t: [stays, goes][: 2 - (t > 0)], 16), detect_every=1)
+    assert [set(faces) for faces in seen] == [{1, 2}] + 15 * [{1}]
+
+
+def test_a_second_box_on_a_followed_face_finds_no_missing_one(pipeline):
+    """Though the face starts, as nobody expects, for just where the other was last seen."""
+    goes, path = (110, 30), [20, *range(20, 101, 10), 100, 100, 100, 110]
+    others = {0: [box(goes)], 13: [box(goes, right=0.3)]}
+    boxes = scripted(pipeline, lambda t: [box((path[t], 30)), *others.get(t, [])])
+    frames = film(lambda t: [(path[t], 30), goes][: 2 - (t > 0)], 14)
+    seen = follow(boxes, frames, detect_every=1)
+    assert [set(faces) for faces in seen] == [{1, 2}] + 13 * [{1}]
+
+
+def test_what_the_detector_denies_three_times_is_no_face(pipeline):
+    detections = scripted(pipeline, lambda t: [box(MIDDLE)] if t in (0, 6) else [])
+    seen = follow(detections, film(lambda t: [MIDDLE], 15), detect_every=2)
+    assert detections.detector.frames == [0, 2, 4, 6, 8, 10, 12, 13, 14]
+    assert [len(faces) for faces in seen] == 12 * [1] + 3 * [0]
+
+
 # -------------------------------------------------------------------------- when the detector runs
 
 
@@ -131,6 +182,13 @@ def test_a_lost_face_is_looked_for_at_once(counted):
     seen = follow(counted, frames, detect_every=100)
     assert counted.detector.frames == [0, 4]
     assert all(len(faces) == 1 for faces in seen)
+
+
+def test_while_a_face_is_missing_the_detector_runs_more_often(counted):
+    frames = film(lambda t: [(20, 30), (200, 30)][: 1 + (t < 3)], 11)
+    seen = follow(counted, frames, detect_every=15)
+    assert [len(faces) for faces in seen] == 3 * [2] + 8 * [1]
+    assert counted.detector.frames == [0, 3, 6, 9]
 
 
 def test_a_cut_ends_all_tracks_and_detects_at_once(counted):
@@ -171,6 +229,13 @@ def test_a_followed_face_is_the_detected_one(pipeline):
     assert abs(face.yaw - expected.yaw) < 5
     assert overlaps(face.box[None], expected.box[None])[0, 0] > 0.7
     assert face.vertices.shape == (3, pipeline.face_model.num_vertices)
+
+
+def test_the_first_frame_is_cropped_like_those_to_come(pipeline):
+    """However the detector's box lies: a face that stands still has the same numbers from it on."""
+    tracker = FaceTracker(scripted(pipeline, lambda t: [box(MIDDLE, 1.3, 0.2)]), "off")
+    (_, first), (_, second) = (tracker(scene(MIDDLE))[0] for _ in range(2))
+    np.testing.assert_array_equal(first.landmarks, second.landmarks)
 
 
 def test_landmarks_mesh_and_pose_stay_consistent(pipeline):
@@ -247,6 +312,30 @@ def test_boxes_of_a_face_are_those_of_the_detector(pipeline):
         face, landmarks=-face.landmarks, rotation=np.diag([-1.0, -1, 1]) @ face.rotation
     )
     np.testing.assert_allclose(roi_box_of(upside_down), -roi_box_of(face)[[2, 3, 0, 1]], rtol=1e-6)
+
+
+def turned(face, degrees: float):
+    """About the axis towards the viewer."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    return replace(face, rotation=turn @ face.rotation)
+
+
+def test_what_can_be_the_next_of_a_face(pipeline):
+    (face,) = pipeline([read_image(PHOTO)], dense=False)[0]
+    middle = face.landmarks.mean(axis=1, keepdims=True)
+    size = np.sqrt(np.ptp(face.landmarks[:2], axis=1).prod())
+    track = Track(1, face, 0.9, None, missing=1)
+
+    def placed(growth: float = 1, step: float = 0):
+        landmarks = middle + growth * (face.landmarks - middle) + [[step * size], [0], [0]]
+        return replace(face, landmarks=landmarks)
+
+    for same in (face, placed(1.3), placed(1 / 1.3), placed(step=0.45), turned(face, -50)):
+        assert continues(track, same)
+    for other in (placed(1.5), placed(1 / 1.5), placed(step=0.55), turned(face, -70)):
+        assert not continues(track, other)
+    assert continues(replace(track, velocity=np.array([0.5 * size, 0])), placed(step=0.9))
 
 
 def test_overlaps():

@@ -282,20 +282,17 @@ def test_a_written_video_lasts_as_long_as_it_should(tmp_path, times, expected):
     assert len(read_film(tmp_path / "o.avi")) == writer.written
 
 
-def test_a_pause_in_a_file_is_shown_for_as_long_as_it_lasts(tmp_path):
+def test_a_pause_in_a_file_is_shown_for_as_long_as_it_lasts(run, tmp_path):
     frames = [np.full((32, 32, 3), 12 * i + 16, np.uint8) for i in range(20)]
     path = write_film(tmp_path / "in.mp4", frames)
     pause_film(path, frame=9, seconds=5)
     reader = VideoReader(path, print)
     assert reader.capture.get(cv2.CAP_PROP_FPS) < 5  # what the file claims, on average
     assert reader.fps == pytest.approx(25) and reader.duration == pytest.approx(5.8, abs=0.1)
-    writer = VideoWriter(tmp_path / "o.avi", reader.size, reader.fps, reader.duration)
-    times = []
-    for seconds, frame in reader:
-        times.append(seconds)
-        writer.write(frame, seconds)
+    times = [seconds for seconds, _ in reader]
     reader.close()
-    writer.close()
+    code, output = run("-f", "in.mp4", "-o", "o.avi")
+    assert code == 0, output
     np.testing.assert_allclose(np.diff(times), [0.04] * 9 + [5.04] + [0.04] * 9, atol=2e-3)
     shown = [frame.mean() for frame in read_film(tmp_path / "o.avi")]
     assert abs(len(shown) - 5.8 * 25) <= 2
@@ -437,7 +434,7 @@ def test_every_drawing(model, frames):
     for name in DRAWINGS:
         overlays = Overlays(model.face_model, (name,))
         before = frames[0].copy()
-        picture = overlays(frames[0], tracked, [1, 2])
+        picture = overlays(frames[0], tracked)  # without ids: they would be drawn too
         np.testing.assert_array_equal(frames[0], before)
         changed = (picture != before).any(2)
         inside = np.zeros_like(changed)

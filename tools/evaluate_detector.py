@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from FaceBoxes import FaceBoxes
+from utils.boxes import overlaps
 from utils.cli import run_script, script_parser
 from utils.files import atomic_write, read_npz, read_zipped_image, require_files
 from utils.runtime import choose_device
@@ -55,15 +56,6 @@ class Outcome:
         found = np.cumsum(self.right[order])
         reached = found / np.arange(1, len(order) + 1) >= precision - 1e-12
         return float(found[reached].max() / self.faces) if reached.any() and self.faces else 0.0
-
-
-def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union (len(a), len(b)) of corner boxes."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:4], b[None, :, 2:4])
-    common = np.clip(high - low, 0, None).prod(axis=2)
-    area_a, area_b = ((x[:, 2:4] - x[:, :2]).prod(axis=1) for x in (a, b))
-    return common / (area_a[:, None] + area_b - common)
 
 
 def judge(detections: np.ndarray, labels: np.ndarray) -> Outcome:

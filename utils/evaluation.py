@@ -23,6 +23,7 @@ from tqdm import tqdm
 from model_building import SynergyNet, load_synergynet
 from utils import metrics
 from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels, open_benchmark
+from utils.boxes import overlaps
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.inference import Detector, detect
 from utils.morphable_model import MorphableModel, split_camera
@@ -203,20 +204,13 @@ def detected_boxes(data: BenchmarkSet, detector: Detector) -> tuple[np.ndarray, 
     for i in tqdm(range(len(data)), desc="detecting", unit="img"):
         points = data.landmarks["original"][i, :2]
         detections = detect(detector, data.photo(i))
-        overlap = _overlaps(detections, np.concatenate([points.min(1), points.max(1)]))
+        labelled = np.concatenate([points.min(1), points.max(1)])
+        overlap = overlaps(detections, labelled[None])[:, 0]
         if overlap.max(initial=0) >= LEAST_OVERLAP:
             found.append(i)
             boxes.append(detections[overlap.argmax()])
     indices = np.array(found, dtype=np.int64)
     return indices, boxes_to_roi_boxes(np.array(boxes).reshape(-1, 5)) + BOX_TO_LABEL_FRAME
-
-
-def _overlaps(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """(n,) intersection over union of (n, 4+) boxes with one."""
-    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:4], box[2:])
-    common = (high - low).clip(0).prod(1)
-    areas = (boxes[:, 2:4] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
-    return common / (areas - common)
 
 
 # ------------------------------------------------------------------------------------- scores

@@ -325,6 +325,7 @@ def unwrap_photo(
     """
     if not 16 <= size <= 8192:
         raise ValueError(f"a texture has 16 to 8192 texels a side, not {size}")
+    vertices = np.asarray(vertices, np.float32)
     texels = np.concatenate([uv_to_texture(uv, size), np.zeros((len(uv), 1))], 1)
     buffer = Sim3DR.zbuffer(texels, triangles, size, size)
     normals = Sim3DR.vertex_normals(vertices, triangles)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 
+from utils.boxes import overlaps
 from utils.files import to_bgr8
 from utils.inference import Face, FacePipeline, detect, faces_from_parameters
 from utils.morphable_model import split_camera
@@ -67,6 +68,7 @@ class Track:
         velocity: (2,) pixels a frame.
         missing: frames since it was last seen; 0: it is in this one.
         unconfirmed: detections in a row that did not find it.
+        before: face, velocity and missing until it was last seen; None for a new one.
     """
 
     id: int
@@ -77,6 +79,7 @@ class Track:
     missing: int = 0
     gap: int = 1  # frames between the last two times it was seen
     unconfirmed: int = 0
+    before: tuple[Face, np.ndarray, int] | None = None
 
     @property
     def centre(self) -> np.ndarray:
@@ -217,14 +220,14 @@ class FaceTracker:
         nearness = np.zeros((len(missing), len(found)))
         for (i, j), _ in np.ndenumerate(nearness):
             nearness[i, j] = nearness_of(missing[i], found[j][0])
-        again = {j: missing[i] for i, j in pairs(nearness, 0)}
-        for j, (face, score) in enumerate(found):
-            if j in again:
-                again[j].see(face)
-                again[j].score, again[j].unconfirmed = score, 0
-            elif score < WEAK_SCORE and not looks_like_a_face(face, image, WEAK_STRETCH):
+        for i, j in pairs(nearness, 0):  # first: what they are found as is no new face
+            face, score = found[j]
+            missing[i].see(face)
+            missing[i].score, missing[i].unconfirmed = score, 0
+        for face, score in found:
+            if score < WEAK_SCORE and not looks_like_a_face(face, image, WEAK_STRETCH):
                 continue
-            elif not any(same_face(face, track.face) for track in self.tracks if not track.missing):
+            if not any(same_face(face, track.face) for track in self.tracks if not track.missing):
                 self.last_id += 1
                 smoother = self.strength and FaceSmoother(self.pipeline.face_model, self.strength)
                 self.tracks.append(Track(self.last_id, face, score, smoother))
@@ -376,15 +379,6 @@ def nearness_of(track: Track, face: Face) -> float:
     places = (track.centre, centre_of(track.face))
     distance = min(float(np.linalg.norm(centre_of(face) - place)) for place in places)
     return 1 - distance / size / reach
-
-
-def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, 4+) and (m, 4+) boxes -> (n, m) intersection over union."""
-    a, b = boxes[:, None, :4], others[None, :, :4]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    common = np.maximum(sides, 0).prod(-1)
-    areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b)]
-    return common / np.maximum(areas[0] + areas[1] - common, 1e-9)
 
 
 def pairs(merit: np.ndarray, least: float) -> list[tuple[int, int]]:
