@@ -37,6 +37,7 @@ PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").gl
         "img/README.md",
         "starter_kit/CARD.md",
         "docs/benchmark.md",
+        "docs/export.md",
         "docs/performance.md",
         "docs/reliability.md",
         "docs/training.md",
