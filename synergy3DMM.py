@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat, starmap
+from itertools import repeat, starmap, zip_longest
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -202,9 +202,16 @@ class SynergyNet:
     def _one_by_one(
         self, images: Iterable[Image], boxes: Iterable[Boxes | None] | None, dense: bool
     ) -> Iterator[list[Face]]:
-        pairs = zip(images, repeat(None)) if boxes is None else zip(images, boxes, strict=True)
+        missing = object()
+        if boxes is None:
+            pairs = zip(images, repeat(None))
+        else:
+            pairs = zip_longest(images, boxes, fillvalue=missing)
 
         def faces_of(image: Image, own: Boxes | None) -> list[Face]:
+            if image is missing or own is missing:
+                kinds = ("boxes", "pictures") if image is missing else ("pictures", "boxes")
+                raise ValueError("got more {} than {}: expected one for each".format(*kinds))
             return self.pipeline([_picture(image)], [own], dense)[0]
 
         return starmap(faces_of, pairs)  # goes on after an error, which a generator does not
@@ -212,12 +219,13 @@ class SynergyNet:
     def draw(
         self,
         image: Image,
-        faces: Sequence[Face],
+        faces: Face | Sequence[Face],
         drawings: str | Sequence[str] = ("mesh", "landmarks"),
     ) -> np.ndarray:
         """All faces on one picture, (H, W, 3) uint8 BGR; arguments as of ``Face.draw``."""
         from utils.overlays import Overlays  # here: who only wants numbers draws nothing
 
+        faces = [faces] if isinstance(faces, Face) else faces
         return Overlays(self.face_model, drawings)(to_bgr8(_picture(image)), faces)
 
     def tracker(self, smoothing: str = "light", detect_every: int = 10) -> FaceTracker:

@@ -425,6 +425,13 @@ def test_what_is_no_picture_is_said_at_once(api, wrong):
         api(wrong)
 
 
+@pytest.mark.parametrize(("boxes", "said"), [(1, "more pictures than boxes"), (3, "more boxes")])
+def test_a_stream_with_other_than_one_box_list_for_each_picture(api, boxes, said):
+    found = api(iter([PHOTOS[0], PHOTOS[0]]), boxes=[[[10, 10, 50, 50]]] * boxes)
+    with pytest.raises(ValueError, match=said):
+        list(found)
+
+
 def test_a_model_can_be_pickled(api):
     image = photo((20, 30, 40))
     assert repr(api) == f"SynergyNet({api.description})"
