@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from utils.assets import find_face_model
 from utils.augmentation import PublishedAugmentation, make_augmentation
-from utils.cli import run_script
+from utils.cli import at_least, run_script
 from utils.datasets import (
     PUBLISHED_CROPS,
     PUBLISHED_LIST,
@@ -152,8 +152,6 @@ def measure(epoch: Callable[[], Iterator[torch.Tensor]]) -> tuple[float, float]:
     started = time.perf_counter()
     for images in stream:
         count += len(images)
-    if count == first:
-        raise ValueError(f"{first} pictures are one batch, which warms up; give more --pictures")
     if images.is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
@@ -168,9 +166,10 @@ def cpu_seconds() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1))
+    least = 8 * BATCH  # the first batch warms up, and others are made meanwhile
+    parser.add_argument("--pictures", type=at_least(least), default=2000)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
+    parser.add_argument("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1))
     parser.add_argument("--device", default="cpu", help="where our augmentation runs")
     args = parser.parse_args()
     cv2.setNumThreads(1)
