@@ -143,8 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def changed(face: Face) -> Face:
         if expression is not None or options.expression != 1:
-            face = with_expression(face, model.face_model, options.expression, expression)
-        return frontal(face, model.face_model) if options.frontal else face
+            face = with_expression(face, options.expression, expression)
+        return frontal(face) if options.frontal else face
 
     def save(name: str, path: Path, image: np.ndarray, faces: list[Face]) -> None:
         if not faces:
@@ -153,15 +153,15 @@ def main(arguments: list[str] | None = None) -> int:
             uv_map = texture.read_uv_map(texture.uv_map_path(path, options.uv_dir))
         for face, own in zip(faces, face_names(name, len(faces), photo_names), strict=True):
             if options.texture == "uv":
-                mesh = texture.uv_mapped_face(face, uv_map, model.face_model)
+                mesh = texture.uv_mapped_face(face, uv_map)
             else:
-                mesh = texture.textured_face(face, image, model.face_model, options.texture_size)
+                mesh = texture.textured_face(face, image, options.texture_size)
                 write_image(
                     options.out / "confidence" / f"{own}.png",
                     np.round(mesh.confidence * 255).astype(np.uint8),
                 )
             new_face = changed(face)  # the texture is the fitted face's
-            mesh = texture.with_geometry(mesh, new_face, model.face_model)
+            mesh = texture.with_geometry(mesh, new_face)
             for form in options.format:
                 published = form == "obj" and options.texture == "uv"
                 save_mesh(
@@ -170,8 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
                     options.frame,
                 )
             if options.turntable:
-                upright = frontal(new_face, model.face_model)
-                mesh = texture.with_geometry(mesh, upright, model.face_model)
+                upright = frontal(new_face)
+                mesh = texture.with_geometry(mesh, upright)
                 frames = turntable_frames(mesh)
                 for form in options.turntable:
                     save_turntable(options.out / "turntable" / f"{own}.{form}", frames)

@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not faces:
             return None
         own = results.face_names(name, len(faces), photo_names)
-        fitted = (image, faces, model.face_model, options.save)
+        fitted = (image, faces, options.save)
         picture = results.save_pictures(options.out, name, image, faces, options.draw)
         results.save_maps(options.out, name, *fitted)
         results.save_textured(options.out, own, *fitted)

@@ -10,7 +10,7 @@ for number, face in tracker(frame):
     ...
 faces[0].save("face.glb", image)                    # by suffix: npz, json, obj, glb, ply, html, png
 landmarks, vertices, poses = model.get_all_outputs(image)      # the published call
-upright = frontal(with_expression(faces[0], model.face_model, factor=0), model.face_model)
+upright = frontal(with_expression(faces[0], factor=0))
 """
 
 from __future__ import annotations

@@ -186,14 +186,14 @@ def write(run, face_model):
 @pytest.mark.parametrize(
     ("arguments", "change"),
     [
-        (["--expression", "1"], lambda face, model: face),
-        (["--neutral"], lambda face, model: with_expression(face, model, 0)),
-        (["--expression", "0"], lambda face, model: with_expression(face, model, 0)),
-        (["--expression", "1.5"], lambda face, model: with_expression(face, model, 1.5)),
+        (["--expression", "1"], lambda face: face),
+        (["--neutral"], lambda face: with_expression(face, 0)),
+        (["--expression", "0"], lambda face: with_expression(face, 0)),
+        (["--expression", "1.5"], lambda face: with_expression(face, 1.5)),
         (["--frontal"], frontal),
         (
             ["--frontal", "--neutral"],
-            lambda face, model: frontal(with_expression(face, model, 0), model),
+            lambda face: frontal(with_expression(face, 0)),
         ),
     ],
 )
@@ -203,7 +203,7 @@ def test_changed_geometry_carries_the_photos_colours(write, face_model, argument
     plain, face = write(*texture)
     changed, _ = write(*texture, *arguments)
     kept, _ = kept_part(face_model)
-    expected = change(face, face_model).vertices.T[kept]
+    expected = change(face).vertices.T[kept]
     np.testing.assert_allclose(changed[:, :3], expected, rtol=1e-5, atol=1e-3)
     np.testing.assert_array_equal(changed[:, 3:], plain[:, 3:])
 
@@ -212,7 +212,7 @@ def test_changed_geometry_carries_the_photos_colours(write, face_model, argument
 def test_the_best_face_of_another_photo_gives_its_expression(write, face_model, factor):
     changed, face = write("--expression-from", "other.png", "--expression", str(factor))
     best = Model(face_model)(cv2.imread("other.png"))[0]
-    expected = with_expression(face, face_model, factor, expression_of(best))
+    expected = with_expression(face, factor, expression_of(best))
     kept, _ = kept_part(face_model)
     np.testing.assert_allclose(changed[:, :3], expected.vertices.T[kept], rtol=1e-5, atol=1e-3)
     assert np.abs(expected.vertices - face.vertices).max() > 0.1

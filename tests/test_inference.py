@@ -249,12 +249,12 @@ def two_faces(pipeline) -> list[Face]:
 
 def test_expression_of_factor_one_is_the_face(two_faces, face_model):
     for face in two_faces:
-        assert_same_face(with_expression(face, face_model), face, 1e-4)
+        assert_same_face(with_expression(face), face, 1e-4)
 
 
 def test_neutral_has_no_expression_and_the_rest_as_it_was(two_faces, face_model):
     face = two_faces[0]
-    neutral = with_expression(face, face_model, 0)
+    neutral = with_expression(face, 0)
     np.testing.assert_array_equal(expression_of(neutral), np.zeros(10))
     np.testing.assert_array_equal(neutral.parameters[:52], face.parameters[:52])
     expected = face_model.vertices(neutral.parameters[None])
@@ -263,12 +263,12 @@ def test_neutral_has_no_expression_and_the_rest_as_it_was(two_faces, face_model)
     for name in ("box", "score", "roi_box", "yaw", "pitch", "roll", "scale", "translation"):
         np.testing.assert_array_equal(getattr(neutral, name), getattr(face, name))
     # and the expression put back on it is the face again
-    assert_same_face(with_expression(neutral, face_model, 1, expression_of(face)), face, 1e-4)
+    assert_same_face(with_expression(neutral, 1, expression_of(face)), face, 1e-4)
 
 
 def test_expression_scales_the_deformation(two_faces, face_model):
     face = two_faces[0]
-    zero, half, two = (with_expression(face, face_model, f).vertices for f in (0, 0.5, 2))
+    zero, half, two = (with_expression(face, f).vertices for f in (0, 0.5, 2))
     assert np.abs(face.vertices - zero).max() > 0.1
     np.testing.assert_allclose(half - zero, (face.vertices - zero) / 2, atol=1e-3)
     np.testing.assert_allclose(two - zero, (face.vertices - zero) * 2, atol=1e-3)
@@ -277,15 +277,15 @@ def test_expression_scales_the_deformation(two_faces, face_model):
 def test_another_face_gives_its_expression_and_nothing_else(two_faces, face_model):
     face, other = two_faces
     before = face.parameters.copy()
-    changed = with_expression(face, face_model, coefficients=expression_of(other))
+    changed = with_expression(face, coefficients=expression_of(other))
     np.testing.assert_array_equal(changed.parameters[:52], face.parameters[:52])
     np.testing.assert_array_equal(changed.parameters[52:], other.parameters[52:])
     np.testing.assert_array_equal(changed.rotation, face.rotation)
     np.testing.assert_array_equal(face.parameters, before)
     moved = face_model.shapes(other.parameters[None]) - face_model.shapes(
-        with_expression(other, face_model, 0).parameters[None]
+        with_expression(other, 0).parameters[None]
     )  # the other's deformation, model frame
-    neutral = face_model.shapes(with_expression(face, face_model, 0).parameters[None])
+    neutral = face_model.shapes(with_expression(face, 0).parameters[None])
     actual = face_model.shapes(changed.parameters[None])
     np.testing.assert_allclose(actual - neutral, moved, rtol=1e-3, atol=1)  # micrometres
 
@@ -293,7 +293,7 @@ def test_another_face_gives_its_expression_and_nothing_else(two_faces, face_mode
 def test_frontal_has_no_pose_and_keeps_size_and_place(two_faces, face_model):
     face = two_faces[1]
     assert np.abs([face.yaw, face.pitch, face.roll]).max() > 1
-    upright = frontal(face, face_model)
+    upright = frontal(face)
     np.testing.assert_allclose(upright.rotation, np.eye(3), atol=1e-9)
     np.testing.assert_allclose([upright.yaw, upright.pitch, upright.roll], 0, atol=1e-6)
     assert upright.scale == pytest.approx(face.scale, rel=1e-6)
@@ -303,16 +303,16 @@ def test_frontal_has_no_pose_and_keeps_size_and_place(two_faces, face_model):
     shape = face_model.shapes(face.parameters[None])[0] * np.float32([[1], [-1], [1]])
     expected = face.scale * shape + face.translation[:, None]
     np.testing.assert_allclose(upright.vertices, expected, atol=1e-3)
-    assert_same_face(frontal(upright, face_model), upright, 1e-4)
+    assert_same_face(frontal(upright), upright, 1e-4)
     # expression and pose do not know of each other
-    one = frontal(with_expression(face, face_model, 0.3), face_model)
-    assert_same_face(one, with_expression(upright, face_model, 0.3), 1e-4)
+    one = frontal(with_expression(face, 0.3))
+    assert_same_face(one, with_expression(upright, 0.3), 1e-4)
 
 
 def test_a_frontal_mean_face_is_symmetric(two_faces, face_model):
     parameters = two_faces[0].parameters.copy()
     parameters[12:] = 0
-    upright = frontal(replace(two_faces[0], parameters=parameters), face_model)
+    upright = frontal(replace(two_faces[0], parameters=parameters))
     landmarks = upright.landmarks - upright.translation[:, None]
     mirrored = landmarks[:, MIRRORED_LANDMARKS] * [[-1], [1], [1]]
     np.testing.assert_allclose(landmarks, mirrored, atol=1e-3)
@@ -320,8 +320,8 @@ def test_a_frontal_mean_face_is_symmetric(two_faces, face_model):
 
 def test_changed_faces_without_a_dense_mesh(pipeline, face_model):
     face = pipeline([PHOTOS[0]], dense=False)[0][0]
-    assert with_expression(face, face_model, 2).vertices is None
-    assert frontal(face, face_model).vertices is None
+    assert with_expression(face, 2).vertices is None
+    assert frontal(face).vertices is None
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_changed_faces_without_a_dense_mesh(pipeline, face_model):
 )
 def test_expressions_that_are_none(two_faces, face_model, arguments):
     with pytest.raises(ValueError, match="10 finite expression coefficients"):
-        with_expression(two_faces[0], face_model, *arguments)
+        with_expression(two_faces[0], *arguments)
 
 
 # ---------------------------------------------------------------------------------- the Python API
@@ -389,7 +389,7 @@ def test_iterables_are_taken_one_at_a_time(api):
     ]
     boxes = iter([None, np.array([[10, 10, 50, 50]]), None, []])
     assert [len(f) for f in api(frames(), boxes)][1::2] == [1, 0]
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="more pictures than boxes"):
         list(api(frames(), iter([None])))
 
 

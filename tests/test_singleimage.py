@@ -57,7 +57,7 @@ def test_everything_that_can_be_saved(run, face_model, monkeypatch):
     out = Path("inference_output")
     faces = Model(face_model)(image)
     for face, name in zip(faces, ("a", "a_1_"), strict=True):
-        expected = textured_face(face, image, face_model, 64)
+        expected = textured_face(face, image, 64)
         texture = cv2.imread(str(out / "uv" / f"{name}.png"))
         np.testing.assert_array_equal(texture, expected.texture)
         (mesh,) = trimesh.load_scene(out / f"glb/{name}.glb", process=False).geometry.values()

@@ -127,7 +127,7 @@ def test_known_colours_come_to_known_vertices(face_model, tmp_path):
         uv_map[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = color
     cv2.imwrite(str(tmp_path / "a_fake_B.png"), uv_map)
     face = face_of(face_model)
-    mesh = uv_mapped_face(face, read_uv_map(tmp_path / "a_fake_B.png"), face_model)
+    mesh = uv_mapped_face(face, read_uv_map(tmp_path / "a_fake_B.png"))
     np.testing.assert_array_equal(mesh.vertices, face.vertices.T[kept])
     np.testing.assert_array_equal(mesh.triangles, triangles)
     np.testing.assert_array_equal(np.round(mesh.colors[chosen] * 255), colors)
@@ -335,7 +335,7 @@ def test_published_and_starter_face_models(real_face_model):
     face = face_of(real_face_model)
     y, x = np.mgrid[0:160, 0:160]
     photo = np.stack([40 + x, 60 + y, 128 + 60 * np.sin((x - 80) ** 2 / 400)], -1).astype(np.uint8)
-    mesh = textured_face(face, photo, real_face_model, 256)
+    mesh = textured_face(face, photo, 256)
     kept, triangles = kept_part(real_face_model)
     np.testing.assert_array_equal(mesh.vertices, face.vertices.T[kept])
     np.testing.assert_array_equal(mesh.uv, real_face_model.uv[kept])
@@ -358,11 +358,11 @@ def test_changed_faces_of_published_and_starter_face_models(real_face_model):
     """The fitted face's colours on its frontal, neutral face, which is the model's mean here."""
     model, face = real_face_model, face_of(real_face_model)
     kept, _ = kept_part(model)
-    expression = with_expression(face, model, 1.0, np.full(10, 0.3 * model.param_std[-10:].mean()))
+    expression = with_expression(face, 1.0, np.full(10, 0.3 * model.param_std[-10:].mean()))
     uv_map = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    mesh = uv_mapped_face(expression, uv_map, model)
+    mesh = uv_mapped_face(expression, uv_map)
     assert np.abs(mesh.vertices - face.vertices.T[kept]).max() > 0.1
-    changed = with_geometry(mesh, frontal(with_expression(expression, model, 0), model), model)
+    changed = with_geometry(mesh, frontal(with_expression(expression, 0)))
     np.testing.assert_allclose(changed.vertices, face.vertices.T[kept], atol=1e-3)
     metres = changed.to_frame("model").vertices
     np.testing.assert_allclose(metres, model.mean.T[kept] / 1e6, atol=1e-6)
@@ -375,7 +375,7 @@ def test_the_astronaut_reproduced():
     photo = read_image(ROOT / "img" / "astronaut.jpg")
     model = SynergyNet(device="cpu")
     (face,) = model(photo)
-    mesh = textured_face(face, photo, model.face_model, 512)
+    mesh = textured_face(face, photo, 512)
     again = render_textured(mesh.vertices, mesh.triangles, mesh.uv, mesh.texture, 0 * photo)
     covered = Sim3DR.zbuffer(mesh.vertices, mesh.triangles, *photo.shape[:2]).covered
     assert covered.sum() > 8000
@@ -387,31 +387,31 @@ def test_the_astronaut_reproduced():
 def test_another_geometry_in_either_frame(face_model):
     face = face_of(face_model)
     larger = face_of(face_model, 2.0)
-    mesh = uv_mapped_face(face, np.zeros((16, 16, 3), np.uint8), face_model)
-    image = with_geometry(mesh, larger, face_model)
-    metres = with_geometry(mesh.to_frame("model"), larger, face_model)
+    mesh = uv_mapped_face(face, np.zeros((16, 16, 3), np.uint8))
+    image = with_geometry(mesh, larger)
+    metres = with_geometry(mesh.to_frame("model"), larger)
     assert image.frame == "image" and metres.frame == "model"
-    np.testing.assert_allclose(image.vertices, face_mesh(larger, face_model).vertices)
+    np.testing.assert_allclose(image.vertices, face_mesh(larger).vertices)
     np.testing.assert_allclose(metres.vertices, image.to_frame("model").vertices, atol=1e-7)
     np.testing.assert_array_equal(metres.triangles, mesh.to_frame("model").triangles)
     with pytest.raises(ValueError, match="not of the same face model"):
-        with_geometry(mesh.replace(vertices=mesh.vertices[1:]), larger, face_model)
+        with_geometry(mesh.replace(vertices=mesh.vertices[1:]), larger)
 
 
 def test_faces_that_cannot_be_textured(face_model):
     face, photo = face_of(face_model), np.zeros((160, 160, 3), np.uint8)
     with pytest.raises(ValueError, match="dense=True"):
-        face_mesh(replace(face, vertices=None), face_model)
+        face_mesh(replace(face, vertices=None))
     with pytest.raises(ValueError, match="no texture coordinates"):
-        textured_face(face, photo, replace(face_model, uv=None))
+        textured_face(replace(face, face_model=replace(face_model, uv=None)), photo)
     with pytest.raises(ValueError, match="not symmetric"):
-        textured_face(face, photo, replace(face_model, uv=face_model.uv**2))
+        textured_face(replace(face, face_model=replace(face_model, uv=face_model.uv**2)), photo)
     with pytest.raises(ValueError, match="16 to 8192 texels a side, not 8"):
-        textured_face(face, photo, face_model, 8)
+        textured_face(face, photo, 8)
 
 
 def test_a_model_without_a_kept_part_is_kept_whole(face_model):
     whole = replace(face_model, kept_vertices=None, kept_triangles=None)
-    mesh = face_mesh(face_of(whole), whole)
+    mesh = face_mesh(face_of(whole))
     assert len(mesh.vertices) == whole.num_vertices
     np.testing.assert_array_equal(mesh.triangles, whole.triangles)

@@ -12,7 +12,6 @@ from utils import assets, results
 from utils.cli import run_script, script_parser
 from utils.draw import contact_sheet
 from utils.files import read_image, write_image
-from utils.morphable_model import MorphableModel
 from utils.texture import textured_face, with_geometry
 from utils.turntable import turntable_frames
 
@@ -40,18 +39,18 @@ def main() -> int:
     captions = ["photo", "dense mesh", "68 landmarks", "head pose"]
     write_image(SHEET, contact_sheet(cells, len(cells), cell, captions))
     print(f"{SHEET}: {results.summary(faces)}")
-    write_image(MESHES, textured_meshes(image, faces[0], faces[0].face_model))
+    write_image(MESHES, textured_meshes(image, faces[0]))
     print(MESHES)
     return 0
 
 
-def textured_meshes(image: np.ndarray, face: Face, face_model: MorphableModel) -> np.ndarray:
+def textured_meshes(image: np.ndarray, face: Face) -> np.ndarray:
     """A row (H, W, 3) of what artistic.py makes: as in the photo, turned, without expression."""
-    own = textured_face(face, image, face_model)
-    calm = frontal(with_expression(face, face_model, factor=0), face_model)
+    own = textured_face(face, image)
+    calm = frontal(with_expression(face, factor=0))
     # of the four frames of one period the second is turned to the left, the last to the right
     ahead, left, _, right = turntable_frames(own, side=WIDTH, count=4)
-    neutral = turntable_frames(with_geometry(own, calm, face_model), side=WIDTH, count=2)[0]
+    neutral = turntable_frames(with_geometry(own, calm), side=WIDTH, count=2)[0]
     captions = ["textured with the photo", "turned", "turned", "--neutral --frontal"]
     return contact_sheet([ahead, left, right, neutral], 4, (WIDTH, WIDTH), captions)
 

@@ -237,7 +237,6 @@ def faces_from_parameters(
 
 def with_expression(
     face: Face,
-    face_model: MorphableModel,
     factor: float = 1.0,
     coefficients: np.ndarray | None = None,
 ) -> Face:
@@ -245,7 +244,6 @@ def with_expression(
 
     Args:
         face: fitted.
-        face_model: the one of the fit.
         factor: scales the expression's deformation: 0 removes it (coefficients 0, not whitened:
             the model's mean expression), 1 leaves it, 2 doubles it.
         coefficients: (10,) expression coefficients, not whitened, in place of the face's own, as
@@ -263,7 +261,7 @@ def with_expression(
             f"expected {EXPRESSION} finite expression coefficients and a finite factor, got shape "
             f"{own.shape} and factor {factor}"
         )
-    return _rebuilt(face, face_model, np.append(face.parameters[:-EXPRESSION], factor * own))
+    return _rebuilt(face, np.append(face.parameters[:-EXPRESSION], factor * own))
 
 
 def expression_of(face: Face) -> np.ndarray:
@@ -271,7 +269,7 @@ def expression_of(face: Face) -> np.ndarray:
     return face.parameters[-EXPRESSION:].copy()
 
 
-def frontal(face: Face, face_model: MorphableModel) -> Face:
+def frontal(face: Face) -> Face:
     """The same face looking straight at the viewer, upright.
 
     Size (``scale``) and place (``translation``, where the model's origin lies) stay. What the
@@ -283,15 +281,15 @@ def frontal(face: Face, face_model: MorphableModel) -> Face:
     """
     camera = split_camera(face.parameters[None]).copy()  # (1, 3, 4)
     camera[0, :, :3] = decompose_camera(camera)[0] * np.eye(3)
-    return _rebuilt(face, face_model, np.append(camera, face.parameters[CAMERA:]))
+    return _rebuilt(face, np.append(camera, face.parameters[CAMERA:]))
 
 
-def _rebuilt(face: Face, face_model: MorphableModel, parameters: np.ndarray) -> Face:
+def _rebuilt(face: Face, parameters: np.ndarray) -> Face:
     """A face of (62,) other parameters from the same crop."""
     detection = np.append(face.box, face.score)
     parameters = parameters.astype(face.parameters.dtype)
     (changed,) = faces_from_parameters(
-        face_model,
+        face.face_model,
         parameters[None],
         face.roi_box[None],
         detection[None],

@@ -193,10 +193,10 @@ def save_maps(
     name: str,
     image: np.ndarray,
     faces: Sequence[Face],
-    face_model: MorphableModel,
     formats: Sequence[str],
 ) -> None:
-    """Depth and PNCC (``utils.render``) of all faces, ``out/depth`` and ``out/pncc``."""
+    """Depth and PNCC (``utils.render``) of one or more faces, ``out/depth`` and ``out/pncc``."""
+    face_model = faces[0].face_model
     vertices = [face.vertices for face in faces]
     if "depth" in formats:
         picture = render_depth(vertices, face_model.triangles, *image.shape[:2])
@@ -212,7 +212,6 @@ def save_textured(
     names: Sequence[str],
     image: np.ndarray,
     faces: Sequence[Face],
-    face_model: MorphableModel,
     formats: Sequence[str],
 ) -> None:
     """Each face's mesh with the photo's texture, ``out/FORMAT/NAME.FORMAT``; for ``uv`` the
@@ -223,7 +222,7 @@ def save_textured(
     from utils.texture import textured_face  # here: most runs unwrap no texture
 
     for face, name in zip(faces, names, strict=True):
-        mesh = textured_face(face, image, face_model)
+        mesh = textured_face(face, image)
         for form in formats:
             if form == "uv":
                 write_image(out / "uv" / f"{name}.png", mesh.texture)
@@ -296,8 +295,8 @@ def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:
     from utils.texture import face_mesh, textured_face  # here: most runs unwrap no texture
 
     if image is None:
-        return save_mesh(path, face_mesh(face, face.face_model))
-    return save_mesh(path, textured_face(face, image, face.face_model))
+        return save_mesh(path, face_mesh(face))
+    return save_mesh(path, textured_face(face, image))
 
 
 def face_to_json(face: Face) -> dict[str, object]:

@@ -193,7 +193,7 @@ def _inside(polygon: np.ndarray, point: np.ndarray) -> bool:
     return cv2.pointPolygonTest(polygon.astype(np.float32), tuple(map(float, point)), False) >= 0
 
 
-def face_mesh(face: Face, face_model: MorphableModel, lid: bool = False) -> TexturedMesh:
+def face_mesh(face: Face, lid: bool = False) -> TexturedMesh:
     """The kept part of a fitted face with its texture coordinates, image frame, no colours yet.
 
     Args:
@@ -204,6 +204,7 @@ def face_mesh(face: Face, face_model: MorphableModel, lid: bool = False) -> Text
     """
     if face.vertices is None:
         raise ValueError("the face has no dense mesh: reconstruct it with dense=True")
+    face_model = face.face_model
     require_texture_coordinates(face_model)
     kept, triangles = kept_part(face_model)
     uv = face_model.uv[kept]
@@ -228,14 +229,14 @@ def triangles_with_lid(face_model: MorphableModel) -> np.ndarray:
     return closed
 
 
-def with_geometry(mesh: TexturedMesh, face: Face, face_model: MorphableModel) -> TexturedMesh:
+def with_geometry(mesh: TexturedMesh, face: Face) -> TexturedMesh:
     """A face's mesh with the geometry of a changed face (``utils.inference.with_expression``,
     ``frontal``); colours and texture stay, they were sampled where the photo shows the face.
 
     Raises:
         ValueError: the changed face has no dense mesh, or is of another face model.
     """
-    changed = face_mesh(face, face_model)
+    changed = face_mesh(face)
     if changed.vertices.shape != mesh.vertices.shape:
         raise ValueError(
             f"the mesh has {len(mesh.vertices)} vertices, the face's {len(changed.vertices)}: they "
@@ -246,25 +247,22 @@ def with_geometry(mesh: TexturedMesh, face: Face, face_model: MorphableModel) ->
     return mesh.to_frame("image").replace(vertices=changed.vertices, **place).to_frame(frame)
 
 
-def uv_mapped_face(face: Face, uv_map: np.ndarray, face_model: MorphableModel) -> TexturedMesh:
+def uv_mapped_face(face: Face, uv_map: np.ndarray) -> TexturedMesh:
     """The kept part of a face coloured from a published UV map (``read_uv_map``).
 
     The mesh has the vertices' colours and the map as its texture, image frame.
     """
-    mesh = face_mesh(face, face_model)
+    mesh = face_mesh(face)
     return mesh.replace(colors=sample_uv_map(uv_map, mesh.uv), texture=uv_map)
 
 
-def textured_face(
-    face: Face, image: np.ndarray, face_model: MorphableModel, size: int = 1024
-) -> TexturedMesh:
+def textured_face(face: Face, image: np.ndarray, size: int = 1024) -> TexturedMesh:
     """The kept part of a face, its mouth closed by a lid, with a texture from its photo.
 
     Args:
-        face: fitted, with a dense mesh.
+        face: fitted, with a dense mesh; its face model has texture coordinates that are mirrored
+            with the face (``u`` to ``1 - u``).
         image: its photo, as ``utils.files.to_bgr8`` takes it.
-        face_model: the one of the fit, with texture coordinates that are mirrored with the face
-            (``u`` to ``1 - u``).
         size: side of the texture in texels.
 
     Returns:
@@ -273,7 +271,7 @@ def textured_face(
     Raises:
         ValueError: no dense mesh, no or asymmetric texture coordinates, no picture, bad size.
     """
-    mesh = face_mesh(face, face_model, lid=True)
+    mesh, face_model = face_mesh(face, lid=True), face.face_model
     lips = face_model.uv[face_model.landmark_indices]
     if np.abs(lips * (-1, 1) + (1, 0) - lips[MIRRORED_LANDMARKS]).max() > SYMMETRY_TOLERANCE:
         raise ValueError(
