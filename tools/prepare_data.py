@@ -24,7 +24,7 @@ from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
 from utils.draw import contact_sheet, draw_landmarks
 from utils.files import new_folder, read_image, write_image, write_npz
 from utils.fitting import MIN_POINTS, fit_landmarks, whitening
-from utils.geometry import decompose_camera, rotation_to_angles
+from utils.geometry import camera_angles, decompose_camera
 from utils.landmark_labels import LabelledFace, find_labels
 from utils.metrics import box_size, geodesic
 from utils.morphable_model import (
@@ -331,8 +331,7 @@ def write_report(
             if sample.reason:
                 table.writerow([sample.name, *[""] * 5, error, *[""] * 3, sample.reason])
                 continue
-            rotation = decompose_camera(split_camera(sample.parameters[None]))[1]
-            angles = rotation_to_angles(rotation)[0].round(1).tolist()
+            angles = camera_angles(split_camera(sample.parameters[None]))[0].round(1).tolist()
             box = sample.box.astype(int).tolist()
             table.writerow([sample.name, sample.crop, *box, error, *angles, ""])
     errors = np.array([sample.error for sample in used])

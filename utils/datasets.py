@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from utils.augmentation import Batch
 from utils.files import atomic_write, new_folder, read_array_pickle, read_image, read_npz
-from utils.geometry import decompose_camera, rotation_to_angles
+from utils.geometry import camera_angles
 from utils.morphable_model import NUM_PARAMETERS, MorphableModel, split_camera
 from utils.parallel import in_order
 from utils.preprocessing import CROP_SIZE
@@ -66,8 +66,7 @@ class Faces:
 
     def yaw(self) -> np.ndarray:
         """(n,) degrees."""
-        _, rotation, _ = decompose_camera(split_camera(self.parameters))
-        return rotation_to_angles(rotation)[:, 0]
+        return camera_angles(split_camera(self.parameters))[:, 0]
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """(b, S, S, 3) uint8 BGR pictures of ``indices``, a fresh array."""

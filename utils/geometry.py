@@ -37,6 +37,11 @@ def decompose_camera(camera: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     return lengths.mean(axis=(1, 2)), np.concatenate([rows, third], axis=1), camera[:, :, 3]
 
 
+def camera_angles(camera: np.ndarray) -> np.ndarray:
+    """(n, 3, 4) cameras -> (n, 3) yaw, pitch, roll in degrees; raises as ``decompose_camera``."""
+    return rotation_to_angles(decompose_camera(camera)[1])
+
+
 def rotation_to_angles(rotation: np.ndarray) -> np.ndarray:
     """(B, 3, 3) rotations, y-up frame -> (B, 3) yaw, pitch, roll in degrees, as published.
 

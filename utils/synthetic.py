@@ -19,8 +19,8 @@ from scipy.spatial.transform import Rotation
 
 import Sim3DR
 from utils.draw import PARTS
-from utils.geometry import decompose_camera, rotation_to_angles
-from utils.morphable_model import CAMERA, Y_FLIP, MorphableModel, split_camera
+from utils.geometry import rotation_to_angles
+from utils.morphable_model import CAMERA, Y_FLIP, MorphableModel
 from utils.preprocessing import CROP_SIZE
 
 FACE_SIZE = (0.707, 0.03)  # landmark box's longer side over the roi's: mean, standard deviation
@@ -90,11 +90,6 @@ def random_parameters(
 
 def _yaw_bin(yaw: np.ndarray) -> np.ndarray:
     return np.digitize(np.abs(yaw), (30, 60), right=True)
-
-
-def camera_angles(parameters: np.ndarray) -> np.ndarray:
-    """(n, 62) parameters, not whitened -> (n, 3) yaw, pitch, roll in degrees."""
-    return rotation_to_angles(decompose_camera(split_camera(parameters))[1])
 
 
 def random_background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:

@@ -39,9 +39,9 @@ from utils.datasets import (
 from utils.distributed import World
 from utils.evaluation import score_aflw2000
 from utils.files import remove_partials
-from utils.geometry import decompose_camera, rotation_to_angles
+from utils.geometry import camera_angles
 from utils.memory import keep_freed_memory
-from utils.metrics import YAW_BINS, bin_means, nme
+from utils.metrics import YAW_BINS, angle_differences, bin_means, nme
 from utils.morphable_model import MorphableModel, split_camera
 from utils.training_log import TrainingLog
 
@@ -181,11 +181,11 @@ def validate(
         raw.append(nme(output.landmarks.cpu().numpy(), target))
         if output.refined is not None:
             refined.append(nme(output.refined.cpu().numpy(), target))
-        angles = [
-            pose_angles(p) for p in (model.face_model.dewhiten(output.parameters), parameters)
-        ]
-        turn = np.abs(angles[0] - angles[1])
-        pose.append(np.minimum(turn, 360 - turn).mean(1))
+        found, labelled = (
+            camera_angles(split_camera(p.cpu().numpy()))
+            for p in (model.face_model.dewhiten(output.parameters), parameters)
+        )
+        pose.append(angle_differences(found, labelled).mean(1))
     model.train(was_training)
     raw = np.concatenate(raw)
     bins = bin_means(raw, faces.yaw())
@@ -197,12 +197,6 @@ def validate(
         **result,
         "pose_mae": float(np.concatenate(pose).mean()),
     }
-
-
-def pose_angles(parameters: Tensor) -> np.ndarray:
-    """(B, 62) not whitened -> (B, 3) yaw, pitch, roll, degrees."""
-    _, rotation, _ = decompose_camera(split_camera(parameters.cpu().numpy()))
-    return rotation_to_angles(rotation)
 
 
 # -------------------------------------------------------------------------------------- the run
