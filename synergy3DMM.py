@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import IOBase
 from itertools import repeat, starmap, zip_longest
 from typing import TYPE_CHECKING, overload
 
@@ -185,13 +186,9 @@ class SynergyNet:
             return self.pipeline([_picture(images)], None if boxes is None else [boxes], dense)[0]
         if isinstance(images, (list, tuple)):
             return self.pipeline([_picture(image) for image in images], boxes, dense)
-        # a tensor, bytes, an open file, a dict: iterable, but not over pictures
-        is_one_thing = hasattr(images, "__array__") or hasattr(images, "read")
-        if (
-            not isinstance(images, Iterable)
-            or is_one_thing
-            or isinstance(images, (bytes, bytearray, memoryview, Mapping))
-        ):
+        # iterable, but not over pictures: a tensor's rows, a file's lines
+        is_one_thing = isinstance(images, (bytes, bytearray, memoryview, Mapping, IOBase))
+        if is_one_thing or getattr(images, "ndim", 1) in (2, 3) or not isinstance(images, Iterable):
             raise ValueError(
                 f"expected a picture, a path or several of them, got {type(images).__name__}; a "
                 "picture is an array (H, W, 3) in BGR: np.asarray(image.convert('RGB'))[..., ::-1] "
