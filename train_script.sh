@@ -11,11 +11,11 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 python=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
-if ! "$python" -c 'import torch' 2> /dev/null; then
-    echo "$python has no torch: run \`make build\`, or name another with PYTHON=..." >&2
+if ! found=$("$python" -c 'import torch; print(torch.cuda.device_count())' 2> /dev/null); then
+    echo "$python has no torch that works: run \`make build\`, or name another with PYTHON=..." >&2
     exit 2
 fi
-gpus=${GPUS:-$("$python" -c 'import torch; print(torch.cuda.device_count())')}
+gpus=${GPUS:-$found}
 
 settings=(
     --backbone mobilenet_v2      # 2.3 M weights, 4.1 M with the two point networks

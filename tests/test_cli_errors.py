@@ -13,6 +13,9 @@ import pytest
 import scipy.io
 import torch
 
+import artistic
+import benchmark
+import main_train
 import singleImage
 from model_building import SynergyNet
 from utils.checkpoint import write_checkpoint
@@ -360,3 +363,13 @@ def test_help_is_short_and_ends_with_examples_and_exit_codes(script):
     assert examples and all(
         line.startswith(("  python ", "  bash ", "  torchrun ")) for line in examples
     )
+
+
+def test_published_folders_are_the_repositorys_wherever_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main_train.parse_options([]).data == ROOT
+    assert benchmark.parse_options([]).data == ROOT / "aflw2000_data"
+    photo = ["-f", str(ASTRONAUT)]
+    assert artistic.parse_options(photo).uv_dir == ROOT / "uv_art"
+    cropped = artistic.parse_options([*photo, "--precropped"])
+    assert cropped.uv_dir == ROOT / "texture_data" / "uv_real"

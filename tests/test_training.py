@@ -4,6 +4,7 @@ import argparse
 import csv
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,9 +151,10 @@ def test_initial_weights(options, whole_run, tmp_path, capsys):
     best = whole_run / "best.pth.tar"
     trainer = make_trainer([*options, "--out", str(tmp_path), "--init", str(best)])
     assert_equal_content(dict(trainer.model.state_dict()), read_checkpoint(best)["state_dict"])
-    other = [*options, "--out", str(tmp_path), "--init", str(best), "--backbone", "mobilenet_v2"]
-    assert main_train.main(other) == 2
-    assert str(best) in capsys.readouterr().err
+    for other in (["--backbone", "mobilenet_v2"], ["--heads", "signed"]):
+        start = [*options, "--out", str(tmp_path), "--init", str(best), *other]
+        assert main_train.main(start) == 2
+        assert re.search(f"{re.escape(str(best))}.*to have .*{other[1]}", capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------------------- stopping and resuming

@@ -288,9 +288,7 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
     if uv is not None:
         uv = take("uv", (num_vertices, 2)).astype(np.float32)
         if uv.min() < -1e-3 or uv.max() > 1 + 1e-3:
-            raise ValueError(
-                f"{path}: texture coordinates lie in [0, 1], found {uv.min():g} to {uv.max():g}"
-            )
+            raise ValueError(f"{path}: uv must lie in [0, 1], found {uv.min():g} to {uv.max():g}")
         uv = uv.clip(0, 1)
     kept_vertices = kept_triangles = None
     if "keptInd" in arrays and "deletedTri" in arrays:
