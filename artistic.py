@@ -9,13 +9,14 @@ python artistic.py -f photo.jpg --texture photo --expression-from smile.jpg --tu
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils import assets, texture
-from utils.cli import complain, run_script, script_parser
+from utils.cli import complain, run_script, say, script_parser
 from utils.files import read_image, write_image
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.mesh_io import FRAMES, MESH_SUFFIXES, save_mesh
@@ -33,13 +34,15 @@ from utils.turntable import ENCODERS, save_turntable, turntable_frames
 
 if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
+    from utils.morphable_model import MorphableModel
 
 FORMATS = tuple(suffix[1:] for suffix in MESH_SUFFIXES)
 CLIPS = tuple(suffix[1:] for suffix in ENCODERS)
 UV_FOLDER, PRECROPPED_UV_FOLDER = (assets.ROOT / n for n in ("uv_art", "texture_data/uv_real"))
 EPILOG = """\
 --texture uv (default): NAME.png is coloured from UV_DIR/NAME_fake_B.png, X_real_A.png from
-UV_DIR/X_fake_B.png. --texture photo needs no other file.
+UV_DIR/X_fake_B.png. The published maps need the published face model (3dmm_data).
+--texture photo needs no other file.
 
 written for each photo NAME that has a face; further faces are NAME_1, NAME_2, ...:
   OUT/obj/NAME.obj                 --texture uv: as published, v x y z r g b
@@ -100,6 +103,28 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def check_uv_folder(folder: Path, face_model: MorphableModel) -> None:
+    """Published UV maps belong to the published face model: another one has its eyes elsewhere.
+
+    Raises:
+        ValueError: the folder is the published maps', and the face model the bundled one.
+    """
+    bundled = assets.FACE_MODELS[1]
+    if Path(face_model.source) != bundled:
+        return
+    if folder in (UV_FOLDER, PRECROPPED_UV_FOLDER):
+        raise ValueError(
+            f"{assets.shown(folder)}: published UV maps belong to the published face model; on the "
+            f"bundled one their eyes and lips would lie elsewhere. Get it and its weights "
+            '(`make published NAMES="3dmm_data weights"`), or use --texture photo, which needs no '
+            "maps; --uv-dir takes maps that were made for the bundled model"
+        )
+    say(
+        f"{folder}: its UV maps are read as made for the bundled face model "
+        f"({assets.shown(bundled)}); published ones belong to 3dmm_data"
+    )
+
+
 def face_of_crop(pipeline: FacePipeline, image: np.ndarray) -> Face:
     """The face of a square picture (S, S, 3) uint8 BGR that is its own roi box."""
     height, width = image.shape[:2]
@@ -127,9 +152,13 @@ def expression_of_photo(path: Path, model: SynergyNet) -> np.ndarray:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
+    is_mapped = options.texture == "uv"
     try:
-        model = load_model(options)
+        map_of = partial(texture.uv_map_path, folder=options.uv_dir) if is_mapped else None
+        model = load_model(options, map_of)
         texture.require_texture_coordinates(model.face_model)
+        if is_mapped:
+            check_uv_folder(options.uv_dir, model.face_model)
         expression = None
         if options.expression_from:
             expression = expression_of_photo(options.expression_from, model)
@@ -149,10 +178,10 @@ def main(arguments: list[str] | None = None) -> int:
     def save(name: str, path: Path, image: np.ndarray, faces: list[Face]) -> None:
         if not faces:
             return
-        if options.texture == "uv":
+        if is_mapped:
             uv_map = texture.read_uv_map(texture.uv_map_path(path, options.uv_dir))
         for face, own in zip(faces, face_names(name, len(faces), photo_names), strict=True):
-            if options.texture == "uv":
+            if is_mapped:
                 mesh = texture.uv_mapped_face(face, uv_map)
             else:
                 mesh = texture.textured_face(face, image, options.texture_size)
@@ -163,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
             new_face = changed(face)  # the texture is the fitted face's
             mesh = texture.with_geometry(mesh, new_face)
             for form in options.format:
-                published = form == "obj" and options.texture == "uv"
+                published = form == "obj" and is_mapped
                 save_mesh(
                     options.out / form / f"{own}.{form}",
                     mesh.replace(texture=None) if published else mesh,

@@ -8,12 +8,10 @@ python benchmark.py --compare runs/a runs/b              is the difference more 
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from FaceBoxes import FaceBoxes
 from utils import assets, evaluation
 from utils import benchmark_report as report
-from utils.aflw2000 import AFLW_LIST, DEFAULT_FOLDER, PHOTOS, open_aflw21, open_benchmark
+from utils.aflw2000 import AFLW_LIST, DEFAULT_FOLDER, open_aflw21, open_benchmark
 from utils.cli import complain, run_script, script_parser
 from utils.morphable_model import load_morphable_model
 from utils.runtime import choose_engine
@@ -64,11 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
             compare(*options.compare, options.seed)
             return 0
         data = open_benchmark(options.data)
-        if options.boxes and data.photos is None:
-            photos = options.data / PHOTOS
+        if options.boxes and not len(data.pictured):
             raise FileNotFoundError(
-                f"{photos}: --boxes needs the whole picture of every face here; "
-                "`python -m tools.prepare_aflw2000 --photos` puts them there"
+                f"{data.photos / data.names[0]}: not there, nor any other whole picture, which "
+                "--boxes needs; `python -m tools.prepare_aflw2000 --photos` puts them there"
             )
         aflw = None
         if options.aflw or (options.data / AFLW_LIST).exists():
@@ -86,11 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
         complain("benchmark.py", error)
         return 2
 
+    labels = evaluation.labels_fingerprints(data)
     settings = {
         "weights": assets.shown(weights),
         "face_model": f"{assets.shown(face_model.source)} ({face_model.fingerprint})",
         "data": f"{options.data}, {len(data)} faces",
-        "labels": evaluation.labels_fingerprint(data),
+        "labels": labels["original"],
         "border": f"{options.border} pixels of each crop's edge set to zero",
         "engine": f"{options.engine} on {device}",
         "seed": options.seed,
@@ -98,15 +96,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run, prediction = score_run(options, data, network, detector)
         score_extras(run, options, data, prediction, face_model, aflw, network)
-        run["settings"] = settings
+        run |= {"settings": settings, "labels": labels}
         report.write_results(options.out, run, data, prediction)
     except (OSError, ValueError, RuntimeError) as error:  # a damaged picture, a full disk
         complain("benchmark.py", error)
         return 1
     for table in report.own_tables(run["scores"]):
         print(f"\n{report.table_text(table)}")
-    if run["missing"]:
-        print("\nLeft out:", *run["missing"], sep="\n  ")
+    left_out = run["missing"] + ([] if (options.out / "plots.png").exists() else [report.NO_PLOTS])
+    if left_out:
+        print("\nLeft out:", *left_out, sep="\n  ")
     speed = len(data) / prediction.seconds
     print(f"\n{speed:.1f} images/s on {device}, from JPEG to landmarks")
     print(f"border {options.border}; report: {options.out / 'report.html'}")
@@ -121,8 +120,8 @@ def score_run(options, data, network, detector) -> tuple[dict, evaluation.Predic
     missing = list(data.missing)
     for kind in options.boxes:
         if kind == "jitter":
-            indices = np.arange(len(data))
-            boxes = evaluation.jittered_boxes(data.roi_boxes, options.seed)
+            indices = data.pictured
+            boxes = evaluation.jittered_boxes(data.roi_boxes, options.seed)[indices]
         else:
             indices, boxes = evaluation.detected_boxes(data, detector)
             if not len(indices):
@@ -169,9 +168,18 @@ def compare(a: Path, b: Path, seed: int) -> None:
     if len({run["settings"]["labels"] for run in runs}) > 1:
         raise ValueError(f"{a} and {b}: runs on different faces or labels cannot be compared")
     samples = [run["samples"] for run in runs]
+    labels = [run.get("labels", {}) for run in runs]
+    foreign = {key for key, own in labels[0].items() if labels[1].get(key, own) != own}
+    samples[0] = {
+        name: errors
+        for name, errors in samples[0].items()
+        if name == "yaw" or evaluation.labels_of(name) not in foreign
+    }
     compared = evaluation.compare(*samples, samples[0]["yaw"], seed)
     table = report.comparison_table(compared, str(a), str(b))
     print(f"{report.table_text(table)}\n{table.note}")
+    if foreign:
+        print(f"Left out, because the labels are not the same: {', '.join(sorted(foreign))}")
     for name, path, run in zip("AB", (a, b), runs, strict=True):
         print(f"{name}: {path}: {run['settings']['weights']}, border {run['settings']['border']}")
 

@@ -42,7 +42,7 @@ def shade(vertices, normals, lighting, texture: np.ndarray | None, colors: np.nd
         to_eye = _unit(np.float32(lighting.eye)[:, None] - scaled)
         glint = to_eye * (2 * cosine * normals - to_light)
         fifth = np.square(np.square(glint)) * glint
-        light += lighting.specular * np.where(cosine > 0, fifth.sum(0).clip(0, 1), 0)
+        light += lighting.specular * np.where(cosine != 0, fifth.sum(0).clip(0, 1), 0)
     light = light.clip(0, 1)[:, None]  # (N, 1); before the texture, which it may not burn through
     colors[:] = light if texture is None else light * texture
 

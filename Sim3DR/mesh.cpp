@@ -176,7 +176,8 @@ void shade(const float* vertices, const float* normals, std::ptrdiff_t count,
             const float glint = fifth_power(to_eye.x * (twice * normal.x - to_light.x)) +
                                 fifth_power(to_eye.y * (twice * normal.y - to_light.y)) +
                                 fifth_power(to_eye.z * (twice * normal.z - to_light.z));
-            const float specular = cosine > 0.0f ? unit_clip(glint) : 0.0f;
+            // as published: where the light comes from behind there is a glint too
+            const float specular = cosine != 0.0f ? unit_clip(glint) : 0.0f;
             // Clipped before the texture, which light may not burn through.
             level[k] = unit_clip(lighting.ambient + lighting.directional * unit_clip(cosine) +
                                  lighting.specular * specular);

@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, help="folder with faces_*_labels.npz")
     parser.add_argument("--model", type=Path, default=LANDMARK_MODEL)
-    parser.add_argument("--output", type=Path, default=Path("runs/starter"))
+    parser.add_argument("--out", type=Path, default=Path("runs/starter"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     labels = {split: args.photos / f"faces_{split}_labels.npz" for split in ("train", "val")}
@@ -100,14 +100,14 @@ def main() -> None:
         percent = np.percentile(fits["fit_error"] * 100, [50, 90, 99, 100]).round(4).tolist()
         print(f"{split}: fit error in % of the box: mean {fits['fit_error'].mean() * 100:.4f},")
         print(f"    median, 90th and 99th percentile, largest: {percent}")
-        write_npz(args.output / name, fits)
+        write_npz(args.out / name, fits)
         if split == "train":
             rng = np.random.default_rng(args.seed)
             crops = simulate_crops(face_model, fits["parameters"], rng)
     mean, std = whitening(crops)
     complete = read_npz(args.model) | {"param_mean": mean, "param_std": std}
     write_npz(args.model, complete)
-    print(f"wrote fits.npz and fits_val.npz to {args.output}, and the whitening to {args.model}")
+    print(f"wrote fits.npz and fits_val.npz to {args.out}, and the whitening to {args.model}")
 
 
 if __name__ == "__main__":

@@ -231,16 +231,16 @@ def main() -> None:
     parser.add_argument("--max-spread", type=float, default=0.0125)
     parser.add_argument("--share", type=float, default=0.35)
     parser.add_argument("--stiffness", type=float, default=4.0)
-    parser.add_argument("--output", type=Path, default=LANDMARK_MODEL)
+    parser.add_argument("--out", type=Path, default=LANDMARK_MODEL)
     args = parser.parse_args()
     faces, identity = load_labels(args.labels, args.max_spread)
     print(f"{len(faces)} reliable labels, {np.unique(identity).size - 1} known people")
     model = landmark_model(faces, identity, args.share, args.stiffness)
-    write_npz(args.output, model)
+    write_npz(args.out, model)
     for name in ("shape", "expression"):
         sigma = np.sqrt((model[name].astype(float) ** 2).sum((0, 1)) / 68) * model[f"{name}_scale"]
         print(name, "rms per landmark, mm:", np.round(sigma / 1000, 2).tolist())
-    print(f"wrote {args.output}")
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

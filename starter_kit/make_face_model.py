@@ -170,18 +170,18 @@ def pictures(model: dict[str, np.ndarray], folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--landmark-model", type=Path, default=LANDMARK_MODEL)
-    parser.add_argument("--output", type=Path, default=FOLDER / "face_model" / "face_model.npz")
+    parser.add_argument("--out", type=Path, default=FOLDER / "face_model" / "face_model.npz")
     parser.add_argument("--pictures", type=Path, default=FOLDER / "pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=0.84, help="of all vertex distances")
     args = parser.parse_args()
     with np.load(args.landmark_model) as file:
         model = make_model(dict(file), args.seed, args.scale)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_npz(args.output, model)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_npz(args.out, model)
     pictures(model, args.pictures)
-    size = args.output.stat().st_size / 1e6
-    print(f"wrote {args.output}: {model['u_shp'].size // 3} vertices, {model['tri'].shape[1]} "
+    size = args.out.stat().st_size / 1e6
+    print(f"wrote {args.out}: {model['u_shp'].size // 3} vertices, {model['tri'].shape[1]} "
           f"triangles, {size:.2f} MB")  # fmt: skip
 
 

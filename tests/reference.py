@@ -48,7 +48,7 @@ def shade_slowly(vertices, normals, lighting, texture=None) -> np.ndarray:
         to_light, to_eye = to_light / np.linalg.norm(to_light), to_eye / np.linalg.norm(to_eye)
         cosine = n @ to_light
         light = lighting.ambient + lighting.directional * min(max(cosine, 0), 1)
-        if cosine > 0:
+        if cosine != 0:  # as published, from behind as well
             mirrored = 2 * cosine * n - to_light
             light += lighting.specular * min(max(sum((to_eye * mirrored) ** 5), 0), 1)
         white = np.ones(3) if texture is None else texture[i]

@@ -38,7 +38,7 @@ def run(call, monkeypatch, face_model, tmp_path):
     for name in ("UV_FOLDER", "PRECROPPED_UV_FOLDER"):  # as if tmp_path were the repository
         folder = getattr(artistic, name).relative_to(assets.ROOT)
         monkeypatch.setattr(artistic, name, folder)
-    monkeypatch.setattr(artistic, "load_model", lambda options: Model(face_model))
+    monkeypatch.setattr(artistic, "load_model", lambda *_: Model(face_model))
     return run
 
 
@@ -307,7 +307,7 @@ def test_wrong_options(run, arguments, named):
 
 def test_a_face_model_without_texture_coordinates(run, face_model, monkeypatch):
     write_picture(Path("a.png"), photo((20, 30, 40)))
-    monkeypatch.setattr(artistic, "load_model", lambda options: Model(replace(face_model, uv=None)))
+    monkeypatch.setattr(artistic, "load_model", lambda *_: Model(replace(face_model, uv=None)))
     code, output = run("-f", "a.png", "--texture", "photo")
     assert code == 2
     assert "no texture coordinates" in output and face_model.source in output
@@ -320,3 +320,18 @@ def test_wrong_weights(capsys, tmp_path):
     assert artistic.main([*arguments, "-w", str(tmp_path / "no.pth")]) == 2
     assert "no.pth" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_published_uv_maps_are_not_for_the_bundled_face_model(run, monkeypatch, face_model):
+    monkeypatch.setattr(assets, "FACE_MODELS", (Path("3dmm_data"), Path(face_model.source)))
+    write_picture(Path("a.png"), photo((20, 30, 40)))
+    write_picture(Path("uv_art/a_fake_B.png"), uv_map())
+    write_picture(Path("mine/a_fake_B.png"), uv_map())
+    code, output = run("-f", "a.png")
+    assert code == 2 and not written()
+    assert "uv_art: published UV maps belong to the published face model" in output
+    code, output = run("-f", "a.png", "--uv-dir", "mine")
+    assert code == 0 and written() == {"obj/a.obj"}
+    assert "mine: its UV maps are read as made for the bundled face model" in output
+    code, output = run("-f", "a.png", "--texture", "photo")
+    assert code == 0 and "UV maps" not in output

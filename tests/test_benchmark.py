@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -288,7 +289,8 @@ def test_optional_parts_are_listed(copy, data):
     smaller = open_benchmark(copy)
     assert len(smaller.missing) == 4 and not data.missing
     assert set(smaller.landmarks) == {"original"}
-    assert smaller.angles is smaller.photos is smaller.dense is None
+    assert smaller.angles is smaller.dense is None
+    assert smaller.pictured.tolist() == list(range(1, COUNT))
 
 
 @pytest.mark.parametrize(
@@ -482,9 +484,27 @@ def test_compare(command, done, no_plots, tmp_path, capsys):
     assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 2
     assert "x.json: not a results.json" in capsys.readouterr().err
     foreign = json.loads((out / "results.json").read_text())
+    foreign["labels"] |= {"angles": "another"}
+    (tmp_path / "x.json").write_text(json.dumps(foreign))
+    capsys.readouterr()
+    assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "because the labels are not the same: angles" in printed
+    assert "geodesic" not in printed and "yaw_exact" not in printed and "nme_dense" in printed
     foreign["settings"]["labels"] = "another"
     (tmp_path / "x.json").write_text(json.dumps(foreign))
     assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 2
+
+
+def test_each_set_of_labels_has_a_fingerprint_of_its_own(data):
+    before = evaluation.labels_fingerprints(data)
+    assert set(before) == {"original", "reannotated", "angles", "dense"}
+    changed = replace(data, angles=data.angles + 1)
+    after = evaluation.labels_fingerprints(changed)
+    assert {name for name in before if before[name] != after[name]} == {"angles"}
+    changed = replace(data, landmarks={**data.landmarks, "reannotated": data.roi_boxes})
+    after = evaluation.labels_fingerprints(changed)
+    assert {name for name in before if before[name] != after[name]} == {"reannotated"}
 
 
 def test_compare_tells_gain_from_noise():
@@ -524,9 +544,31 @@ def test_exit_codes(command, copy, tmp_path, capsys):
     cv2.imwrite(str(crop), np.zeros((60, 70, 3), np.uint8))
     code, error = run()
     assert code == 1 and "70x60 pixels, expected a crop of 120x120" in error
-    (copy / aflw2000.PHOTOS / crop.name).unlink()
+    shutil.rmtree(copy / aflw2000.PHOTOS)
     code, error = run("--boxes", "jitter")
-    assert code == 2 and "--boxes" in error
+    assert code == 2 and "not there, nor any other whole picture, which --boxes needs" in error
+
+
+def test_other_boxes_are_tried_on_the_faces_that_have_a_picture(
+    command, copy, no_plots, tmp_path, capsys
+):
+    names = open_benchmark(copy).names
+    (copy / aflw2000.PHOTOS / names[2]).unlink()
+    arguments = [*command, str(copy), "-o", str(tmp_path), "--boxes", "jitter"]
+    assert benchmark.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert f"1 of {COUNT} pictures (first {names[2]}) not in AFLW2000-3D/: other boxes" in printed
+    boxes = json.loads((tmp_path / "results.json").read_text())["scores"]["boxes"]
+    assert boxes["jitter"]["found"] == 100
+
+
+def test_pictures_of_crops_that_differ_in_their_suffix_alone(command, copy, no_plots, tmp_path):
+    names = (copy / aflw2000.LIST).read_text().split()
+    twin = Path(names[0]).with_suffix(".png").name
+    os.rename(copy / aflw2000.CROPS / names[1], copy / aflw2000.CROPS / twin)
+    (copy / aflw2000.LIST).write_text("\n".join([names[0], twin, *names[2:]]))
+    assert benchmark.main([*command, str(copy), "-o", str(tmp_path)]) == 0
+    assert {f"{names[0]}.jpg", f"{twin}.jpg"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_detector_boxes_and_aflw(
@@ -601,7 +643,7 @@ def test_tables_and_page_without_optional_parts(copy, truth, face_model):
     data = open_benchmark(copy)
     scores, samples = evaluation.score(data, truth)
     run = {"scores": scores, "samples": samples, "missing": data.missing}
-    run["settings"] = {"weights": "w", "labels": evaluation.labels_fingerprint(data)}
+    run["settings"] = {"weights": "w", "labels": evaluation.labels_fingerprints(data)["original"]}
     page = html_report(run, data, truth, plots=None)
     assert "matplotlib is not installed" in page and "re-annotated labels" in page
     assert "Head pose" not in page

@@ -115,6 +115,21 @@ def test_geodesic_is_the_angle_of_the_turn_between():
     np.testing.assert_allclose(metrics.geodesic(small, np.eye(3)[None]), 1e-6, rtol=1e-6)
 
 
+def test_nearest_rotation_undoes_a_shear_and_makes_no_mirror():
+    rotation = Rotation.random(50, random_state=3).as_matrix()
+    spoilt = rotation + np.random.default_rng(4).normal(0, 0.02, (50, 3, 3))
+    found = metrics.nearest_rotation(spoilt)
+    np.testing.assert_allclose(
+        found @ found.transpose(0, 2, 1), np.tile(np.eye(3), (50, 1, 1)), atol=1e-12
+    )
+    np.testing.assert_allclose(np.linalg.det(found), 1)
+    assert (
+        np.linalg.norm(found - spoilt, axis=(1, 2)) < np.linalg.norm(rotation - spoilt, axis=(1, 2))
+    ).all()
+    np.testing.assert_allclose(metrics.nearest_rotation(rotation), rotation, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(metrics.nearest_rotation(-rotation)), 1)
+
+
 def test_angle_differences_go_the_short_way():
     found = metrics.angle_differences([179, 10, 0, 370], [-179, -10, 180, 0])
     np.testing.assert_allclose(found, [2, 20, 180, 10])

@@ -69,7 +69,7 @@ def fits(photos, tmp_path_factory) -> Path:
     model = out / "model.npz"
     model.write_bytes(LANDMARK_MODEL.read_bytes())
     with pytest.MonkeyPatch.context() as monkeypatch:
-        run(monkeypatch, fit_labels, "--photos", photos[0], "--model", model, "--output", out)
+        run(monkeypatch, fit_labels, "--photos", photos[0], "--model", model, "--out", out)
     return out
 
 

@@ -105,6 +105,21 @@ def test_a_photo_that_is_replaced_while_it_is_worked_on_is_not_done(tmp_path):
     assert photo in FinishedPhotos(tmp_path, {}, resume=True)
 
 
+def test_a_photo_is_done_again_where_the_file_beside_it_has_changed(tmp_path):
+    photo, later = grey_photos(tmp_path, 2)
+    settings, beside = {"x": 1}, {photo[1]: tmp_path / "map", later[1]: tmp_path / "none yet"}
+    (tmp_path / "map").write_text("eins")
+    finished = FinishedPhotos(tmp_path, settings, False, beside.get)
+    for each in (photo, later):
+        finished.add(finished.state(each), None)
+    again = FinishedPhotos(tmp_path, settings, True, beside.get)
+    assert photo in again and later in again
+    (tmp_path / "map").write_text("zwei!")
+    (tmp_path / "none yet").write_text("now there")
+    again = FinishedPhotos(tmp_path, settings, True, beside.get)
+    assert photo not in again and later not in again
+
+
 def grey_photos(folder: Path, count: int) -> list[tuple[str, Path]]:
     photos = [(f"p{i}", folder / f"p{i}.png") for i in range(count)]
     for i, (_, path) in enumerate(photos):

@@ -467,6 +467,24 @@ def test_shading_equals_slow_twin(lighting, textured):
     np.testing.assert_allclose(colors, slow, atol=1e-5)
 
 
+def test_shading_from_behind_equals_slow_twin():
+    """As published, a normal turned away from the light has a glint too; one across it has none."""
+    rng = np.random.default_rng(5)
+    vertices = rng.normal(0, 40, (500, 3)).astype(np.float32)
+    normals = rng.normal(0, 1, (500, 3))
+    normals = (normals / np.linalg.norm(normals, axis=1, keepdims=True)).astype(np.float32)
+    colors = Sim3DR.shade(vertices, normals, Sim3DR.PUBLISHED)
+    slow = shade_slowly(vertices, normals, Sim3DR.PUBLISHED)
+    matt = shade_slowly(vertices, normals, replace(Sim3DR.PUBLISHED, specular=0))
+    behind = normals[:, 2] < -0.9
+    assert (slow - matt)[behind].max() > 0.15
+    np.testing.assert_allclose(colors, slow, atol=1e-5)
+    fallback.shade(vertices, normals, Sim3DR.PUBLISHED, None, colors)
+    np.testing.assert_allclose(colors, slow, atol=1e-5)
+    flat = np.zeros((2, 3), np.float32)
+    assert (Sim3DR.shade(flat, flat, Sim3DR.PUBLISHED) == np.float32(0.75)).all()
+
+
 def test_default_lighting_shows_relief_where_the_published_burns_out():
     vertices, triangles = sphere()
     normals = Sim3DR.vertex_normals(vertices[:-1], triangles)

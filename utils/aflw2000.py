@@ -122,18 +122,20 @@ class BenchmarkSet(CropSet):
         angles: (n, 3) float64 labelled yaw, pitch, roll in degrees, NaN where left out; None where
             the pose lists are not there.
         dense: labels of mesh vertices; None where there are none.
-        photos: the folder of the whole pictures; None where one is missing.
+        photos: the folder of the whole pictures.
+        pictured: (k,) int64 the faces whose whole picture is there.
         missing: what is not there, and which rows that leaves out; a sentence each.
     """
 
     landmarks: dict[str, np.ndarray]
     angles: np.ndarray | None
     dense: DenseLabels | None
-    photos: Path | None
+    photos: Path
+    pictured: np.ndarray
     missing: tuple[str, ...]
 
     def photo(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 BGR, the whole picture of a face; only where ``photos`` is set."""
+        """(H, W, 3) uint8 BGR, the whole picture of one of the ``pictured`` faces."""
         return read_image(self.photos / self.names[index])
 
     def crops_at(
@@ -200,13 +202,17 @@ def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:
             "together with the whole Basel bases; docs/benchmark.md, 'Dense labels')"
         )
     photos = folder / PHOTOS
-    absent = [name for name in names if not (photos / name).is_file()]
-    if absent:
-        which = f"{len(absent)} of {n} pictures (first {absent[0]})" if len(absent) < n else "no"
-        where = f"not in {PHOTOS}/" if len(absent) < n else f"{PHOTOS}/ with whole pictures"
-        missing.append(f"{which} {where}: other boxes (--boxes) cannot be tried")
-        photos = None
-    for array in landmarks.values():
+    is_pictured = np.array([(photos / name).is_file() for name in names])
+    pictured = np.flatnonzero(is_pictured)
+    if not len(pictured):
+        missing.append(f"no {PHOTOS}/ with whole pictures: other boxes (--boxes) cannot be tried")
+    elif len(pictured) < n:
+        first = names[is_pictured.argmin()]
+        missing.append(
+            f"{n - len(pictured)} of {n} pictures (first {first}) not in {PHOTOS}/: other boxes "
+            "(--boxes) are tried on the rest"
+        )
+    for array in (*landmarks.values(), pictured):
         array.flags.writeable = False
     return BenchmarkSet(
         **vars(crops),
@@ -214,6 +220,7 @@ def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:
         angles=angles,
         dense=dense,
         photos=photos,
+        pictured=pictured,
         missing=tuple(missing),
     )
 

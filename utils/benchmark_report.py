@@ -1,7 +1,8 @@
 """What a benchmark run leaves to be read: tables as text and HTML, plots, the worst faces.
 
-A *run* is the content of ``results.json``: ``settings``, ``missing``, ``scores`` (of
-``utils.evaluation.score``; ``boxes`` added where asked for), ``names`` and ``samples``.
+A *run* is the content of ``results.json``: ``settings``, ``labels`` (fingerprints), ``missing``,
+``scores`` (of ``utils.evaluation.score``; ``boxes`` added where asked for), ``names`` and
+``samples``.
 """
 
 import base64
@@ -24,6 +25,7 @@ from utils.draw import draw_landmarks
 from utils.evaluation import ANGLES, BINS, PUBLISHED_LABELS, Prediction
 from utils.files import atomic_write, write_image
 from utils.preprocessing import CROP_SIZE
+from utils.results import result_names
 
 PICTURES = 50  # crops drawn, as published
 WORST = 20
@@ -31,6 +33,7 @@ PICTURE = 240  # pixels, side of the worst faces' pictures
 LABEL_NAMES = {"original": "original labels", "reannotated": "re-annotated labels"}
 DEGREES = tuple(f"{low}-{high}°" for low, high in metrics.YAW_BINS)
 
+NO_PLOTS = "matplotlib is not installed (pip install matplotlib): no plots"
 OTHER_FACES = (
     "This run's faces or labels are not those of AFLW2000-3D as published: the rows of this run "
     "and the others cannot be compared."
@@ -404,7 +407,7 @@ def html_report(run: dict, data: BenchmarkSet, prediction: Prediction, plots: by
         "<h2>Plots</h2>",
         f'<img alt="plots" src="{_data_url("png", plots)}">'
         if plots is not None
-        else '<p class="note">Left out: matplotlib is not installed.</p>',
+        else f'<p class="note">Left out: {NO_PLOTS}.</p>',
         f"<h2>The worst {min(WORST, len(data))}</h2>",
         '<p class="note">By raw landmarks against the original labels. Left: the label; right: the '
         "network.</p>",
@@ -450,10 +453,10 @@ def _data_url(kind: str, content: bytes) -> str:
 
 def write_results(out: Path, run: dict, data: BenchmarkSet, prediction: Prediction) -> None:
     """Writes a run's pictures, numbers, plots and page into a folder (``benchmark.py --help``)."""
-    for index in range(min(PICTURES, len(data))):
+    for index, name in enumerate(result_names([Path(n) for n in data.names[:PICTURES]])):
         crop = data.crops([index])[0]
         drawn = draw_landmarks(crop, prediction.crop_landmarks[index, :2])
-        write_image(out / f"{Path(data.names[index]).stem}.jpg", drawn)
+        write_image(out / f"{name}.jpg", drawn)
     with atomic_write(out / "results.json", "w") as file:
         json.dump(_plain(run), file, indent=1, allow_nan=False)
     with atomic_write(out / "samples.csv", "w") as file:
@@ -462,10 +465,13 @@ def write_results(out: Path, run: dict, data: BenchmarkSet, prediction: Predicti
         columns = (np.round(values, 6).tolist() for values in run["samples"].values())
         names = (_shown(name) for name in data.names)
         writer.writerows(zip(names, *columns, strict=True))
-    plots = draw_plots(run) if importlib.util.find_spec("matplotlib") else None
-    if plots is not None:
+    plots = None
+    if importlib.util.find_spec("matplotlib"):
+        plots = draw_plots(run)
         with atomic_write(out / "plots.png") as file:
             file.write(plots)
+    else:
+        (out / "plots.png").unlink(missing_ok=True)  # an earlier run's: of other numbers
     with atomic_write(out / "report.html", "w") as file:
         file.write(html_report(run, data, prediction, plots))
 
@@ -485,6 +491,7 @@ def read_run(path: Path) -> dict:
         samples = {k: np.array(v, dtype=np.float64) for k, v in run["samples"].items()}
         fine = len({len(column) for column in samples.values()}) == 1 and "yaw" in samples
         fine = fine and isinstance(run["settings"]["labels"], str)
+        fine = fine and isinstance(run.get("labels", {}), dict)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fine = False
     if not fine:

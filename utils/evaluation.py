@@ -33,7 +33,7 @@ from utils.runtime import OnnxRegressor
 BORDER = 5  # pixels; the published protocol blackens the edge of the test crops
 BATCH = 128
 BINS = tuple(f"{low}_{high}" for low, high in metrics.YAW_BINS)
-PUBLISHED_LABELS = "fed6f9f3e2c3"  # ``labels_fingerprint`` of AFLW2000-3D as published
+PUBLISHED_LABELS = "fed6f9f3e2c3"  # ``labels_fingerprints`` of AFLW2000-3D as published: original
 ANGLES = ("yaw", "pitch", "roll")
 JITTER = 0.1  # of the roi box's side: largest shift either way, and largest change of size
 LEAST_OVERLAP = 0.1  # of a detection with the landmarks' box (IoU), to be taken for this face's
@@ -198,10 +198,11 @@ def detected_boxes(data: BenchmarkSet, detector: Detector) -> tuple[np.ndarray, 
     Of several detections the one that overlaps the labelled landmarks' box most is taken.
 
     Returns:
-        indices (k,) of the faces that were found, and their roi boxes (k, 4), label frame.
+        indices (k,) of the faces that were found, of those with a whole picture, and their roi
+        boxes (k, 4), label frame.
     """
     found, boxes = [], []
-    for i in tqdm(range(len(data)), desc="detecting", unit="img"):
+    for i in tqdm(data.pictured, desc="detecting", unit="img"):
         points = data.landmarks["original"][i, :2]
         detections = detect(detector, data.photo(i))
         labelled = np.concatenate([points.min(1), points.max(1)])
@@ -344,7 +345,7 @@ def pose_scores(
     labels, yaw = data.angles[has], data.yaw[has]
     published = np.abs(rotation_to_angles(rotation[has]) - labels)  # (m, 3)
     exact = metrics.angle_differences(metrics.exact_angles(rotation[has]), labels)
-    turn = metrics.geodesic(rotation[has], metrics.label_rotation(labels))
+    turn = metrics.geodesic(metrics.nearest_rotation(rotation[has]), metrics.label_rotation(labels))
     scores, columns = {}, {}
 
     def column(values: np.ndarray) -> np.ndarray:
@@ -376,12 +377,12 @@ def score_boxes(
         other: of the k faces at ``indices``, with the other boxes.
 
     Returns:
-        ``found``: percent of the faces that have such a box; ``moved``: mean shift of the raw
-        landmarks in percent of sqrt(w * h) of their box; ``nme``: as in ``score``, of those faces;
-        ``nme_supplied``: the same faces with the supplied boxes.
+        ``found``: percent of the faces with a whole picture that have such a box; ``moved``: mean
+        shift of the raw landmarks in percent of sqrt(w * h) of their box; ``nme``: as in ``score``,
+        of those faces; ``nme_supplied``: the same faces with the supplied boxes.
     """
     result: dict[str, dict | float] = {
-        "found": 100 * len(indices) / len(data),
+        "found": 100 * len(indices) / len(data.pictured),
         "moved": float(
             metrics.nme(other.landmarks["raw"], supplied.landmarks["raw"][indices]).mean()
         ),
@@ -398,12 +399,32 @@ def score_boxes(
     return result
 
 
-def labels_fingerprint(data: BenchmarkSet) -> str:
-    """12 hex digits of yaw and original labels: runs can be compared where they agree."""
-    digest = hashlib.sha256()
-    for array in (data.yaw, data.landmarks["original"]):
-        digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
-    return digest.hexdigest()[:12]
+def labels_fingerprints(data: BenchmarkSet) -> dict[str, str]:
+    """12 hex digits of each set of labels: errors can be compared where they agree.
+
+    Returns:
+        ``original`` (with the yaws), and where present ``reannotated``, ``angles``, ``dense``.
+    """
+    arrays = {name: [points] for name, points in data.landmarks.items()}
+    arrays["original"].insert(0, data.yaw)
+    if data.angles is not None:
+        arrays["angles"] = [data.angles]
+    if data.dense is not None:
+        arrays["dense"] = [data.dense.points, data.dense.indices]
+    found = {}
+    for name, parts in arrays.items():
+        digest = hashlib.sha256()
+        for array in parts:
+            digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
+        found[name] = digest.hexdigest()[:12]
+    return found
+
+
+def labels_of(column: str) -> str:
+    """Which labels (``labels_fingerprints``) a per-sample column of errors is against."""
+    if column.startswith("nme_"):
+        return column.split("_")[1]
+    return "angles"
 
 
 def score_aflw2000(

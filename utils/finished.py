@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from utils.files import atomic_write
@@ -22,13 +22,20 @@ class FinishedPhotos:
         out: the folder of the results.
         settings: what the results depend on besides the photo.
         resume: whether an earlier run's lines count.
+        beside: of a photo's path, a file of its own that its results depend on too.
 
     Raises:
         OSError: the list cannot be read or written.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, object], resume: bool) -> None:
-        self.out, self.path, self.resume = out, out / NAME, resume
+    def __init__(
+        self,
+        out: Path,
+        settings: Mapping[str, object],
+        resume: bool,
+        beside: Callable[[Path], Path] | None = None,
+    ) -> None:
+        self.out, self.path, self.resume, self.beside = out, out / NAME, resume, beside
         text = json.dumps({key: str(value) for key, value in settings.items()}, sort_keys=True)
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.lines: dict[str, list] = {}  # the last about each name
@@ -51,8 +58,10 @@ class FinishedPhotos:
     def state(self, photo: tuple[str, Path]) -> list:
         """What ``add`` lists of a photo, (name, path), as it is now; take it before it is read."""
         name, path = photo
-        about = path.stat()
-        return [name, str(path.absolute()), about.st_size, about.st_mtime_ns, self.settings]
+        state = [name, str(path.absolute()), *_change(path), self.settings]
+        if self.beside and (other := self.beside(path)).exists():
+            state += _change(other)
+        return state
 
     def begin(self, name: str) -> None:
         """From here on the results of that name are no longer what a line says they are."""
@@ -72,3 +81,9 @@ class FinishedPhotos:
     def _append(self, line: list) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(line)}\n")
+
+
+def _change(path: Path) -> list[int]:
+    """What differs after a file was replaced: size and time of change."""
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns]

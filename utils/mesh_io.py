@@ -180,13 +180,13 @@ def _save_obj(path: Path, mesh: TexturedMesh) -> list[Path]:
 
 
 def _reference(stem: str) -> str:
-    """A name that OBJ and MTL can refer to.
+    """A name that OBJ and MTL can refer to, another one for each stem.
 
     They have no quotes: in the name of a stranger's photo a line break would begin a line of its
     own, a dash in front an option; readers drop a space there.
     """
-    stem = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda c: f"%{ord(c[0]):02X}", stem)
-    return f"_{stem}" if stem.startswith(("-", "#", " ")) else stem
+    unfit = r"[%\x00-\x1f\x7f\x85\u2028\u2029]|^[-# ]"
+    return re.sub(unfit, lambda c: f"%{ord(c[0]):02X}", stem)
 
 
 def _rows(keyword: str, values: np.ndarray, form: str, per_form: int = 1) -> bytes:

@@ -160,6 +160,16 @@ def angle_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.minimum(turn, 360 - turn)
 
 
+def nearest_rotation(matrices: np.ndarray) -> np.ndarray:
+    """(n, 3, 3) -> the rotations with the least sum of squared differences (Schönemann 1966).
+
+    A network's camera rows are not exactly at right angles, and a turn is one between rotations.
+    """
+    u, _, v = np.linalg.svd(np.asarray(matrices, dtype=np.float64))
+    u[:, :, 2] *= np.linalg.det(u @ v)[:, None]  # no mirrors
+    return u @ v
+
+
 def geodesic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n,) degrees of the single turn between rotations (n, 3, 3).
 

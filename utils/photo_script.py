@@ -100,11 +100,16 @@ def comma_list(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
-def load_model(options: argparse.Namespace) -> SynergyNet:
+def load_model(
+    options: argparse.Namespace, beside: Callable[[Path], Path] | None = None
+) -> SynergyNet:
     """The model of the options, its description shown; the output folder is made.
 
     Of several photos, or where they were listed before, ``options.finished`` becomes the list of
     those that are done.
+
+    Args:
+        beside: of a photo's path, a file of its own that its results depend on too.
 
     Raises:
         OSError, ValueError, RuntimeError: a file is missing or does not fit, the device does not
@@ -124,7 +129,7 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
         given = [value for value in settings.values() if isinstance(value, Path)]
         read = [*model.files, *filter(Path.is_file, given)]
         settings["changed"] = [Path(path).stat().st_mtime_ns for path in read]
-        options.finished = finished.FinishedPhotos(options.out, settings, options.resume)
+        options.finished = finished.FinishedPhotos(options.out, settings, options.resume, beside)
     return model
 
 

@@ -51,9 +51,7 @@ FOLDERS = frozenset(
 def find_photos(paths: Sequence[Path], png_only: bool = False) -> list[tuple[str, Path]]:
     """The photos of files and folders, each with the name its results get, no file twice.
 
-    The name is the file's without its suffix; where files would share it, the suffix is kept, and
-    where that is not enough the folder's name comes before it. Of a folder, hidden files are left
-    out (what macOS puts beside each photo is one).
+    Of a folder, hidden files are left out (what macOS puts beside each photo is one).
 
     Raises:
         FileNotFoundError: nothing is there, or a folder has no picture.
@@ -65,6 +63,15 @@ def find_photos(paths: Sequence[Path], png_only: bool = False) -> list[tuple[str
         for file in _pictures_of(path, png_only) if path.is_dir() else [path]:
             found.setdefault(os.path.abspath(file), file)
     files = list(found.values())
+    return list(zip(result_names(files), files, strict=True))
+
+
+def result_names(files: Sequence[Path]) -> list[str]:
+    """What the results of each of some different files are called, all of them differently.
+
+    The name is the file's without its suffix; where files would share it, the suffix is kept, and
+    where that is not enough the folder's name comes before it.
+    """
     stems = Counter(file.stem.casefold() for file in files)
     names = [f.name if stems[f.stem.casefold()] > 1 else f.stem for f in files]
     if _shared(names):  # a.jpg, a.png and a.jpg.png
@@ -75,7 +82,7 @@ def find_photos(paths: Sequence[Path], png_only: bool = False) -> list[tuple[str
             "_".join([*f.absolute().parent.parts[parts], f.name]) if n.casefold() in shared else n
             for f, n in zip(files, names, strict=True)
         ]
-    return list(zip(names, files, strict=True))
+    return names
 
 
 def _shared(names: Sequence[str]) -> set[str]:
