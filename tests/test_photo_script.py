@@ -1,5 +1,6 @@
 """What the scripts that go through photos share."""
 
+import signal
 import subprocess
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -196,3 +197,32 @@ def test_a_photo_that_is_shrunk_much_says_so():
     assert small_faces_note((720, 1080, 3), 1080) == small_faces_note((1440, 2160), 1080) == ""
     assert "24% of its size; --detect-size" in small_faces_note((3000, 4000, 3), 1080)
     assert small_faces_note((3000, 4000, 3), 4000) == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize(
+    ("number", "before", "code"),
+    [("SIGTERM", "", 143), ("SIGHUP", "", 129),
+     ("SIGHUP", "signal.signal(signal.SIGHUP, signal.SIG_IGN)", 7)],
+)  # fmt: skip
+def test_who_asks_a_script_to_end_is_heard_as_ctrl_c(number, before, code):
+    script = f"""
+import signal, sys, time
+from utils.cli import run_script
+{before}
+
+def main():
+    print("begun", flush=True)
+    sys.stdin.readline()
+    return 7
+
+run_script(main)
+"""
+    command = [sys.executable, "-c", script]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(getattr(signal, number))
+        out, err = process.communicate("\n" if before else None, timeout=60)
+    assert process.returncode == code
+    assert err == ("" if before else "-c: stopped\n")

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ from synergy3DMM import SynergyNet
 from utils import video_io
 from utils.overlays import DRAWINGS, Overlays
 from utils.tracking import FaceTracker
-from utils.video_io import VideoReader, VideoWriter
+from utils.video_io import CODECS, VideoReader, VideoWriter
 from utils.video_numbers import ROW, VideoNumbers, file_of
 
 TWO = [(20, 30), (200, 40)]
@@ -336,10 +337,13 @@ def test_ctrl_c_keeps_what_is_finished(run, frames, monkeypatch, tmp_path, end):
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
     assert code == 130 and "stopped" in output and f"of {end} frame" in output
     assert capture.released
+    assert nothing_half_written(tmp_path)
+    if not end:  # what an earlier run may have left is worth more than nothing
+        assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"] and "written" not in output
+        return
     assert [line["frame"] for line in lines_of(Path("o.jsonl"))] == list(range(end))
     assert len(np.load("o.npz")["frame_time"]) == end
-    assert (len(read_film(Path("o.avi"))) if end else Path("o.avi").exists()) == end
-    assert nothing_half_written(tmp_path)
+    assert len(read_film(Path("o.avi"))) == end
 
 
 @pytest.mark.parametrize(
@@ -376,6 +380,35 @@ def test_a_video_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         writer.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_video_is_told(tmp_path):
+    writer = VideoWriter(tmp_path / "o.avi", (64, 48), 25)
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        writer.write(rng.integers(0, 256, (48, 64, 3), np.uint8), i / 25)
+    writer.writer.release()
+    content = writer.partial.read_bytes()
+    writer.partial.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"completely \(\d+ of 40 frames can be read\)"):
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_a_disk_that_fills_up_ends_a_video_while_it_can_be_closed(
+    run, frames, monkeypatch, tmp_path, suffix
+):
+    checks = iter([2**30] * 3 + [2**19])  # bytes free
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(video_io.shutil, "disk_usage", lambda folder: usage(next(checks)))
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(frames))
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "-o", f"o{suffix}", "--save", "jsonl")
+    assert code == 1 and "no space left for more of the video" in output
+    assert f"written: o{suffix}, o.jsonl" in output
+    assert len(read_film(Path(f"o{suffix}"))) == 3
+    assert nothing_half_written(tmp_path)
 
 
 def test_a_camera_ends_by_ctrl_c(run, frames, monkeypatch):

@@ -4,8 +4,10 @@ import argparse
 import math
 import os
 import re
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -120,9 +122,13 @@ def run_script(main: Callable[[], int | None]) -> None:
     """Runs a script's ``main`` and ends the process with its exit code.
 
     Wrong input (``OSError``, ``ValueError``: their messages name the file or value) is one line on
-    stderr and exit code 2, not a traceback; Ctrl-C ends with ``STOPPED``.
+    stderr and exit code 2, not a traceback; Ctrl-C ends with ``STOPPED``. What else politely asks a
+    program to end (``timeout``, ``docker stop``, a batch system, a terminal that is closed) is
+    taken as Ctrl-C, so that what is finished is kept; the exit code is then 128 + the signal's
+    number.
     """
     script = Path(sys.argv[0]).name
+    asked = _as_ctrl_c("SIGTERM", "SIGHUP")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
     try:
@@ -133,4 +139,28 @@ def run_script(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         complain(script, "stopped")
         code = STOPPED
-    sys.exit(code)
+    sys.exit(128 + asked[0] if asked and code == STOPPED else code)
+
+
+def _as_ctrl_c(*names: str) -> list[int]:
+    """Makes some signals raise KeyboardInterrupt; the list gets the number of the one that came.
+
+    Not those that are ignored (``nohup``) and not under torchrun, which ends its processes itself.
+    """
+    own, came = os.getpid(), []
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+        if os.getpid() != own:  # a worker's copy of this process
+            os.kill(os.getpid(), number)
+        came.append(number)
+        raise KeyboardInterrupt
+
+    if (
+        threading.current_thread() is threading.main_thread()
+        and "TORCHELASTIC_RUN_ID" not in os.environ
+    ):
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)
+    return came

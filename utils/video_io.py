@@ -6,6 +6,7 @@ where it is installed, copies the sound.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import repeat
+from itertools import repeat, takewhile
 from pathlib import Path
 
 import cv2
@@ -229,13 +230,19 @@ class VideoWriter:
             )
 
     def write(self, frame: np.ndarray, seconds: float) -> None:
-        """(H, W, 3) uint8 BGR of the writer's size, shown from ``seconds`` on."""
+        """Adds (H, W, 3) uint8 BGR of the writer's size, shown from ``seconds`` on.
+
+        Raises:
+            OSError: the disk is nearly full; what was written so far can be closed.
+        """
         if seconds - self.last > self.longest_gap:
             self.shift += seconds - self.last - 1 / self.fps
         self.last = seconds
         ahead = self.written - (seconds - self.shift) * self.fps  # frames
         if ahead > 1 + 1e-3:
             return
+        if shutil.disk_usage(self.folder).free < self.reserve():
+            raise OSError(errno.ENOSPC, "no space left for more of the video", str(self.path))
         frame = frame[: self.size[1], : self.size[0]]
         missing = round(-ahead) if ahead < -1 - 1e-3 else 0
         before = frame if self.shown is None else self.shown
@@ -243,6 +250,11 @@ class VideoWriter:
             self.writer.write(shown)
             self.written += 1
         self.shown = frame
+
+    def reserve(self) -> int:
+        """Bytes that must be free for one frame more: OpenCV's writer does not tell of a full disk,
+        and without its index, which comes last, a video may be lost as a whole."""
+        return 2**19 + 64 * self.written + self.size[0] * self.size[1]
 
     def close(self, sound_from: Path | None = None) -> str | None:
         """Ends the video and gives it its name.
@@ -273,11 +285,18 @@ class VideoWriter:
     def _check(self) -> None:
         """OpenCV's writer does not tell of failures."""
         capture = cv2.VideoCapture(str(self.partial))
-        readable = capture.isOpened() and capture.read()[0]
+        capture.set(cv2.CAP_PROP_POS_FRAMES, self.written - 1)
+        is_whole = capture.read()[0]
         capture.release()
-        if not readable:
+        if is_whole:
+            return
+        capture = cv2.VideoCapture(str(self.partial))  # not every container can be searched
+        count = sum(1 for _ in takewhile(lambda _: capture.grab(), repeat(None)))
+        capture.release()
+        if count < self.written:
             raise OSError(
-                f"{self.path}: the video could not be written completely; is the disk full?"
+                f"{self.path}: the video could not be written completely ({count} of "
+                f"{self.written} frames can be read); is the disk full?"
             )
 
     def _add_sound(self, source: Path) -> str | None:

@@ -39,11 +39,15 @@ class VideoNumbers:
 
     With the block's end the files appear, complete: PATH.jsonl with one line a frame (streamed, so
     that nothing is kept in memory), PATH.npz with the fields of ``ROW`` as arrays of one row a face
-    and ``frame_time``, seconds of every frame. If the block ends by an exception they do not.
+    and ``frame_time``, seconds of every frame. If the block ends by an exception, or there was no
+    frame, they do not.
 
     Args:
         path: of the files, as ``file_of`` takes it.
         formats: some of ``FORMATS``.
+
+    Attributes:
+        written: after the block, the files that are there now.
 
     Raises:
         OSError: it cannot be written there.
@@ -52,6 +56,7 @@ class VideoNumbers:
     def __init__(self, path: Path, formats: Sequence[str]) -> None:
         self.path, self.formats = path, formats
         self.times = array("d")
+        self.written: list[Path] = []
 
     def __enter__(self) -> VideoNumbers:
         with ExitStack() as stack:
@@ -66,8 +71,8 @@ class VideoNumbers:
     def __exit__(self, kind, error, trace) -> None:
         rows = b""
         with self.stack.pop_all() as stack:  # the lines get their name, or go
-            if kind is not None:
-                stack.__exit__(kind, error, trace)
+            if kind is not None or not self.times:  # an earlier run's files stay
+                stack.__exit__(kind or EOFError, error or EOFError("no frame"), trace)
                 return
             if "npz" in self.formats:
                 self.rows.seek(0)
@@ -77,6 +82,7 @@ class VideoNumbers:
             arrays = {name: table[name] for name in ROW.names}
             arrays["frame_time"] = np.array(self.times)
             write_npz(file_of(self.path, "npz"), arrays)
+        self.written = [file_of(self.path, form) for form in self.formats]
 
     def add(self, frame: int, seconds: float, tracked: Sequence[tuple[int, Face]]) -> None:
         """The faces, each with its id, of a frame; what has been added is in the files' way."""

@@ -22,7 +22,7 @@ from utils.overlays import Overlays
 from utils.parallel import in_order
 from utils.results import count
 from utils.video_io import LONGEST_GAP, VideoReader, VideoWriter
-from utils.video_numbers import VideoNumbers, file_of
+from utils.video_numbers import VideoNumbers
 
 if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
@@ -99,9 +99,13 @@ def run_on_video(
             bar.close()
             reader.close()
         if writer:
+            error = writing.exception() if writing else None  # waits for the last frame
+            if error and not (isinstance(error, OSError) or is_out_of_memory(error)):
+                writer.abandon()
+                raise error
+            if error:
+                failure = failure or str(error) or "not enough memory"
             try:
-                if writing:
-                    writing.result()
                 if writer.written:
                     message = writer.close(None if reader.is_live else reader.source)
                     written.append(options.video)
@@ -113,7 +117,7 @@ def run_on_video(
                 failure = str(error)
     if failure:
         say(f"failed: {reader.name}: {failure}", sys.stderr)
-    written += [file_of(options.numbers, form) for form in options.save]
+    written += numbers.written
     summary = f"{count(tracker.last_id, 'face')} in {faces_seen} of {count(done, 'frame')}"
     if written:
         summary += f"; written: {', '.join(map(str, written))}"
