@@ -388,6 +388,20 @@ def test_steps_that_are_not_finite_are_counted_and_end_the_run(
     assert math.isfinite(float(log(tmp_path)[0]["loss"]))
 
 
+def test_weights_that_a_step_has_spoilt_replace_no_others(options, tmp_path, capsys):
+    """In fewer steps than it takes --max-skipped to end the run."""
+    arguments = [*options, "--out", str(tmp_path), "--epochs", "2", "--resume"]
+    assert main_train.main([*arguments, "--lr", "1e30"]) == 1
+    message = capsys.readouterr().err
+    assert "answers are not finite after epoch 1" in message and "smaller --lr" in message
+    assert not (tmp_path / "last.pth.tar").exists() and "--resume" not in message
+    assert main_train.main([*arguments[:-1], "--epochs", "1"]) == 0
+    good = (tmp_path / "last.pth.tar").read_bytes()
+    assert main_train.main([*arguments, "--lr", "1e30"]) == 1
+    assert "--resume goes on from" in capsys.readouterr().err
+    assert (tmp_path / "last.pth.tar").read_bytes() == good
+
+
 @pytest.mark.parametrize("loop", ["backbone", "refiner", "inverse"])
 def test_shorter_loops(options, tmp_path, loop):
     """Networks outside the loop are not run."""

@@ -51,7 +51,7 @@ PUBLISHED_SCHEDULE = ((0, 0.2), (5, 1.0), (48, 0.2), (64, 0.04))
 
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not a number."""
+    """A training has diverged: its losses, gradients or answers are no numbers any more."""
 
 
 @dataclass
@@ -168,6 +168,9 @@ def validate(
         ``nme`` (mean over samples), ``nme_balanced`` (over the yaw bins, which chooses the
         checkpoint), one a bin, ``nme_refined`` (NaN where untrained), and ``pose_mae``: the mean
         absolute error of yaw, pitch and roll against the angles of the labels' own cameras.
+
+    Raises:
+        NonFiniteError: the network's answers are not finite.
     """
     was_training = model.training
     model.eval()
@@ -177,13 +180,15 @@ def validate(
             faces.batch(indices).to(device), torch.Generator(), size
         )
         output = model(images.contiguous(memory_format=torch.channels_last), loop)
+        predicted = model.face_model.dewhiten(output.parameters)
+        if not torch.isfinite(predicted).all():
+            raise NonFiniteError("the network's answers are not finite")
         target = target.cpu().numpy()
         raw.append(nme(output.landmarks.cpu().numpy(), target))
         if output.refined is not None:
             refined.append(nme(output.refined.cpu().numpy(), target))
         found, labelled = (
-            camera_angles(split_camera(p.cpu().numpy()))
-            for p in (model.face_model.dewhiten(output.parameters), parameters)
+            camera_angles(split_camera(p.cpu().numpy())) for p in (predicted, parameters)
         )
         pose.append(angle_differences(found, labelled).mean(1))
     model.train(was_training)
@@ -391,8 +396,8 @@ class Trainer:
         """Trains until the last epoch.
 
         Raises:
-            NonFiniteError: ``max_skipped`` steps in a row were not finite; nothing of them is
-                saved.
+            NonFiniteError: ``max_skipped`` steps in a row were not finite, or after an epoch the
+                network's answers are not; nothing of them is saved.
         """
         options, progress, world = self.options, self.progress, self.world
         log = None
@@ -404,6 +409,7 @@ class Trainer:
         while progress.epoch < options.epochs:
             epoch_started, seen = time.time(), progress.step
             self._train_epoch()
+            self._check_answers()
             self._save_last()  # what may fail now costs no epoch
             row = self._close_epoch(time.time() - epoch_started, self.steps_per_epoch - seen)
             if world.is_main:
@@ -455,8 +461,26 @@ class Trainer:
                 progress.step += 1
                 bar.update(options.batch_size)
                 every = options.save_every_steps
-                if every and progress.step % every == 0 and progress.step < self.steps_per_epoch:
+                is_due = every and progress.step % every == 0
+                if is_due and progress.step < self.steps_per_epoch and not self.skipped_in_a_row:
                     self._save_last()
+
+    def _check_answers(self) -> None:
+        """Weights that a too long step has spoilt must not replace those that can be resumed."""
+        size, generator = self.options.train_size, torch.Generator().manual_seed(0)
+        noise = torch.rand(8, 3, size, size, generator=generator) * 2 - 1
+        self.model.eval()
+        with torch.inference_mode():
+            output = self.model(noise.to(self.device), "backbone")
+        if torch.isfinite(self.model.face_model.dewhiten(output.parameters)).all():
+            return
+        remedy = "try a smaller --lr, or --clip-norm 5"
+        if self.last.exists():
+            remedy += f"; --resume goes on from {self.last}, which is as it was before"
+        raise NonFiniteError(
+            f"the network's answers are not finite after epoch {self.progress.epoch + 1} "
+            f"({self.progress.skipped} steps skipped so far); {remedy}"
+        )
 
     def _batches(self) -> Iterator:
         options, progress, world = self.options, self.progress, self.world
