@@ -165,7 +165,7 @@ def load_learnable(model: SynergyNet, content: dict[str, Any], path: str | os.Pa
         path: for the message.
 
     Raises:
-        ValueError: the weights do not fit the network.
+        ValueError: the weights do not fit the network, or are not finite.
     """
     for kind, ours in (("backbone", model.backbone_name), ("heads", model.heads)):
         theirs = content.get(kind, ours)  # published checkpoints don't say
@@ -174,8 +174,12 @@ def load_learnable(model: SynergyNet, content: dict[str, Any], path: str | os.Pa
                 f"{path}: weights with {kind} {theirs!r}, but the network is to have {ours!r} "
                 f"(--{kind})"
             )
+    state = learnable_state(content)
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {key} holds NaN or infinite values; the file is damaged")
     try:
-        model.load_state_dict(learnable_state(content), strict=True)
+        model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:400]
         raise ValueError(f"{path}: not the weights of this SynergyNet ({reason})") from error

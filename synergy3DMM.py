@@ -89,10 +89,10 @@ class SynergyNet:
         face_model = assets.find_face_model() if face_model is None else face_model
         if detector_weights is None:
             detector_weights = assets.find_detector_weights()
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
-        if not detect_size >= 1:
-            raise ValueError(f"detect_size must be at least 1 pixel, got {detect_size}")
+        if threads is not None and not (threads >= 1 and threads == int(threads)):
+            raise ValueError(f"threads must be a whole number, 1 or more, got {threads}")
+        if not detect_size >= 2:
+            raise ValueError(f"detect_size must be at least 2 pixels, got {detect_size}")
         self.engine, self.device = choose_engine(engine, device)
         self._settings = score_threshold, engine, threads, detect_size
 

@@ -12,7 +12,12 @@ from torch import nn
 
 from loss_definition import SynergyLoss
 from model_building import SynergyNet, load_synergynet
-from utils.checkpoint import FACE_MODEL_BUFFERS, read_checkpoint, write_checkpoint
+from utils.checkpoint import (
+    FACE_MODEL_BUFFERS,
+    check_face_model,
+    read_checkpoint,
+    write_checkpoint,
+)
 from utils.morphable_model import load_morphable_model
 
 
@@ -141,12 +146,44 @@ def other_face_model(tmp_path, name: str):
 
 
 @pytest.mark.parametrize("name", ["u_shp", "w_shp_sim", "w_exp_sim", "param_mean", "param_std"])
-def test_published_weights_of_another_face_model(tmp_path, model, name):
+def test_published_weights_of_another_face_model(tmp_path, face_model, model, name):
     content = {"epoch": 1, "state_dict": {**model.state_dict(), **published_buffers()}}
     torch.save(content, tmp_path / "w.pth")
     other = other_face_model(tmp_path, name)
     buffer = {"u_shp": "u", "w_shp_sim": "w_shp", "w_exp_sim": "w_exp"}.get(name, name)
-    refused(tmp_path / "w.pth", other, f"({buffer}, ", other.fingerprint, other.source)
+    theirs, ours = face_model.fingerprint, other.fingerprint
+    refused(tmp_path / "w.pth", other, f"({buffer}, ", theirs, ours, other.source)
+
+
+def test_published_weights_with_few_of_the_buffers(tmp_path, model):
+    few = {name: published_buffers()[name] for name in ("param_mean", "u")}
+    torch.save({"state_dict": {**model.state_dict(), **few}}, tmp_path / "w.pth")
+    other = other_face_model(tmp_path, "param_mean")
+    refused(tmp_path / "w.pth", other, "fingerprint unknown", other.fingerprint)
+
+
+@pytest.mark.parametrize("name", ["param_mean", "param_std"])
+def test_the_small_numbers_of_a_camera_are_compared_too(tmp_path, model, name):
+    arrays = tiny_face_arrays()
+    arrays[name][0] = 3e-4
+    face_model = load_morphable_model(write_face_folder(tmp_path / "small", arrays))
+    buffers = published_buffers()
+    for moved in (0.0, 9e-7):
+        buffers[name][0] = 3e-4 + moved
+        torch.save({"state_dict": {**model.state_dict(), **buffers}}, tmp_path / "w.pth")
+        if moved:
+            refused(tmp_path / "w.pth", face_model, f"({name}, ")
+        else:
+            check_face_model(read_checkpoint(tmp_path / "w.pth"), face_model, "w.pth")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(tmp_path, face_model, model, value):
+    content = copy.deepcopy(model.checkpoint())
+    key = "I2P.backbone.classifier_shape.1.bias"
+    content["state_dict"][key][3] = value
+    write_checkpoint(tmp_path / "w.pth", content)
+    refused(tmp_path / "w.pth", face_model, key, "NaN or infinite values")
 
 
 def test_published_weights_of_another_size(tmp_path, face_model, model):

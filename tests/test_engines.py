@@ -276,6 +276,30 @@ def test_without_the_packages_it_is_torch(monkeypatch, face_npz, weights, detect
     assert "engine torch, device cpu" in SynergyNet(weights, face_npz, detector_weights).description
 
 
+def test_packages_that_do_not_load_are_told_and_torch_takes_over(
+    monkeypatch, tmp_path, face_npz, weights, detector_weights
+):
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text("raise ImportError('DLL load failed')")
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = SynergyNet(weights, face_npz, detector_weights, "cpu")
+    assert "engine torch (onnxruntime does not load (DLL load failed)" in model.description
+    with pytest.raises(RuntimeError, match="DLL load failed"):
+        SynergyNet(weights, face_npz, detector_weights, "cpu", engine="onnx")
+
+
+def test_a_user_without_a_home_has_the_cache_beside_the_weights_alone(monkeypatch, weights):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert cache_folders(weights) == [weights.parent / ".onnx_cache"]
+
+
 def test_bad_choices(weights):
     with pytest.raises(ValueError, match="unknown engine 'tflite'"):
         choose_engine("tflite", "cpu")

@@ -501,8 +501,9 @@ def test_boxes_outside_the_picture_are_refused(pipeline, box):
     ("options", "message"),
     [
         ({"weights": ""}, "no weights there"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
-        ({"detect_size": 0}, "detect_size must be at least 1 pixel, got 0"),
+        ({"threads": 0}, "threads must be a whole number, 1 or more, got 0"),
+        ({"threads": 1.5}, "threads must be a whole number, 1 or more, got 1.5"),
+        ({"detect_size": 0}, "detect_size must be at least 2 pixels, got 0"),
         ({"score_threshold": 2}, "score_threshold must lie in"),
     ],
 )

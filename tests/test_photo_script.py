@@ -1,5 +1,6 @@
 """What the scripts that go through photos share."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from utils.photo_script import (
     small_faces_note,
     would_overwrite,
 )
+from utils.results import find_photos
 
 
 def test_comma_list():
@@ -149,10 +151,22 @@ def test_ctrl_c_ends_a_folder_and_says_how_to_go_on(tmp_path, capsys, jobs):
             raise KeyboardInterrupt
         return []
 
-    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, finished=None, detect_size=1080)
+    finished = FinishedPhotos(tmp_path, {}, False)
+    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, finished=finished, detect_size=1080)
     assert run_on_photos(options, find_faces, lambda *photo: None, Path) == STOPPED
     out, _ = capsys.readouterr()
-    assert "3 photos without a face, stopped with 6 photos left (--resume goes on)" in out
+    listed = len((tmp_path / "finished.jsonl").read_text().splitlines())  # those under way, too
+    assert listed == 3 if jobs == 1 else 3 <= listed < 9
+    said = f"{listed} photos without a face, stopped with {9 - listed} photos left (--resume goes"
+    assert said in out
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_in_a_folder_are_not_waited_for(tmp_path):
+    grey_photos(tmp_path, 1)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("nowhere")
+    assert [name for name, _ in find_photos([tmp_path])] == ["link", "p0"]
 
 
 def test_a_reader_that_has_enough_does_not_stop_the_work(tmp_path):

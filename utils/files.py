@@ -164,7 +164,8 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged headers fail in many ways
-        raise ValueError(f"{path}: not a readable .npy array of numbers ({error})") from error
+        reason = _reason(path, error, b"\x93NUMPY")
+        raise ValueError(f"{path}: not a readable .npy array of numbers ({reason})") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: expected one .npy array, found an archive")
     return array
@@ -204,7 +205,17 @@ def read_npz(path: str | os.PathLike, limit: int = 4 * 2**30) -> dict[str, np.nd
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged archives fail in several ways
-        raise ValueError(f"{path}: not a readable .npz of arrays of numbers ({error})") from error
+        reason = _reason(path, error, b"PK")
+        raise ValueError(f"{path}: not a readable .npz of arrays of numbers ({reason})") from error
+
+
+def _reason(path: str | os.PathLike, error: Exception, start: bytes) -> str:
+    """Why numpy could not read a file; its own words advise to load Python objects unsafely."""
+    if "pickle" not in str(error):
+        return str(error)
+    with open(path, "rb") as file:
+        known = file.read(len(start)) == start
+    return "it holds Python objects" if known else "it begins like another kind of file"
 
 
 @contextmanager
@@ -336,7 +347,13 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if image is None:
         raise ValueError(f"{path}: not a picture in a format that OpenCV reads, or damaged")
     if image.dtype.kind == "f":
-        image = np.clip(image, 0, 1)  # radiance (.hdr, .exr) has no upper end
+        is_radiance = content.startswith((b"#?", b"\x76\x2f\x31\x01"))  # .hdr, .exr: no upper end
+        if not is_radiance and image.max() > 1:
+            raise ValueError(
+                f"{path}: floating point up to {image.max():g}, expected [0, 1]; save it with 8 or "
+                "16 bits"
+            )
+        image = np.clip(image, 0, 1)
     try:
         return to_bgr8(image)
     except ValueError as error:
@@ -440,7 +457,10 @@ def to_bgr8(image: np.ndarray) -> np.ndarray:
         ValueError: another type, shape, an empty picture, or non-finite values.
     """
     if not isinstance(image, np.ndarray):
-        raise ValueError(f"expected a numpy array, got {type(image).__name__}")
+        raise ValueError(
+            f"expected a numpy array, got {type(image).__name__}; a picture is an array (H, W, 3) "
+            "in BGR: np.asarray(image.convert('RGB'))[..., ::-1] of Pillow's"
+        )
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:

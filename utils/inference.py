@@ -308,7 +308,8 @@ def given_boxes(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
     """(n, 4) or (n, 5) boxes of a picture -> (n, 5) float32; the score is NaN where none is given.
 
     Raises:
-        ValueError: another shape, or a box that has nothing of the picture in it.
+        ValueError: another shape, an infinite score, or a box that has nothing of the picture in
+            it.
     """
     boxes = np.asarray(boxes, dtype=np.float32)
     if boxes.size == 0:
@@ -317,6 +318,8 @@ def given_boxes(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
         raise ValueError(f"expected boxes of shape (n, 4) or (n, 5), got {boxes.shape}")
     if boxes.shape[1] == 4:
         boxes = np.concatenate([boxes, np.full((len(boxes), 1), np.nan, np.float32)], axis=1)
+    if np.isinf(boxes[:, 4]).any():
+        raise ValueError("expected finite scores of boxes, or NaN where there is none")
     height, width = image.shape[:2]
     outside = (boxes[:, :2] >= (width, height)).any(1) | (boxes[:, 2:4] <= 0).any(1)
     if outside.any():

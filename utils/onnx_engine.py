@@ -31,6 +31,7 @@ import numpy as np
 
 from utils.cores import openmp_threads, usable_cores
 from utils.files import atomic_write, read_weights_file
+from utils.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ _EXPORTING = threading.Lock()  # PyTorch's exporter keeps state of its own
 
 
 class ExportError(RuntimeError):
-    """PyTorch cannot export the network on this machine; the reason is the message."""
+    """This machine cannot run the network in ONNX Runtime; the reason is the message."""
 
 
 class OnnxNetwork:
@@ -122,9 +123,14 @@ def open_network(
 
     Raises:
         FileNotFoundError: there are no such weights.
+        ExportError: ONNX Runtime is installed, but does not load.
         Exception: whatever ``export`` raises.
     """
-    import onnxruntime
+    try:
+        import onnxruntime
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"onnxruntime does not load ({reason}); use the torch engine") from error
 
     weights = Path(weights)
     digest = hashlib.blake2b(read_weights_file(weights), digest_size=8)
@@ -148,15 +154,21 @@ def open_network(
 def cache_folders(weights: Path) -> list[Path]:
     """Where the cache files of a weights file may lie, best place first."""
     beside = weights.resolve().parent
-    if sys.platform == "win32":
-        users = os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        users = Path.home() / "Library" / "Caches"
-    else:
-        users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        users = _user_cache()
+    except RuntimeError:  # no home, as of users that a container does not know
+        return [beside / CACHE_FOLDER]
     # weights of the same name in different folders must not replace each other
     place = hashlib.blake2b(os.fsencode(beside), digest_size=4).hexdigest()
-    return [beside / CACHE_FOLDER, Path(users) / "synergynet" / place]
+    return [beside / CACHE_FOLDER, users / "synergynet" / place]
+
+
+def _user_cache() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def _cache_files(folder: Path, name: str, key: str = "[0-9a-f]{16}") -> list[Path]:
@@ -178,8 +190,14 @@ def _open_file(path: Path, threads: int | None) -> OnnxNetwork | None:
         graph = path.read_bytes()
     except OSError:
         return None
-    whole = path.name.split(".")[-2] == _checksum(graph)
-    return OnnxNetwork(graph, threads) if whole else None
+    if path.name.split(".")[-2] != _checksum(graph):
+        return None
+    try:
+        return OnnxNetwork(graph, threads)
+    except Exception as error:  # whole, but nothing that this ONNX Runtime opens
+        if is_out_of_memory(error):
+            raise
+        return None
 
 
 def _store(graph: bytes, folders: Sequence[Path], name: str, key: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +176,7 @@ def run_on_photos(
             result = save(name, path, image, faces)
             if listed:
                 listed.add(state, result_of(name) if faces else None)
+            with_face.append(bool(faces))
         except Exception as error:
             if is_out_of_memory(error):
                 return MemoryError(str(error) or "not enough memory for it")
@@ -185,7 +186,8 @@ def run_on_photos(
         note = "" if faces else small_faces_note(image.shape, options.detect_size)
         return [replace(face, vertices=None) for face in faces], note, result  # for the summary
 
-    done = failures = without_face = before = 0
+    failures = before = 0
+    with_face: list[bool] = []  # of the photos that are finished
     is_stopped = False
     if options.jobs == 1:
         outcomes = map(work, options.photos)
@@ -204,14 +206,15 @@ def run_on_photos(
             if faces is None:
                 before += 1
             elif faces:
-                done += 1
                 say(f"{path}: {results.summary(faces)}")
             else:
-                without_face += 1
                 say(f"{path}: no face found{note}")
             saved(name, result)
     except KeyboardInterrupt:
         is_stopped = True
+        if isinstance(outcomes, Generator):
+            outcomes.close()  # waits for what has begun
+    done, without_face = with_face.count(True), with_face.count(False)
     summary = [f"{results.count(done, 'photo')} with faces written to {options.out}"]
     if before:
         summary.append(f"{results.count(before, 'photo')} finished before")

@@ -93,6 +93,8 @@ def _shared(names: Sequence[str]) -> set[str]:
 def _pictures_of(folder: Path, png_only: bool) -> list[Path]:
     suffixes = {".png"} if png_only else PHOTO_SUFFIXES
     shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    # not a pipe, which would be waited for, but a link that leads nowhere, to say so
+    shown = [path for path in shown if path.is_file() or path.is_dir() or not path.exists()]
     # a folder called x.jpg is taken too: reading it will say what it is
     files = sorted(path for path in shown if path.suffix.lower() in suffixes)
     if not files:
@@ -275,7 +277,7 @@ def write_numbers(
     else:
         content = {**about, "faces": [face_to_json(face) for face in faces]}
         with atomic_write(path, "w") as file:
-            json.dump(content, file)
+            json.dump(content, file, allow_nan=False)
 
 
 def fill_row(row: np.void, face: Face) -> None:

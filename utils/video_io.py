@@ -92,6 +92,8 @@ class VideoReader:
             rate = _rate_of_frames(source)
             if UNSTEADY * self.fps < rate <= HIGHEST_FPS:
                 self.fps = rate
+            elif fps > HIGHEST_FPS:
+                say(f"{self.name}: says {fps:g} frames a second; taken as {self.fps:g}")
         self.started = time.monotonic()
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
