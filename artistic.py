@@ -55,6 +55,9 @@ written for each photo NAME that has a face; further faces are NAME_1, NAME_2, .
   OUT/finished.jsonl               of a folder: the photos that are done, for --resume
   OUT/turntable/NAME.gif, .mp4     --turntable: the head, upright, swaying to both sides
 
+Beyond some 60 degrees of yaw the photo shows little of the face's far side and middle: what
+--texture photo puts there is mostly mirrored or made up (see confidence).
+
 --neutral, --expression, --expression-from and --frontal change the mesh that is written; its
 colours stay those of the photo, so a smile's teeth and wrinkles stay with the skin. Neutral is
 the face model's mean expression: the bundled one's lips stand a little apart.

@@ -26,7 +26,7 @@ import numpy as np
 
 from FaceBoxes import DETECT_SIZE, FaceBoxes, detection_limits
 from utils import assets
-from utils.files import read_image, to_bgr8
+from utils.files import opened, to_bgr8
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.morphable_model import load_morphable_model
 from utils.onnx_engine import ExportError
@@ -183,9 +183,9 @@ class SynergyNet:
                 for each picture.
         """
         if isinstance(images, (np.ndarray, str, os.PathLike)):
-            return self.pipeline([_picture(images)], None if boxes is None else [boxes], dense)[0]
+            return self.pipeline([opened(images)], None if boxes is None else [boxes], dense)[0]
         if isinstance(images, (list, tuple)):
-            return self.pipeline([_picture(image) for image in images], boxes, dense)
+            return self.pipeline([opened(image) for image in images], boxes, dense)
         # iterable, but not over pictures: a tensor's rows, a file's lines
         is_one_thing = isinstance(images, (bytes, bytearray, memoryview, Mapping, IOBase))
         if is_one_thing or getattr(images, "ndim", 1) in (2, 3) or not isinstance(images, Iterable):
@@ -209,7 +209,7 @@ class SynergyNet:
             if image is missing or own is missing:
                 kinds = ("boxes", "pictures") if image is missing else ("pictures", "boxes")
                 raise ValueError("got more {} than {}: expected one for each".format(*kinds))
-            return self.pipeline([_picture(image)], [own], dense)[0]
+            return self.pipeline([opened(image)], [own], dense)[0]
 
         return starmap(faces_of, pairs)  # goes on after an error, which a generator does not
 
@@ -223,7 +223,7 @@ class SynergyNet:
         from utils.overlays import Overlays  # here: who only wants numbers draws nothing
 
         faces = [faces] if isinstance(faces, Face) else faces
-        return Overlays(self.face_model, drawings)(to_bgr8(_picture(image)), faces)
+        return Overlays(self.face_model, drawings)(to_bgr8(opened(image)), faces)
 
     def tracker(self, smoothing: str = "light", detect_every: int = 10) -> FaceTracker:
         """Follows the faces of one video: ``tracker(frame)`` gives [(id, face), ...] of the next.
@@ -249,8 +249,3 @@ class SynergyNet:
             [face.vertices for face in faces],
             [[[face.yaw, face.pitch, face.roll], face.translation.tolist()] for face in faces],
         )
-
-
-def _picture(image: Image) -> np.ndarray:
-    """A path's picture; arrays as they are."""
-    return read_image(image) if isinstance(image, (str, os.PathLike)) else image

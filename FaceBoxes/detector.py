@@ -43,7 +43,8 @@ class FaceBoxes:
     """Face detector, built once and called as often as needed, from any number of threads.
 
     Args:
-        weights: checkpoint of the network (published file, or our starter weights).
+        weights: checkpoint of the network; None: the published file where it is at its place, else
+            the starter weights.
         device: torch device the network runs on, with the torch engine.
         score_threshold: boxes must score above this to be returned.
         candidate_threshold: boxes must score above this to take part in the suppression; None:
@@ -169,7 +170,9 @@ class FaceBoxes:
 def _open_engine(name: str, weights: Path | str | None, device: str, threads: int | None) -> Engine:
     """The engine of that name; torch is imported only where it is used."""
     if weights is None:
-        raise ValueError("FaceBoxes needs the path of its weights, or a function as its engine")
+        from utils.assets import find_detector_weights
+
+        weights = find_detector_weights()
     if name == "torch":
         from FaceBoxes.network import TorchEngine
 

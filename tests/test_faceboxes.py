@@ -21,6 +21,7 @@ from starter_kit.detector_losses import targets
 from starter_kit.detector_pictures import paste
 from tools import evaluate_detector
 from tools.evaluate_detector import copies, judge, read_pictures
+from utils.files import read_image
 
 # ------------------------------------------------------------------------------ slow, plain twins
 
@@ -514,3 +515,9 @@ def test_evaluation_names_a_missing_file_before_the_work(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match=message):
             evaluate_detector.main()
     assert not (tmp_path / "labels.json").exists()
+
+
+def test_without_arguments_it_finds_its_weights():
+    photo = read_image(ROOT / "img" / "astronaut.jpg")
+    boxes = FaceBoxes()(photo)
+    assert len(boxes) == 1 and boxes[0, 4] > 0.9

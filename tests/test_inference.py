@@ -579,6 +579,11 @@ def test_a_face_saves_itself_by_suffix(two_faces, tmp_path):
     write_image(tmp_path / "c.png", image)
     before = (tmp_path / "c.png").read_bytes()
     textured = face.save(tmp_path / "c.obj", image)
+    write_image(tmp_path / "photo.png", image)
+    again = face.save(tmp_path / "d.obj", str(tmp_path / "photo.png"))
+    textures = [read_image(p) for p in (*textured, *again) if p.suffix == ".png"]
+    np.testing.assert_array_equal(*textures)
+    np.testing.assert_array_equal(face.draw(tmp_path / "photo.png"), face.draw(image))
     assert {p.name for p in textured} == {"c.obj", "c.mtl", "c_texture.png"}
     assert (tmp_path / "c.png").read_bytes() == before  # the photo, as likely as not
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:

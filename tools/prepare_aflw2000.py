@@ -210,7 +210,7 @@ def sample_names(raw: Path) -> list[str]:
     pattern = re.compile(r"(image\d+)\.(?:jpg|mat)")
     names = {match[1] for path in raw.iterdir() if (match := pattern.fullmatch(path.name))}
     if not names:
-        inside = next((path.parent for path in sorted(raw.glob("*/image*.jpg"))), None)
+        inside = next((path.parent for path in sorted(raw.glob("*/image*.mat"))), None)
         hint = f"; there are some in {inside}, give that" if inside else ""
         raise FileNotFoundError(f"{raw}: no image00002.jpg and the like in it{hint}")
     return sorted(names)

@@ -443,6 +443,11 @@ def _turned_like(stored: np.ndarray | None, upright: np.ndarray | None) -> np.nd
     return stored
 
 
+def opened(image: np.ndarray | str | os.PathLike) -> np.ndarray:
+    """The picture of a path (``read_image``); arrays as they are."""
+    return read_image(image) if isinstance(image, (str, os.PathLike)) else image
+
+
 def to_bgr8(image: np.ndarray) -> np.ndarray:
     """Any picture array as BGR uint8.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.files import to_bgr8
+from utils.files import opened, to_bgr8
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.morphable_model import CAMERA, EXPRESSION, MorphableModel, split_camera
 from utils.preprocessing import (
@@ -84,12 +84,15 @@ class Face:
         )
 
     def draw(
-        self, image: np.ndarray, drawings: str | Sequence[str] = ("mesh", "landmarks")
+        self,
+        image: np.ndarray | str | os.PathLike,
+        drawings: str | Sequence[str] = ("mesh", "landmarks"),
     ) -> np.ndarray:
         """The photo with this face drawn on it.
 
         Args:
-            image: its photo, as ``utils.files.to_bgr8`` takes it; it stays as it is.
+            image: its photo, as ``utils.files.to_bgr8`` takes it, or that file's path; it stays as
+                it is.
             drawings: one or some of ``utils.overlays.DRAWINGS``: mesh, depth, pncc, landmarks,
                 box, pose.
 
@@ -101,9 +104,11 @@ class Face:
         """
         from utils.overlays import Overlays  # here: who only wants numbers draws nothing
 
-        return Overlays(self.face_model, drawings)(to_bgr8(image), [self])
+        return Overlays(self.face_model, drawings)(to_bgr8(opened(image)), [self])
 
-    def save(self, path: str | os.PathLike, image: np.ndarray | None = None) -> list[Path]:
+    def save(
+        self, path: str | os.PathLike, image: np.ndarray | str | os.PathLike | None = None
+    ) -> list[Path]:
         """Writes the face as its path's suffix says; each file appears complete or not at all.
 
         ``.npz``, ``.json``: the attributes above (json: without the dense mesh). ``.obj``,
@@ -113,7 +118,7 @@ class Face:
 
         Args:
             path: its folder is made where it does not exist.
-            image: the face's photo, as ``utils.files.to_bgr8`` takes it.
+            image: the face's photo, as ``utils.files.to_bgr8`` takes it, or that file's path.
 
         Returns:
             The files written.
@@ -125,7 +130,7 @@ class Face:
         """
         from utils.results import save_face  # here: who only wants numbers writes nothing
 
-        return save_face(Path(path), self, image)
+        return save_face(Path(path), self, None if image is None else opened(image))
 
 
 class FacePipeline:
