@@ -243,12 +243,12 @@ class VideoWriter:
         ahead = self.written - (seconds - self.shift) * self.fps  # frames
         if ahead > 1 + 1e-3:
             return
-        if shutil.disk_usage(self.folder).free < self.reserve():
-            raise OSError(errno.ENOSPC, "no space left for more of the video", str(self.path))
         frame = frame[: self.size[1], : self.size[0]]
         missing = round(-ahead) if ahead < -1 - 1e-3 else 0
         before = frame if self.shown is None else self.shown
         for shown in [*repeat(before, missing), frame]:
+            if shutil.disk_usage(self.folder).free < self.reserve():
+                raise OSError(errno.ENOSPC, "no space left for more of the video", str(self.path))
             self.writer.write(shown)
             self.written += 1
         self.shown = frame
