@@ -20,6 +20,7 @@ from utils.cli import complain, run_script, say, script_parser
 from utils.files import read_image, write_image
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.mesh_io import FRAMES, MESH_SUFFIXES, save_mesh
+from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.photo_script import (
     add_photo_options,
     comma_list,
@@ -34,7 +35,6 @@ from utils.turntable import ENCODERS, save_turntable, turntable_frames
 
 if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
-    from utils.morphable_model import MorphableModel
 
 FORMATS = tuple(suffix[1:] for suffix in MESH_SUFFIXES)
 CLIPS = tuple(suffix[1:] for suffix in ENCODERS)
@@ -112,10 +112,10 @@ def check_uv_folder(folder: Path, face_model: MorphableModel) -> None:
     Raises:
         ValueError: the folder is the published maps', and the face model the bundled one.
     """
-    bundled = assets.FACE_MODELS[1]
-    if Path(face_model.source) != bundled:
+    bundled = load_morphable_model(assets.FACE_MODELS[1])
+    if face_model.fingerprint != bundled.fingerprint:
         return
-    if folder in (UV_FOLDER, PRECROPPED_UV_FOLDER):
+    if folder.resolve() in (f.resolve() for f in (UV_FOLDER, PRECROPPED_UV_FOLDER)):
         raise ValueError(
             f"{assets.shown(folder)}: published UV maps belong to the published face model; on the "
             f"bundled one their eyes and lips would lie elsewhere. Get it and its weights "
@@ -124,7 +124,7 @@ def check_uv_folder(folder: Path, face_model: MorphableModel) -> None:
         )
     say(
         f"{folder}: its UV maps are read as made for the bundled face model "
-        f"({assets.shown(bundled)}); published ones belong to 3dmm_data"
+        f"({assets.shown(bundled.source)}); published ones belong to 3dmm_data"
     )
 
 

@@ -168,8 +168,11 @@ def compare(a: Path, b: Path, seed: int) -> None:
     if len({run["settings"]["labels"] for run in runs}) > 1:
         raise ValueError(f"{a} and {b}: runs on different faces or labels cannot be compared")
     samples = [run["samples"] for run in runs]
-    labels = [run.get("labels", {}) for run in runs]
-    foreign = {key for key, own in labels[0].items() if labels[1].get(key, own) != own}
+    labels = [run.get("labels") for run in runs]
+    if None in labels:  # of an older version, which had another geodesic error, too
+        foreign = {"reannotated", "angles", "dense"}
+    else:
+        foreign = {key for key, own in labels[0].items() if labels[1].get(key, own) != own}
     samples[0] = {
         name: errors
         for name, errors in samples[0].items()
@@ -179,7 +182,8 @@ def compare(a: Path, b: Path, seed: int) -> None:
     table = report.comparison_table(compared, str(a), str(b))
     print(f"{report.table_text(table)}\n{table.note}")
     if foreign:
-        print(f"Left out, because the labels are not the same: {', '.join(sorted(foreign))}")
+        why = "are not known" if None in labels else "are not the same"
+        print(f"Left out, because the labels {why}: {', '.join(sorted(foreign))}")
     for name, path, run in zip("AB", (a, b), runs, strict=True):
         print(f"{name}: {path}: {run['settings']['weights']}, border {run['settings']['border']}")
 

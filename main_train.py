@@ -187,6 +187,7 @@ def provide_pack(data: Path, folder: Path, face_model: MorphableModel) -> None:
     """Packs a set once a machine; other processes of the machine wait for the one that packs."""
     done = folder / "labels.npz"  # written last
     if done.exists():
+        print(f"{folder}: packed already, used as it is; --data is not read")
         return
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         try:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import IOBase
 from itertools import repeat, starmap, zip_longest
+from numbers import Integral
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -89,7 +90,7 @@ class SynergyNet:
         face_model = assets.find_face_model() if face_model is None else face_model
         if detector_weights is None:
             detector_weights = assets.find_detector_weights()
-        if threads is not None and not (threads >= 1 and threads == int(threads)):
+        if threads is not None and not (isinstance(threads, Integral) and threads >= 1):
             raise ValueError(f"threads must be a whole number, 1 or more, got {threads}")
         if not detect_size >= 2:
             raise ValueError(f"detect_size must be at least 2 pixels, got {detect_size}")

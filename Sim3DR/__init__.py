@@ -312,6 +312,8 @@ def shade(
 ) -> np.ndarray:
     """Colour of each vertex under a light (Phong's model with a fifth power, as published).
 
+    As published, there is a glint on normals turned away from the light too.
+
     Args:
         vertices: (N, 3) real, y down, z towards the viewer; any scale.
         normals: (N, 3) real, unit or zero (``vertex_normals``).

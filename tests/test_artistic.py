@@ -327,9 +327,10 @@ def test_published_uv_maps_are_not_for_the_bundled_face_model(run, monkeypatch, 
     write_picture(Path("a.png"), photo((20, 30, 40)))
     write_picture(Path("uv_art/a_fake_B.png"), uv_map())
     write_picture(Path("mine/a_fake_B.png"), uv_map())
-    code, output = run("-f", "a.png")
-    assert code == 2 and not written()
-    assert "uv_art: published UV maps belong to the published face model" in output
+    for arguments in ((), ("--uv-dir", str(Path("uv_art").absolute()))):
+        code, output = run("-f", "a.png", *arguments)
+        assert code == 2 and not written()
+        assert "uv_art: published UV maps belong to the published face model" in output
     code, output = run("-f", "a.png", "--uv-dir", "mine")
     assert code == 0 and written() == {"obj/a.obj"}
     assert "mine: its UV maps are read as made for the bundled face model" in output

@@ -491,6 +491,10 @@ def test_compare(command, done, no_plots, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "because the labels are not the same: angles" in printed
     assert "geodesic" not in printed and "yaw_exact" not in printed and "nme_dense" in printed
+    del foreign["labels"]  # as older versions wrote it
+    (tmp_path / "x.json").write_text(json.dumps(foreign))
+    assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 0
+    assert "because the labels are not known: angles, dense, rean" in capsys.readouterr().out
     foreign["settings"]["labels"] = "another"
     (tmp_path / "x.json").write_text(json.dumps(foreign))
     assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 2

@@ -2,7 +2,9 @@
 
 python -m tools.prepare_data 300W --out runs/mine            .pts or .mat files beside the photos
 python -m tools.prepare_data labels.json --out runs/mine     or .csv; photos are sought beside it
-python main_train.py --data runs/mine --held-out 0.1 --epochs 10 --batch-size 64
+python main_train.py --data runs/mine --held-out 0.1 --heads signed --epochs 10 --batch-size 64 \\
+    --init pretrained/starter_synergynet.pth --optimizer adamw --lr 2e-4 --schedule linear \\
+    --warmup 50 --cooldown 5 --out runs/mine_run
 """
 
 import csv
@@ -46,6 +48,7 @@ labels, 68 points of the 300-W scheme, x right, y down, z (if any) to the viewer
   FILE.json    {"photo.jpg": [[x, y], ...], "two.jpg": [[[x, y, z], ...], [...]]}; null: unknown
   FILE.csv     photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...; a line per face; empty: unknown
                in .json and .csv the first pixel's centre is 0, 0
+  of the picture as it is shown: an orientation tag of the photo is obeyed
 
 written to OUT: crops, list and parameters in the published layout, report.csv (a line for each
 face), report.json (summary), contact_sheet.png (worst fits, then some others),
@@ -56,6 +59,7 @@ exit code: 0 all done, 1 some faces were left out (report.csv says why), 2 wrong
 NOISE = {2: 0.02, 3: 0.01}  # of labels, by dimensions; see fit_landmarks. People's 2D labels: 1.6 %
 MAX_OUTSIDE = 0.25  # share of a face's points outside the picture; more are another picture's
 MIN_SIDE = 16  # pixels of a face's box
+FACING_AWAY = -0.3  # cosine of the angle between the face and the viewer: some 17 past a profile
 MAX_TURN = 30.0  # degrees between the fitted pose and the one that a label file states
 ROI_SIDE = np.sqrt(2)  # of the landmark box's longer side: the published rule
 SHEET = (4, 8)  # rows of the worst fits and as many of others; columns
@@ -91,7 +95,9 @@ def check_points(points: np.ndarray) -> str:
     if known.sum() < MIN_POINTS:
         return f"{known.sum()} points are known, expected at least {MIN_POINTS}"
     side = np.ptp(points[:2, known], axis=1)
-    if np.abs(points[:, known]).max() > MAX_COORDINATE or side.min() < MIN_SIDE:
+    if np.abs(points[:, known]).max() > MAX_COORDINATE:
+        return f"the points reach {np.abs(points[:, known]).max():.0f} pixels; are they pixels?"
+    if side.min() < MIN_SIDE:
         return f"the points span {side[0]:.0f}x{side[1]:.0f} pixels, expected at least {MIN_SIDE}"
     return ""
 
@@ -122,8 +128,13 @@ def _misfit(face_model: MorphableModel, sample: Sample, max_error: float) -> str
     size = box_size(face_model.landmarks(sample.parameters[None]))[0]
     if size < MIN_SIDE:
         return f"the fitted face has {size:.0f} pixels, expected at least {MIN_SIDE}"
+    fitted = decompose_camera(split_camera(sample.parameters[None]))[1]  # (1, 3, 3)
+    if fitted[0, 2, 2] < FACING_AWAY:
+        return (
+            "its points are those of a face seen from behind; are x and y, or the points of left "
+            "and right, swapped?"
+        )
     if sample.rotation is not None:
-        fitted = decompose_camera(split_camera(sample.parameters[None]))[1]
         turn = geodesic(fitted, sample.rotation[None])[0]
         if turn > MAX_TURN:
             return (

@@ -100,16 +100,17 @@ def check_face_model(content: dict[str, Any], face_model: MorphableModel, path: 
 def _stored_fingerprint(state: dict[str, Tensor], like: MorphableModel) -> str:
     """Of the face model whose eight buffers a published checkpoint carries."""
     try:
-        u, u_base = (state[name].numpy().reshape(-1, 3) for name in ("u", "u_base"))
-        basis = np.concatenate([state["w_shp"].numpy(), state["w_exp"].numpy()], axis=1)
+        stored = {name: state[name].detach().numpy() for name in FACE_MODEL_BUFFERS}
+        u, u_base = (stored[name].reshape(-1, 3) for name in ("u", "u_base"))
+        basis = np.concatenate([stored["w_shp"], stored["w_exp"]], axis=1)
         vertices = {vertex.tobytes(): i for i, vertex in reversed(list(enumerate(u)))}
         return replace(
             like,
             mean=u.T,
             basis=basis.reshape(len(u), 3, -1).transpose(2, 1, 0),
             landmark_indices=np.array([vertices.get(point.tobytes(), -1) for point in u_base]),
-            param_mean=state["param_mean"].numpy(),
-            param_std=state["param_std"].numpy(),
+            param_mean=stored["param_mean"],
+            param_std=stored["param_std"],
         ).fingerprint
     except (KeyError, ValueError):
         return "unknown"

@@ -1,6 +1,7 @@
 """What the scripts share."""
 
 import argparse
+import errno
 import math
 import os
 import re
@@ -29,13 +30,20 @@ def plain(text: str) -> str:
 def say(line: str, file: IO[str] | None = None) -> None:
     """Writes one line to a stream (default: stdout), above the progress bar where one is shown."""
     line, stream = plain(line).replace("\n", "\\n"), file or sys.stdout
+    _write(line, stream, above_bar="tqdm" in sys.modules)
+
+
+def _write(text: str, stream: IO[str], above_bar: bool = False) -> None:
     try:
-        if "tqdm" in sys.modules:
-            sys.modules["tqdm"].tqdm.write(line, file=stream)
+        if above_bar:
+            sys.modules["tqdm"].tqdm.write(text, file=stream)
         else:
-            stream.write(f"{line}\n")
+            stream.write(f"{text}\n")
         stream.flush()
-    except BrokenPipeError:  # `| head` has read enough; the work goes on
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # `| head` has read enough, or the terminal is closed; the work goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -48,7 +56,7 @@ def quiet() -> Iterator[None]:
 
 def complain(script: str, error: object) -> None:
     """What is wrong, on stderr: the script's name and an error's message."""
-    print(plain(f"{script}: {error}"), file=sys.stderr)
+    _write(plain(f"{script}: {error}"), sys.stderr)
 
 
 def at_least(least: float, kind: type = int) -> Callable[[str], float]:
@@ -150,7 +158,8 @@ def _as_ctrl_c(*names: str) -> list[int]:
     own, came = os.getpid(), []
 
     def stop(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+        # like Ctrl-C it waits for native code; a second one then ends at once
+        signal.signal(number, signal.SIG_DFL)
         if os.getpid() != own:  # a worker's copy of this process
             os.kill(os.getpid(), number)
         came.append(number)

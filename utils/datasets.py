@@ -314,9 +314,17 @@ def source_photo(name: str) -> str:
     ``Flip`` in mirrored ones: ``HELEN_Flip_HELEN_232194_1_0_3.jpg`` -> ``HELEN_HELEN_232194``.
     Dropped: directories, extension, ``Flip``, and of the numbers at the end all but the first. The
     second may tell apart two faces of one photo; keeping those together errs on the safe side.
+    Of other names (``alice/photo_1.jpg``) the extension is dropped, and the folder ``face2`` in
+    front, in which ``tools.prepare_data`` puts a photo's second faces.
     """
-    stem = re.sub(r"_?flip", "", Path(name.replace("\\", "/")).stem, flags=re.IGNORECASE)
-    return re.sub(r"^(.*?_\d+)(_\d+)+$", r"\1", stem)
+    *folders, last = name.replace("\\", "/").split("/")
+    stem = Path(last).stem
+    if re.match("(AFW|HELEN|IBUG|LFPW)_", stem, re.IGNORECASE):
+        stem = re.sub(r"_?flip", "", stem, flags=re.IGNORECASE)
+        return re.sub(r"^(.*?_\d+)(_\d+)+$", r"\1", stem)
+    if folders and re.fullmatch(r"face\d+", folders[0]):
+        folders = folders[1:]
+    return "/".join([*folders, stem])
 
 
 def split_held_out(faces: Faces, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -344,8 +352,9 @@ def split_held_out(faces: Faces, fraction: float, seed: int = 0) -> tuple[np.nda
     held_out = np.array([side[photo] for photo in photos])
     if held_out.all() or not held_out.any():
         raise ValueError(
-            f"{faces.folder}: {len(photos)} faces of {len(side)} photos cannot be split with "
-            f"{fraction:.1%} held out; give a larger fraction, or a validation set of its own"
+            f"{faces.folder}: {len(photos)} faces of {len(side)} photos (the first is "
+            f"{photos[0]!r}) cannot be split with {fraction:.1%} held out; give a larger fraction, "
+            "or a validation set of its own"
         )
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 

@@ -347,10 +347,12 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if image is None:
         raise ValueError(f"{path}: not a picture in a format that OpenCV reads, or damaged")
     if image.dtype.kind == "f":
-        is_radiance = content.startswith((b"#?", b"\x76\x2f\x31\x01"))  # .hdr, .exr: no upper end
-        if not is_radiance and image.max() > 1:
+        # .hdr, .exr, .pfm: no upper end
+        is_radiance = content.startswith((b"#?", b"\x76\x2f\x31\x01", b"PF", b"Pf"))
+        brightest = np.nanmax(image if image.ndim == 2 else image[..., :3])
+        if not is_radiance and 1.5 < brightest < np.inf:  # resampling goes a little beyond 1
             raise ValueError(
-                f"{path}: floating point up to {image.max():g}, expected [0, 1]; save it with 8 or "
+                f"{path}: floating point up to {brightest:g}, expected [0, 1]; save it with 8 or "
                 "16 bits"
             )
         image = np.clip(image, 0, 1)

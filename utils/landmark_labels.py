@@ -8,7 +8,8 @@
     FILE.json                   {"photo.jpg": [[x, y] or [x, y, z], 68 of them]}, or a list of such
                                 faces; null where a number is unknown
     FILE.csv                    photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...: a line for each
-                                face, empty where a number is unknown; a line of titles may be first
+                                face, empty where a number is unknown; a line of titles may be
+                                first; semicolons or tabs may stand for the commas
 
 The first pixel's centre is 1, 1 in .pts and .mat files, as in MATLAB, and 0, 0 in the others.
 x points right, y down, z to the viewer in pixels.
@@ -122,6 +123,8 @@ def find_labels(source: Path, photos: Path | None = None) -> Iterator[LabelledFa
         OSError: it cannot be read.
         ValueError: it holds no labels at all.
     """
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder")
     if source.is_dir():
         yield from _of_folder(source)
         return
@@ -145,18 +148,19 @@ def find_labels(source: Path, photos: Path | None = None) -> Iterator[LabelledFa
 def _of_folder(folder: Path) -> Iterator[LabelledFace]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     photos = [path for path in files if path.suffix.lower() in PHOTO_SUFFIXES]
-    labels, pictured, used = set(files), {photo.with_suffix("") for photo in photos}, 0
+    labels = {path.with_suffix(path.suffix.lower()): path for path in files}
+    pictured, used = {photo.with_suffix("") for photo in photos}, 0
     for photo in photos:
         inner = photo.relative_to(folder)
         apart = folder / "landmarks" / inner.with_name(f"{photo.stem}_pts.mat")
         candidates = (apart, *(photo.with_suffix(suffix) for suffix in (".mat", ".pts")))
-        label = next((path for path in candidates if path in labels), None)
+        label = next((labels[path] for path in candidates if path in labels), None)
         if label is None:
             continue
         used += 1
         sample = LabelledFace(photo, str(inner))
         try:
-            if label.suffix == ".pts":
+            if label.suffix.lower() == ".pts":
                 sample.points = read_pts(label)
                 sample.visible_contour = len(sample.points) == 2
             else:
@@ -169,7 +173,8 @@ def _of_folder(folder: Path) -> Iterator[LabelledFace]:
             f"{folder}: {len(photos)} pictures, none with a .pts or .mat file of the same name"
         )
     for path in files:
-        if path.suffix == ".pts" and path.with_suffix("") not in pictured:
+        is_label = path.suffix.lower() in (".pts", ".mat") and not path.stem.endswith("_pts")
+        if is_label and path.with_suffix("") not in pictured:
             yield LabelledFace(
                 path, str(path.relative_to(folder)), reason=f"{path}: has no picture"
             )
@@ -189,12 +194,25 @@ def _of_json(path: Path) -> Iterator[tuple[str, str, object]]:
 def _of_csv(path: Path) -> Iterator[tuple[str, str, object]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.reader(file), 1):
-                if not row or (number == 1 and row[1:] and row[1].strip().startswith("x")):
+            first = file.readline()
+            delimiter = max(",;\t", key=first.count)
+            file.seek(0)
+            for number, row in enumerate(csv.reader(file, delimiter=delimiter), 1):
+                if not row or (number == 1 and row[1:] and not any(map(_is_number, row[1:]))):
                     continue  # an empty line, or the names of the columns
                 values = [value.strip() or None for value in row[1:]]
+                if len(values) % NUM_LANDMARKS == 1 and values[-1] is None:
+                    values.pop()  # a comma at the end
                 step = len(values) // NUM_LANDMARKS or 1
                 rows = [values[i : i + step] for i in range(0, len(values), step)]
                 yield f"{path}, line {number}", row[0].strip(), rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file ({error})") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

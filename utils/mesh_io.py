@@ -186,7 +186,7 @@ def _reference(stem: str) -> str:
     own, a dash in front an option; readers drop a space there.
     """
     unfit = r"[%\x00-\x1f\x7f\x85\u2028\u2029]|^[-# ]"
-    return re.sub(unfit, lambda c: f"%{ord(c[0]):02X}", stem)
+    return re.sub(unfit, lambda c: "".join(f"%{byte:02X}" for byte in c[0].encode()), stem)
 
 
 def _rows(keyword: str, values: np.ndarray, form: str, per_form: int = 1) -> bytes:

@@ -128,13 +128,15 @@ def open_network(
     """
     try:
         import onnxruntime
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
+
+        version = onnxruntime.__version__
+    except Exception as error:  # half removed, or made for another system
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ExportError(f"onnxruntime does not load ({reason}); use the torch engine") from error
 
     weights = Path(weights)
     digest = hashlib.blake2b(read_weights_file(weights), digest_size=8)
-    for part in (EXPORT_VERSION, onnxruntime.__version__):  # an older one may not read the file
+    for part in (EXPORT_VERSION, version):  # an older one may not read the file
         digest.update(f"|{part}".encode())
     key = digest.hexdigest()
 

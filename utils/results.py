@@ -93,10 +93,10 @@ def _shared(names: Sequence[str]) -> set[str]:
 def _pictures_of(folder: Path, png_only: bool) -> list[Path]:
     suffixes = {".png"} if png_only else PHOTO_SUFFIXES
     shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    # not a pipe, which would be waited for, but a link that leads nowhere, to say so
-    shown = [path for path in shown if path.is_file() or path.is_dir() or not path.exists()]
     # a folder called x.jpg is taken too: reading it will say what it is
     files = sorted(path for path in shown if path.suffix.lower() in suffixes)
+    # a link that leads nowhere as well, but no named pipe, which would be waited for
+    files = [f for f in files if os.path.isfile(f) or os.path.isdir(f) or not os.path.exists(f)]
     if not files:
         kind = "PNG file" if png_only else "picture"
         raise FileNotFoundError(

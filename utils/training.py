@@ -405,6 +405,7 @@ class Trainer:
             tqdm.write(self.sizes)
             remove_partials(options.out)  # of a killed run: checkpoints in size
             log = TrainingLog(options.out, progress.epoch)
+            self._say_beginning()
         started = time.time()
         while progress.epoch < options.epochs:
             epoch_started, seen = time.time(), progress.step
@@ -426,6 +427,19 @@ class Trainer:
                 f"done: {progress.epoch} epochs in {(time.time() - started) / 60:.1f} minutes, "
                 f"{progress.skipped} steps skipped; {best}"
             )
+
+    def _say_beginning(self) -> None:
+        """What a run's scores are to be compared with, and whether it will ever get going."""
+        options, total = self.options, self.options.epochs * self.steps_per_epoch
+        if options.schedule == "linear" and options.warmup > total / 2:
+            tqdm.write(
+                f"the warm-up (--warmup {options.warmup}) is more than half of the {total} steps; "
+                "give a smaller one, a smaller --batch-size, or more --epochs"
+            )
+        if options.init and self.progress.epoch == self.progress.step == 0:
+            where = self.plain, options.train_size, self.device
+            score = validate(self.model, self.val_set, options.loop, *where)["nme_balanced"]
+            tqdm.write(f"the weights of --init have NME {score:.3f} % (mean of the yaw bins)")
 
     def _train_epoch(self) -> None:
         options, progress, world = self.options, self.progress, self.world
@@ -463,22 +477,26 @@ class Trainer:
                 every = options.save_every_steps
                 is_due = every and progress.step % every == 0
                 if is_due and progress.step < self.steps_per_epoch and not self.skipped_in_a_row:
+                    self._check_answers()
                     self._save_last()
 
     def _check_answers(self) -> None:
         """Weights that a too long step has spoilt must not replace those that can be resumed."""
         size, generator = self.options.train_size, torch.Generator().manual_seed(0)
         noise = torch.rand(8, 3, size, size, generator=generator) * 2 - 1
+        was_training = self.model.training
         self.model.eval()
         with torch.inference_mode():
             output = self.model(noise.to(self.device), "backbone")
-        if torch.isfinite(self.model.face_model.dewhiten(output.parameters)).all():
+        self.model.train(was_training)
+        answers = self.model.face_model.dewhiten(output.parameters)
+        if all(torch.isfinite(t).all() for t in (answers, *self.model.state_dict().values())):
             return
         remedy = "try a smaller --lr, or --clip-norm 5"
         if self.last.exists():
             remedy += f"; --resume goes on from {self.last}, which is as it was before"
         raise NonFiniteError(
-            f"the network's answers are not finite after epoch {self.progress.epoch + 1} "
+            f"the network's answers are not finite in epoch {self.progress.epoch + 1} "
             f"({self.progress.skipped} steps skipped so far); {remedy}"
         )
 

@@ -71,6 +71,10 @@ class VideoReader:
                 raise FileNotFoundError(f"{source}: no such file, nor the number of a camera")
         self.capture = capture or _open_capture(source)
         self.is_damaged = self.size_changed = False
+        wide, high = (self.capture.get(p) for p in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
+        self.stretch = (
+            wide / high if wide > 0 and high > 0 else 1.0
+        )  # of pixels that are no squares
         self.first = self._next() if self.capture.isOpened() else None
         if self.first is None:
             self.capture.release()
@@ -114,7 +118,7 @@ class VideoReader:
             number += 1
             frame = self._next()
         lost = 0 if self.count is None else self.count - number
-        if lost > max(MISSING_SHARE * (self.count or 0), 1):
+        if lost > max(MISSING_SHARE * (self.count or 0), 1) and not _is_whole(self.source, number):
             self.is_damaged = True
             self.say(f"{self.name}: damaged, {number} of {self.count} frames could be read")
 
@@ -126,10 +130,17 @@ class VideoReader:
             try:
                 done, frame = self.capture.read()
                 if done and frame is not None and frame.size:
-                    return to_bgr8(frame)
+                    return self._square(to_bgr8(frame))
             except (cv2.error, ValueError):  # a frame that cannot be decoded
                 continue
         return None
+
+    def _square(self, frame: np.ndarray) -> np.ndarray:
+        """The frame in square pixels, as players show it."""
+        if self.stretch == 1:
+            return frame
+        width = max(round(frame.shape[1] * self.stretch), 1)
+        return cv2.resize(frame, (width, frame.shape[0]), interpolation=cv2.INTER_AREA)
 
     def _fit(self, frame: np.ndarray) -> np.ndarray:
         width, height = self.size
@@ -176,6 +187,31 @@ def _rate_of_frames(source: Path) -> float:
     return 1 / interval if interval > 0 else 0.0
 
 
+def _is_whole(source: Path, number: int) -> bool:
+    """Whether a file has no more to show than ``number`` frames, as far as ffprobe can tell.
+
+    What files claim includes what an edit list hides, and where only their length is known, sound
+    that is longer than the picture.
+    """
+    found = _probe(source, "packet=flags")
+    if found is None:
+        return False
+    shown = sum("D" not in flags for flags in found)  # D: to be discarded
+    return shown - number <= max(MISSING_SHARE * shown, 1)
+
+
+def _probe(source: Path, entries: str, *options: str) -> list[str] | None:
+    """Lines that ffprobe has of a file's first picture stream; None without it, or of a file it
+    complains about."""
+    ffprobe = shutil.which("ffprobe")
+    if ffprobe is None:
+        return None
+    command = [ffprobe, "-v", "error", "-select_streams", "v:0", *options]
+    command += ["-show_entries", entries, "-of", "csv=p=0", f"file:{source}"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    return None if done.returncode or done.stderr else done.stdout.split()
+
+
 def _is_text(path: Path) -> bool:
     """Whether all of a path's bytes are characters."""
     try:
@@ -198,6 +234,9 @@ class VideoWriter:
         longest_gap: seconds between two frames that are filled by repeating the first of them;
             what comes later than that is shown at once.
 
+    Attributes:
+        was_stopped: Ctrl-C came while the sound was copied; the video is there without it.
+
     Raises:
         OSError: it cannot be written there.
         ValueError: another suffix, a size below 2x2, or an OpenCV that cannot write the format.
@@ -214,6 +253,7 @@ class VideoWriter:
         self.path, self.fps, self.written, self.shift = path, fps, 0, 0.0
         self.last = 0.0  # time of the last frame
         self.longest_gap = longest_gap
+        self.was_stopped = False
         self.shown: np.ndarray | None = None  # the last frame
         self.size = (size[0] // 2 * 2, size[1] // 2 * 2)
         if min(self.size) < 2:
@@ -247,7 +287,7 @@ class VideoWriter:
         missing = round(-ahead) if ahead < -1 - 1e-3 else 0
         before = frame if self.shown is None else self.shown
         for shown in [*repeat(before, missing), frame]:
-            if shutil.disk_usage(self.folder).free < self.reserve():
+            if not self._has_room():
                 raise OSError(errno.ENOSPC, "no space left for more of the video", str(self.path))
             self.writer.write(shown)
             self.written += 1
@@ -256,7 +296,14 @@ class VideoWriter:
     def reserve(self) -> int:
         """Bytes that must be free for one frame more: OpenCV's writer does not tell of a full disk,
         and without its index, which comes last, a video may be lost as a whole."""
-        return 2**19 + 64 * self.written + self.size[0] * self.size[1]
+        return 2**19 + 64 * self.written + 3 * self.size[0] * self.size[1]
+
+    def _has_room(self) -> bool:
+        try:
+            disk = shutil.disk_usage(self.folder)
+        except OSError:
+            return True  # a file system that does not tell
+        return disk.total == 0 or disk.free >= self.reserve()
 
     def close(self, sound_from: Path | None = None) -> str | None:
         """Ends the video and gives it its name.
@@ -271,9 +318,13 @@ class VideoWriter:
             OSError: it could not be written, for example because the disk is full.
         """
         self.writer.release()
+        message = None
         try:
-            self._check()
-            message = self._add_sound(sound_from) if sound_from else None
+            try:
+                self._check()
+                message = self._add_sound(sound_from) if sound_from else None
+            except KeyboardInterrupt:  # the pictures are there, and were longer work
+                self.was_stopped, message = True, "the sound is not copied: stopped"
             os.replace(self.partial, self.path)
         finally:
             self.abandon()
@@ -288,7 +339,8 @@ class VideoWriter:
         """OpenCV's writer does not tell of failures."""
         capture = cv2.VideoCapture(str(self.partial))
         capture.set(cv2.CAP_PROP_POS_FRAMES, self.written - 1)
-        is_whole = capture.read()[0]
+        # without an index it stays at the beginning
+        is_whole = capture.read()[0] and capture.get(cv2.CAP_PROP_POS_FRAMES) == self.written
         capture.release()
         if is_whole:
             return
@@ -306,7 +358,8 @@ class VideoWriter:
         if ffmpeg is None:
             return "sound, if there is any, is not copied: that takes the program ffmpeg"
         together = self.partial.with_stem("with_sound")
-        for codec in ("copy", "aac"):  # not every container takes every sound
+        others = ("libopus", "libvorbis") if self.path.suffix.lower() == ".webm" else ("aac",)
+        for codec in ("copy", *others):  # not every container takes every sound
             command = [ffmpeg, "-v", "error", "-nostdin", "-y"]
             command += ["-i", f"file:{self.partial}", "-i", f"file:{source}"]
             command += ["-map", "0:v", "-map", "1:a?", "-c:v", "copy", "-c:a", codec]
@@ -315,7 +368,7 @@ class VideoWriter:
             if done.returncode == 0:
                 os.replace(together, self.partial)
                 return None
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
         return f"the sound is not copied: ffmpeg says {reason!r}"
 
 

@@ -111,6 +111,8 @@ def run_on_video(
                     written.append(options.video)
                     if message:
                         say(message)
+                    if writer.was_stopped:
+                        failure = STOPPED_EARLY
                 else:
                     writer.abandon()
             except OSError as error:
