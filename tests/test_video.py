@@ -382,6 +382,60 @@ def test_a_video_that_cannot_be_written_is_told(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_while_the_sound_is_copied_costs_the_sound_alone(run, frames, monkeypatch, tmp_path):
+    def interrupted(writer, source):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoWriter, "_add_sound", interrupted)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(frames))
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
+    assert code == 130 and "the sound is not copied: stopped" in output
+    assert len(read_film(Path("o.avi"))) == len(lines_of(Path("o.jsonl"))) == COUNT
+    assert nothing_half_written(tmp_path)
+
+
+def test_pixels_that_are_no_squares(frames):
+    capture = Capture(frames)
+    capture.known |= {cv2.CAP_PROP_SAR_NUM: 16.0, cv2.CAP_PROP_SAR_DEN: 9.0}
+    reader = VideoReader(Path("made up"), print, capture)
+    height, width = frames[0].shape[:2]
+    assert reader.size == (round(width * 16 / 9), height)
+    assert {frame.shape for _, frame in reader} == {(height, round(width * 16 / 9), 3)}
+
+
+@pytest.mark.parametrize(
+    ("packets", "is_fine", "is_damaged"),
+    [(["K__"] * 12 + ["_D_"] * 8, True, False), (["___"] * 20, True, True),
+     (["___"] * 12, False, True)],
+)  # fmt: skip
+def test_what_an_edit_list_hides_is_no_damage(frames, monkeypatch, packets, is_fine, is_damaged):
+    monkeypatch.setattr(video_io, "_probe", lambda *arguments: (packets, is_fine))
+    said = []
+    reader = reader_of(frames, said, count=20)
+    assert len(list(reader)) == 12
+    assert reader.is_damaged == is_damaged and len(said) == is_damaged
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+@pytest.mark.parametrize("delay", ["0", "0.7"])
+def test_sound_stays_where_it_was_beside_the_picture(tmp_path, delay):
+    """A beep of 0.1 s at 1 s; the picture begins later than it by ``delay``."""
+    write_film(tmp_path / "film.avi", 50 * [np.full((48, 64, 3), 90, np.uint8)])
+    source, out = tmp_path / "in.mkv", tmp_path / "o.mp4"
+    beep = "aevalsrc='if(between(t,1,1.1),sin(2000*t),0)':d=2:s=48000"
+    make = f"ffmpeg -v error -itsoffset {delay} -i {tmp_path / 'film.avi'} -f lavfi -i {beep}"
+    subprocess.run([*make.split(), "-c:v", "copy", "-c:a", "aac", source], check=True)
+    writer = VideoWriter(out, (64, 48), 25)
+    for i in range(50):
+        writer.write(np.full((48, 64, 3), 90, np.uint8), i / 25)
+    assert writer.close(sound_from=source) is None
+    read = f"ffmpeg -v error -i {out} -f s16le -ar 48000 -ac 1 -"
+    sound = subprocess.run(read.split(), capture_output=True, check=True).stdout
+    loud = np.abs(np.frombuffer(sound, np.int16).astype(int)) > 3000
+    assert loud.argmax() / 48000 == pytest.approx(1 - float(delay), abs=0.04)
+
+
 def test_half_a_video_is_told(tmp_path):
     writer = VideoWriter(tmp_path / "o.avi", (64, 48), 25)
     rng = np.random.default_rng(0)

@@ -193,23 +193,32 @@ def _is_whole(source: Path, number: int) -> bool:
     What files claim includes what an edit list hides, and where only their length is known, sound
     that is longer than the picture.
     """
-    found = _probe(source, "packet=flags")
-    if found is None:
-        return False
-    shown = sum("D" not in flags for flags in found)  # D: to be discarded
-    return shown - number <= max(MISSING_SHARE * shown, 1)
+    packets, is_fine = _probe(source, "packet=flags")
+    shown = sum("D" not in flags for flags in packets)  # D: to be discarded
+    return is_fine and shown - number <= max(MISSING_SHARE * shown, 1)
 
 
-def _probe(source: Path, entries: str, *options: str) -> list[str] | None:
-    """Lines that ffprobe has of a file's first picture stream; None without it, or of a file it
-    complains about."""
+def _probe(source: Path, entries: str, *options: str) -> tuple[list[str], bool]:
+    """Lines that ffprobe has of a file's first picture stream, and whether it complained of
+    nothing; none where it is not installed."""
     ffprobe = shutil.which("ffprobe")
     if ffprobe is None:
-        return None
+        return [], False
     command = [ffprobe, "-v", "error", "-select_streams", "v:0", *options]
     command += ["-show_entries", entries, "-of", "csv=p=0", f"file:{source}"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    return None if done.returncode or done.stderr else done.stdout.split()
+    return done.stdout.split(), not (done.returncode or done.stderr)
+
+
+def _picture_begins(source: Path) -> float:
+    """Seconds from a file's beginning to its first frame, as far as ffprobe can tell."""
+    # ten seconds: what comes before the first key frame cannot be decoded
+    times, _ = _probe(source, "format=start_time:frame=pts_time", "-read_intervals", "%+10")
+    try:
+        first, *_, start = [float(line.strip(",")) for line in times]
+        return first - start
+    except ValueError:
+        return 0.0
 
 
 def _is_text(path: Path) -> bool:
@@ -358,11 +367,15 @@ class VideoWriter:
         if ffmpeg is None:
             return "sound, if there is any, is not copied: that takes the program ffmpeg"
         together = self.partial.with_stem("with_sound")
+        late = _picture_begins(source)  # its first frame is where this video begins
         others = ("libopus", "libvorbis") if self.path.suffix.lower() == ".webm" else ("aac",)
         for codec in ("copy", *others):  # not every container takes every sound
             command = [ffmpeg, "-v", "error", "-nostdin", "-y"]
-            command += ["-i", f"file:{self.partial}", "-i", f"file:{source}"]
-            command += ["-map", "0:v", "-map", "1:a?", "-c:v", "copy", "-c:a", codec]
+            command += ["-i", f"file:{self.partial}"]
+            command += ["-itsoffset", f"{-late:.6f}", "-i", f"file:{source}"]
+            # read as well, so that all streams of the source count from one beginning
+            command += ["-map", "1:v:0", "-c", "copy", "-f", "null", "-"]
+            command += ["-map", "0:v", "-map", "1:a?", "-c:v", "copy", "-c:a", codec, "-ss", "0"]
             command += ["-t", f"{self.written / self.fps:.3f}", f"file:{together}"]
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if done.returncode == 0:
