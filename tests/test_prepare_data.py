@@ -294,6 +294,39 @@ def test_300w_lp_turned_views_need_their_own_points(labelled, faces, tmp_path):
     assert run(root, "--out", tmp_path / "two") == 0
 
 
+@pytest.mark.parametrize("slip", ["x and y", "left and right"])
+def test_points_of_a_face_from_behind_are_left_out(slip, labelled, faces, tmp_path):
+    """They fit as well as others, so the fit's error does not tell."""
+    folder = labelled("pts")
+    points = faces[1][0, :2].copy()  # of a frontal face
+    points = points[::-1] if slip == "x and y" else np.stack([360 - points[0], points[1]])
+    write_pts(folder / "photo_0.png", points)
+    assert run(folder, "--out", tmp_path / "out") == 1
+    (row,) = [row for row in report(tmp_path / "out") if row["photo"] == "photo_0.png"]
+    assert "seen from behind; are x and y, or the points of left" in row["left_out_because"]
+
+
+def test_suffixes_of_labels_may_be_written_large(labelled, tmp_path):
+    folder = labelled("pts")
+    (folder / "photo_3.pts").rename(folder / "photo_3.PTS")
+    (folder / "lost.MAT").write_bytes(b"")
+    found = {face.name: face.reason for face in find_labels(folder)}
+    assert len(found) == COUNT + 1 and not found["photo_3.png"]
+    assert "lost.MAT: has no picture" in found["lost.MAT"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("titles", ["", "file,landmark_0_x,landmark_0_y", "photo,X0,Y0"])
+def test_tables_as_programs_write_them(tmp_path, delimiter, titles):
+    points = np.random.default_rng(0).uniform(10, 90, (2, 2, 68)).round(2)
+    rows = [[f"{i}.jpg", *map(str, points[i].T.ravel()), ""] for i in range(2)]
+    lines = [delimiter.join(row) for row in ([titles.split(",")] if titles else []) + rows]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    faces = list(find_labels(tmp_path / "x.csv"))
+    assert [face.name for face in faces] == ["0.jpg", "1.jpg"]
+    np.testing.assert_allclose([face.points for face in faces], points)
+
+
 def test_a_pts_file_without_its_picture_is_named(labelled, tmp_path):
     folder = labelled("pts")
     (folder / "photo_3.png").unlink()
