@@ -212,6 +212,20 @@ def test_no_cut(pipeline, change):
     assert [set(faces) for faces in follow(pipeline, frames)] == 8 * [{1}]
 
 
+def test_a_camera_that_is_shaken_or_turned_fast_makes_no_cut(pipeline):
+    photo = read_image(PHOTO)
+    corners = np.array([(90, 0), (30, 5), (95, 20), (40, 0), (100, 30), (100, 30), (40, 10)])
+    tracker, moves = FaceTracker(pipeline), []
+    look = tracker._camera_move
+    tracker._camera_move = lambda image: moves.append(look(image)) or moves[-1]
+    for x, y in corners:
+        seen = tracker(photo[y : y + 220, x : x + 320], dense=False)
+        assert [number for number, _ in seen] == [1]
+    expected = np.concatenate([np.zeros((1, 2)), corners[:-1] - corners[1:]])
+    assert np.abs(np.array(moves) - expected).max() < 8  # pixels; a thumbnail's has 6.7
+    assert np.count_nonzero(np.any(moves, axis=1)) == 5
+
+
 # ------------------------------------------------------------------------------------- numbers
 
 
