@@ -178,3 +178,13 @@ def test_turning_faces_lag_little_and_keep_their_shape(strength, face, face_mode
     sideways = np.arcsin(rotation[:, 0, 2])
     assert lag_behind(sideways - sideways.mean(), np.array(truth)) <= LAG[strength]
     assert np.ptp(scale[STARTED:]) < 0.05 * scale.mean()  # averaged rotations would shrink it
+
+
+@pytest.mark.parametrize("strength", ["light", "strong"])
+def test_what_moves_from_the_beginning_does_not_lag_a_frame_behind(strength):
+    filter_ = OneEuro(STRENGTHS[strength].rest, STRENGTHS[strength].motion)
+    noise = np.random.default_rng(0).normal(0, 0.05, (12, 2))
+    values = 6.0 * np.arange(12)[:, None] * (1, 0) + noise  # 6 pixels a frame
+    lag = [float((value - filter_(value))[0]) for value in values]
+    assert max(lag[:2]) == 0  # of two values the line ends in the second
+    assert max(lag) < 2.5 and max(lag[6:]) < 1.5

@@ -34,6 +34,7 @@ from utils.preprocessing import CROP_SIZE
 SPEED_SHARE = 0.1  # of a new difference in the running speed
 NOISE_SHARE = 0.05  # of a new second difference in the running noise
 NOISE_START = 5  # second differences that are taken as they are; later outliers are cut
+LINE = 4  # first values of what moves; whether they do, noise does not tell yet
 SIGNIFICANT = 3.0  # speed over its noise from which it counts as motion
 
 
@@ -83,8 +84,12 @@ class OneEuro:
         self.raw = value
         rate = frames * (self.rest + self.motion * self._significance(difference))
         share = rate / (1 + rate) if np.isfinite(rate) else 1.0
-        # the first values count alike: nothing is known yet that would be worth more
-        self.smoothed = self.smoothed + max(share, 1 / self.count) * (value - self.smoothed)
+        n = self.count
+        if self.motion and n <= LINE:
+            start = (4 * n - 2) / (n * (n + 1))  # as in the end of a straight line through them
+        else:
+            start = 1 / n  # they count alike: nothing is known yet that would be worth more
+        self.smoothed = self.smoothed + max(share, start) * (value - self.smoothed)
         return self.smoothed
 
     def _significance(self, difference: np.ndarray) -> float:
