@@ -395,13 +395,18 @@ def test_ctrl_c_while_the_sound_is_copied_costs_the_sound_alone(run, frames, mon
     assert nothing_half_written(tmp_path)
 
 
-def test_pixels_that_are_no_squares(frames):
+@pytest.mark.parametrize(
+    ("aspect", "turned", "wider"),
+    [((16, 9), 0, 16 / 9), ((16, 9), 90, 9 / 16), ((0, 1), 0, 1), ((9000, 1), 0, 1)],
+)
+def test_pixels_that_are_no_squares(frames, aspect, turned, wider):
     capture = Capture(frames)
-    capture.known |= {cv2.CAP_PROP_SAR_NUM: 16.0, cv2.CAP_PROP_SAR_DEN: 9.0}
+    capture.known |= {cv2.CAP_PROP_SAR_NUM: aspect[0], cv2.CAP_PROP_SAR_DEN: aspect[1]}
+    capture.known[cv2.CAP_PROP_ORIENTATION_META] = turned
     reader = VideoReader(Path("made up"), print, capture)
     height, width = frames[0].shape[:2]
-    assert reader.size == (round(width * 16 / 9), height)
-    assert {frame.shape for _, frame in reader} == {(height, round(width * 16 / 9), 3)}
+    assert reader.size == (round(width * wider), height)
+    assert {frame.shape for _, frame in reader} == {(height, round(width * wider), 3)}
 
 
 @pytest.mark.parametrize(

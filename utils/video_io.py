@@ -71,10 +71,7 @@ class VideoReader:
                 raise FileNotFoundError(f"{source}: no such file, nor the number of a camera")
         self.capture = capture or _open_capture(source)
         self.is_damaged = self.size_changed = False
-        wide, high = (self.capture.get(p) for p in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
-        self.stretch = (
-            wide / high if wide > 0 and high > 0 else 1.0
-        )  # of pixels that are no squares
+        self.stretch = _width_of_pixels(self.capture)
         self.first = self._next() if self.capture.isOpened() else None
         if self.first is None:
             self.capture.release()
@@ -185,6 +182,15 @@ def _rate_of_frames(source: Path) -> float:
     capture.release()
     interval = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     return 1 / interval if interval > 0 else 0.0
+
+
+def _width_of_pixels(capture: cv2.VideoCapture) -> float:
+    """Over their height; 1 where the file does not tell, or nothing that can be true."""
+    wide, high = (capture.get(p) for p in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
+    if not (wide > 0 and high > 0 and 0.2 <= wide / high <= 5):
+        return 1.0
+    is_turned = capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180 == 90  # by OpenCV, as told
+    return high / wide if is_turned else wide / high
 
 
 def _is_whole(source: Path, number: int) -> bool:
