@@ -212,6 +212,12 @@ def test_no_cut(pipeline, change):
     assert [set(faces) for faces in follow(pipeline, frames)] == 8 * [{1}]
 
 
+def test_a_face_that_moves_fast_from_its_first_frame_keeps_its_id(pipeline):
+    """By 0.4 of the head's height a frame."""
+    frames = film(lambda t: [(21 * t, 30)], 11)
+    assert [set(faces) for faces in follow(pipeline, frames)] == 11 * [{1}]
+
+
 def test_a_camera_that_is_shaken_or_turned_fast_makes_no_cut(pipeline):
     photo = read_image(PHOTO)
     corners = np.array([(90, 0), (30, 5), (95, 20), (40, 0), (100, 30), (100, 30), (40, 10)])

@@ -91,10 +91,11 @@ class Track:
 
     def see(self, face: Face) -> None:
         """It is in this frame."""
+        share = 1 if self.before is None else VELOCITY_SHARE  # the first step is all there is
         self.before = self.face, self.velocity, self.missing
         self.gap = self.missing
         step = (centre_of(face) - centre_of(self.face)) / self.gap
-        self.velocity = self.velocity + VELOCITY_SHARE * (step - self.velocity)
+        self.velocity = self.velocity + share * (step - self.velocity)
         self.face, self.missing = face, 0
 
     def take_back(self) -> None:
