@@ -23,6 +23,7 @@ from utils.tracking import (
     pairs,
     roi_box_of,
     same_face,
+    shifted,
 )
 
 EMPTY = np.full((*SIZE, 3), GREY, np.uint8)
@@ -212,10 +213,14 @@ def test_no_cut(pipeline, change):
     assert [set(faces) for faces in follow(pipeline, frames)] == 8 * [{1}]
 
 
-def test_a_face_that_moves_fast_from_its_first_frame_keeps_its_id(pipeline):
-    """By 0.4 of the head's height a frame."""
-    frames = film(lambda t: [(21 * t, 30)], 11)
-    assert [set(faces) for faces in follow(pipeline, frames)] == 11 * [{1}]
+def test_the_first_step_is_taken_in_full_and_later_ones_in_part(pipeline):
+    """Else a face that is fast from its first frame on is not found where it should be next."""
+    (face,) = pipeline([scene(MIDDLE)])[0]
+    track = Track(1, face, 0.9, None)
+    for missing, step, velocity in ((1, 20, 20), (1, 10, 17), (2, 34, 17)):
+        track.missing = missing
+        track.see(shifted(track.face, np.array([step, 0])))
+        np.testing.assert_allclose(track.velocity, [velocity, 0], atol=1e-3)
 
 
 def test_a_camera_that_is_shaken_or_turned_fast_makes_no_cut(pipeline):
