@@ -2,9 +2,7 @@
 
 python -m tools.prepare_data 300W --out runs/mine            .pts or .mat files beside the photos
 python -m tools.prepare_data labels.json --out runs/mine     or .csv; photos are sought beside it
-python main_train.py --data runs/mine --held-out 0.1 --heads signed --epochs 10 --batch-size 64 \\
-    --init pretrained/starter_synergynet.pth --optimizer adamw --lr 2e-4 --schedule linear \\
-    --warmup 50 --cooldown 5 --out runs/mine_run
+python main_train.py --data runs/mine --held-out 0.1 ...     docs/training.md, "Your own data"
 """
 
 import csv
