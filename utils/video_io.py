@@ -350,18 +350,23 @@ class VideoWriter:
         self.writer.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _check(self) -> None:
-        """OpenCV's writer does not tell of failures."""
-        capture = cv2.VideoCapture(str(self.partial))
+    def _readable(self, path: Path) -> int:
+        """How many frames of a video of ours can be read."""
+        capture = cv2.VideoCapture(str(path))
         capture.set(cv2.CAP_PROP_POS_FRAMES, self.written - 1)
         # without an index it stays at the beginning
         is_whole = capture.read()[0] and capture.get(cv2.CAP_PROP_POS_FRAMES) == self.written
         capture.release()
         if is_whole:
-            return
-        capture = cv2.VideoCapture(str(self.partial))  # not every container can be searched
+            return self.written
+        capture = cv2.VideoCapture(str(path))  # not every container can be searched
         count = sum(1 for _ in takewhile(lambda _: capture.grab(), repeat(None)))
         capture.release()
+        return count
+
+    def _check(self) -> None:
+        """OpenCV's writer does not tell of failures."""
+        count = self._readable(self.partial)
         if count < self.written:
             raise OSError(
                 f"{self.path}: the video could not be written completely ({count} of "
@@ -385,6 +390,8 @@ class VideoWriter:
             command += ["-t", f"{self.written / self.fps:.3f}", f"file:{together}"]
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if done.returncode == 0:
+                if self._readable(together) < self.written - 1:  # nor does ffmpeg, always
+                    return "the sound is not copied: there may be no room for it on the disk"
                 os.replace(together, self.partial)
                 return None
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
