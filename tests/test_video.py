@@ -422,6 +422,21 @@ def test_what_an_edit_list_hides_is_no_damage(frames, monkeypatch, packets, is_f
     assert reader.is_damaged == is_damaged and len(said) == is_damaged
 
 
+def test_a_copy_with_sound_that_was_cut_short_does_not_replace_the_video(tmp_path, monkeypatch):
+    def no_room(command, **_):  # ffmpeg does not always tell
+        if "-show_entries" not in command:
+            Path(command[-1].removeprefix("file:")).write_bytes(b"cut short")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(video_io.shutil, "which", lambda name: name)
+    monkeypatch.setattr(video_io.subprocess, "run", no_room)
+    writer = VideoWriter(tmp_path / "o.mp4", (64, 48), 25)
+    for i in range(9):
+        writer.write(np.full((48, 64, 3), 90, np.uint8), i / 25)
+    assert "no room for it on the disk" in writer.close(sound_from=Path("in.mp4"))
+    assert len(read_film(tmp_path / "o.mp4")) == 9
+
+
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
 @pytest.mark.parametrize("delay", ["0", "0.7"])
 def test_sound_stays_where_it_was_beside_the_picture(tmp_path, delay):
