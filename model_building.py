@@ -17,7 +17,7 @@ from backbone_nets import create_backbone
 from backbone_nets.heads import full_precision
 from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
 from loss_definition import LOOPS, SynergyLoss
-from utils.checkpoint import check_face_model, learnable_state, read_checkpoint
+from utils.checkpoint import check_face_model, learnable_state, read_checkpoint, require_finite
 from utils.morphable_model import CAMERA, MorphableModel
 from utils.onnx_engine import export_onnx
 from utils.preprocessing import CROP_SIZE
@@ -175,9 +175,7 @@ def load_learnable(model: SynergyNet, content: dict[str, Any], path: str | os.Pa
                 f"(--{kind})"
             )
     state = learnable_state(content)
-    for key, value in state.items():
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{path}: {key} holds NaN or infinite values; the file is damaged")
+    require_finite(state, path)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -27,7 +27,7 @@ import numpy as np
 
 from FaceBoxes import DETECT_SIZE, FaceBoxes, detection_limits
 from utils import assets
-from utils.files import opened, to_bgr8
+from utils.files import WHAT_IS_A_PICTURE, opened, to_bgr8
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.morphable_model import load_morphable_model
 from utils.onnx_engine import ExportError
@@ -191,9 +191,8 @@ class SynergyNet:
         is_one_thing = isinstance(images, (bytes, bytearray, memoryview, Mapping, IOBase))
         if is_one_thing or getattr(images, "ndim", 1) in (2, 3) or not isinstance(images, Iterable):
             raise ValueError(
-                f"expected a picture, a path or several of them, got {type(images).__name__}; a "
-                "picture is an array (H, W, 3) in BGR: np.asarray(image.convert('RGB'))[..., ::-1] "
-                "of Pillow's"
+                f"expected a picture, a path or several of them, got {type(images).__name__}; "
+                f"{WHAT_IS_A_PICTURE}"
             )
         return self._one_by_one(images, boxes, dense)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import read_checkpoint, require_finite
 from utils.onnx_engine import export_onnx
 
 MAP_CHANNELS = (128, 128, 128, 128, 256, 256)  # of the feature maps; the heads read the last three
@@ -153,8 +153,7 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
             raise ValueError(
                 f"{path}: {key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
             )
-        if not bool(torch.isfinite(state[key]).all()):
-            raise ValueError(f"{path}: {key} holds NaN or infinite values; the file is damaged")
+    require_finite(state, path)
     return state
 
 

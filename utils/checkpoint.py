@@ -67,6 +67,13 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+def require_finite(state: dict[str, Tensor], path: object) -> None:
+    """Raises ValueError where weights hold NaN or infinite values; names the file and the key."""
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {key} holds NaN or infinite values; the file is damaged")
+
+
 def check_face_model(content: dict[str, Any], face_model: MorphableModel, path: object) -> None:
     """Refuses weights that were trained with another face model.
 

@@ -450,6 +450,12 @@ def opened(image: np.ndarray | str | os.PathLike) -> np.ndarray:
     return read_image(image) if isinstance(image, (str, os.PathLike)) else image
 
 
+WHAT_IS_A_PICTURE = (
+    "a picture is an array (H, W, 3) in BGR: np.asarray(image.convert('RGB'))[..., ::-1] of "
+    "Pillow's"
+)
+
+
 def to_bgr8(image: np.ndarray) -> np.ndarray:
     """Any picture array as BGR uint8.
 
@@ -464,10 +470,7 @@ def to_bgr8(image: np.ndarray) -> np.ndarray:
         ValueError: another type, shape, an empty picture, or non-finite values.
     """
     if not isinstance(image, np.ndarray):
-        raise ValueError(
-            f"expected a numpy array, got {type(image).__name__}; a picture is an array (H, W, 3) "
-            "in BGR: np.asarray(image.convert('RGB'))[..., ::-1] of Pillow's"
-        )
+        raise ValueError(f"expected a numpy array, got {type(image).__name__}; {WHAT_IS_A_PICTURE}")
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
