@@ -131,6 +131,14 @@ def test_epochs_to_keep_have_the_published_name(options, tmp_path, face_model):
     load_synergynet(tmp_path / kept[0], face_model)
 
 
+def test_validation_faces_that_are_trained_on_are_told(options, tmp_path, capsys):
+    main_train.main([*options, "--out", str(tmp_path / "a"), "--dry-run"])
+    assert "trained on too" not in capsys.readouterr().out
+    data = options[options.index("--data") + 1]
+    main_train.main([*options, "--out", str(tmp_path / "b"), "--dry-run", "--val", data])
+    assert f"{data}: 24 of its 24 faces are trained on too" in capsys.readouterr().out
+
+
 def test_without_a_validation_set_a_part_of_the_training_set_is_held_out(options, tmp_path):
     at = options.index("--val")
     arguments = [*options[:at], *options[at + 2 :], "--held-out", "0.3"]

@@ -359,6 +359,13 @@ def split_held_out(faces: Faces, fraction: float, seed: int = 0) -> tuple[np.nda
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
+def count_shared_faces(faces: Faces, others: Faces) -> int:
+    """How many faces of the set ``others`` are in ``faces`` too: their parameters are equal."""
+    looked_for = [row.tobytes() for row in others.parameters]
+    found = set(looked_for).intersection(row.tobytes() for row in faces.parameters)
+    return sum(row in found for row in looked_for)
+
+
 def _fraction_of(text: str) -> float:
     """A number in [0, 1) that looks random and is always the same for a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big") / 2**56

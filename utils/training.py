@@ -32,6 +32,7 @@ from utils.datasets import (
     Faces,
     Subset,
     batches,
+    count_shared_faces,
     open_training_set,
     pose_balanced_weights,
     split_held_out,
@@ -256,6 +257,8 @@ class Trainer:
         step = TrainingStep(self.model, self.criterion, amp)
         if options.compile:
             step.compile()
+            if world.is_main:
+                tqdm.write("--compile: the first steps wait for the compiler, minutes on a CPU")
         if world.size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             step = DistributedDataParallel(step, device_ids=ids)
@@ -281,6 +284,12 @@ class Trainer:
             open_benchmark(DEFAULT_FOLDER)  # missing files are told now, not after an epoch
         if options.val:
             self.train_set, self.val_set = faces, open_training_set(options.val, face_model)
+            both = count_shared_faces(faces, self.val_set)
+            if both and world.is_main:
+                tqdm.write(
+                    f"{options.val}: {both:,} of its {len(self.val_set):,} faces are trained on "
+                    "too; the error on them says nothing of other faces"
+                )
         else:
             train, val = split_held_out(faces, options.held_out, options.seed)
             self.train_set, self.val_set = Subset(faces, train), Subset(faces, val)
