@@ -114,11 +114,13 @@ class FramesToLandmarks(nn.Module):
         x, y = (2 * (low + extent * steps) / size - 1).unbind(2)  # (K, n, 120) in [-1, 1]
         square = (count, faces, CROP_SIZE, CROP_SIZE)
         grid = torch.stack([x[..., None, :].expand(square), y[..., None].expand(square)], -1)
-        planes = frames.permute(0, 3, 1, 2).to(self.dtype)  # (K, 3, H, W)
-        grid = grid.reshape(count, faces * CROP_SIZE, CROP_SIZE, 2).to(self.dtype)
+        # float32 so far: bfloat16 knows places in a frame of 1280 only to some pixels
+        planes = frames.permute(0, 3, 1, 2).float()  # (K, 3, H, W)
+        grid = grid.reshape(count, faces * CROP_SIZE, CROP_SIZE, 2)
         crops = F.grid_sample(planes, grid, align_corners=False)  # (K, 3, n * 120, 120)
         crops = crops.reshape(count, 3, *square[1:]).transpose(1, 2).flatten(0, 1)
-        whitened = self.encoder((crops - PIXEL_MEAN) / PIXEL_STD)[0].float()
+        crops = ((crops - PIXEL_MEAN) / PIXEL_STD).to(self.dtype, memory_format=torch.channels_last)
+        whitened = self.encoder(crops)[0].float()
         return self.face_model.landmarks(self.face_model.dewhiten(whitened))
 
 
