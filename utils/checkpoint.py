@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.files import atomic_write, read_weights_file
-from utils.morphable_model import MorphableModel
+from utils.morphable_model import SHAPE, MorphableModel
 
 # Buffers that published checkpoints carry: copies of the 3DMM the weights were trained with.
 FACE_MODEL_BUFFERS = (
@@ -128,7 +128,7 @@ def _face_model_buffers(face_model: MorphableModel) -> dict[str, np.ndarray]:
 
     def interleaved(array: Any) -> np.ndarray:  # (..., 3, N) -> (3N, ...)
         array = np.asarray(array)
-        return array.T.reshape(-1) if array.ndim == 2 else array.transpose(2, 1, 0).reshape(-1, 50)
+        return array.T.reshape(-1) if array.ndim == 2 else array.T.reshape(-1, len(array))
 
     basis = interleaved(face_model.basis)
     landmark_basis = interleaved(face_model.landmark_basis)
@@ -136,11 +136,11 @@ def _face_model_buffers(face_model: MorphableModel) -> dict[str, np.ndarray]:
         "param_mean": np.asarray(face_model.param_mean),
         "param_std": np.asarray(face_model.param_std),
         "u": interleaved(face_model.mean),
-        "w_shp": basis[:, :40],
-        "w_exp": basis[:, 40:],
+        "w_shp": basis[:, :SHAPE],
+        "w_exp": basis[:, SHAPE:],
         "u_base": interleaved(face_model.landmark_mean),
-        "w_shp_base": landmark_basis[:, :40],
-        "w_exp_base": landmark_basis[:, 40:],
+        "w_shp_base": landmark_basis[:, :SHAPE],
+        "w_exp_base": landmark_basis[:, SHAPE:],
     }
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,6 +46,13 @@ MIRRORED_LANDMARKS = np.array(
 LARGEST = 1e30  # of a face model's numbers, so that float32 holds their sums
 MAX_INDEX = 2**31 - 1
 Y_FLIP = 121.0  # 120 + 1: the published camera counts rows from the bottom, from one
+
+
+# the fields that take part in the algebra, and become tensors
+_ALGEBRA = (
+    "mean", "basis", "landmark_mean", "landmark_basis", "param_mean", "param_std", "flip",
+    "flip_offset",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +97,7 @@ class MorphableModel:
     # ------------------------------------------------------------------ algebra
 
     def dewhiten(self, whitened: Array) -> Array:
-        """(B, 62) whitened network output -> (B, 62) parameters (method: p * std + mean)."""
+        """(B, 62) whitened network output -> (B, 62) parameters."""
         return whitened * self.param_std + self.param_mean
 
     def whiten(self, parameters: Array) -> Array:
@@ -109,6 +116,10 @@ class MorphableModel:
         """(B, 62) parameters -> (B, 3, N) dense mesh in the model frame, the camera left out."""
         return self._shape(parameters, self.mean, self.basis)
 
+    def to_crop(self, points: Array) -> Array:
+        """(..., 3, P) points of the camera's 1-based y-up crop -> crop frame; its own inverse."""
+        return points * self.flip + self.flip_offset
+
     def _decode(self, parameters: Array, mean: Array, basis: Array) -> Array:
         camera = split_camera(parameters)  # (B, 3, 4)
         camera = camera * self.flip  # the y flip costs 12 numbers here, 3N after the product
@@ -126,8 +137,7 @@ class MorphableModel:
 
     def map(self, function: Callable[[Any], Any]) -> MorphableModel:
         """A copy with ``function`` applied to every array that takes part in the algebra."""
-        names = [field.name for field in fields(self)][:8]
-        return replace(self, **{name: function(getattr(self, name)) for name in names})
+        return replace(self, **{name: function(getattr(self, name)) for name in _ALGEBRA})
 
     def to_torch(self, device: str | torch.device = "cpu") -> MorphableModel:
         """The same model in float32 torch tensors on ``device``."""
@@ -223,82 +233,20 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
     Raises:
         ValueError: an array is missing or has another shape than the rest asks for.
     """
-
-    def take(
-        name: str,
-        shape: tuple[int, ...] | None = None,
-        optional: bool = False,
-        largest: float = LARGEST,
-    ):
-        if name not in arrays:
-            if optional:
-                return None
-            raise ValueError(f"{path}: the array {name} is missing")
-        array = arrays[name]
-        if not isinstance(array, np.ndarray):
-            raise ValueError(f"{path}: {name} must be an array, found {type(array).__name__}")
-        if array.dtype.kind not in "fiu" or not _within(array, largest):
-            raise ValueError(
-                f"{path}: {name} must hold finite numbers within ±{largest:g}, found {array.dtype}"
-            )
-        if shape is not None and array.shape != shape:
-            raise ValueError(f"{path}: {name} has shape {array.shape}, expected {shape}")
-        return array
-
-    u_shp = take("u_shp")
-    size = u_shp.size
-    if size == 0 or size % 3:
-        raise ValueError(f"{path}: u_shp has {size} numbers, expected 3 per vertex (xyz)")
-    num_vertices = size // 3
-    interleaved_mean = u_shp.reshape(size).astype(np.float32)
-    interleaved_mean = interleaved_mean + take("u_exp", u_shp.shape).reshape(size).astype(
-        np.float32
-    )
-    mean = np.ascontiguousarray(interleaved_mean.reshape(num_vertices, 3).T)  # (3, N)
-
-    w_shp = take("w_shp_sim", (size, SHAPE)).reshape(num_vertices, 3, SHAPE)
-    w_exp = take("w_exp_sim", (size, EXPRESSION)).reshape(num_vertices, 3, EXPRESSION)
-    basis = np.empty((SHAPE + EXPRESSION, 3, num_vertices), np.float32)
-    for start in range(0, num_vertices, 256):  # blocks that fit the cache: eight times as fast
-        block = slice(start, start + 256)
-        basis[:SHAPE, :, block] = w_shp[block].transpose(2, 1, 0)
-        basis[SHAPE:, :, block] = w_exp[block].transpose(2, 1, 0)
-
-    keypoints = take("keypoints_sim", (3 * NUM_LANDMARKS,), largest=MAX_INDEX).reshape(
-        NUM_LANDMARKS, 3
-    )
-    landmark_indices = keypoints[:, 0].astype(np.int64) // 3
-    if (keypoints != 3 * landmark_indices[:, None] + np.arange(3)).any():
-        raise ValueError(f"{path}: keypoints_sim must index the xyz of 68 vertices, in that order")
-    _check_range(path, "keypoints_sim", landmark_indices, num_vertices)
-
-    for name in ("param_mean", "param_std"):  # of 102 as published, 62 count
-        if isinstance(arrays.get(name), np.ndarray):
-            arrays = arrays | {name: arrays[name].ravel()[:NUM_PARAMETERS]}
-    param_mean, param_std = (take(name).astype(np.float32) for name in ("param_mean", "param_std"))
-    for name, vector in (("param_mean", param_mean), ("param_std", param_std)):
-        if len(vector) < NUM_PARAMETERS:
-            raise ValueError(
-                f"{path}: {name} has {len(vector)} numbers, expected at least {NUM_PARAMETERS}"
-            )
+    given = _Arrays(arrays, path)
+    mean, basis = _mean_and_basis(given)  # (3, N), (50, 3, N)
+    num_vertices = mean.shape[1]
+    landmark_indices = _landmark_indices(given, num_vertices)  # (68,)
+    param_mean, param_std = given.whitening("param_mean"), given.whitening("param_std")
     if (param_std <= 0).any():
         raise ValueError(f"{path}: param_std must be positive")
-
-    uv = take("uv", optional=True)
-    if uv is not None:
-        uv = take("uv", (num_vertices, 2)).astype(np.float32)
-        if uv.min() < -1e-3 or uv.max() > 1 + 1e-3:
-            raise ValueError(f"{path}: uv must lie in [0, 1], found {uv.min():g} to {uv.max():g}")
-        uv = uv.clip(0, 1)
+    uv = _texture_coordinates(given, num_vertices) if "uv" in arrays else None
     kept_vertices = kept_triangles = None
     if "keptInd" in arrays and "deletedTri" in arrays:
-        kept_vertices = take("keptInd", largest=MAX_INDEX).astype(np.int64).ravel()
-        _check_range(path, "keptInd", kept_vertices, num_vertices)
-        kept_triangles = _triangles(
-            path, "deletedTri", take("deletedTri", largest=MAX_INDEX), len(kept_vertices)
-        )
-
-    triangles = _triangles(path, "tri", take("tri", largest=MAX_INDEX), num_vertices)
+        kept_vertices = given.take("keptInd", largest=MAX_INDEX).astype(np.int64).ravel()
+        given.check_range("keptInd", kept_vertices, num_vertices)
+        kept_triangles = given.triangles("deletedTri", len(kept_vertices))
+    triangles = given.triangles("tri", num_vertices)
     for shared in (landmark_indices, triangles, uv, kept_vertices, kept_triangles):
         if shared is not None:
             shared.flags.writeable = False  # by every face of the model
@@ -320,24 +268,104 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
     )
 
 
+def _mean_and_basis(given: _Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """The mean face (3, N) and the shape and expression bases (50, 3, N)."""
+    u_shp = given.take("u_shp")
+    size = u_shp.size
+    if size == 0 or size % 3:
+        raise ValueError(f"{given.path}: u_shp has {size} numbers, expected 3 per vertex (xyz)")
+    num_vertices = size // 3
+    u_exp = given.take("u_exp", u_shp.shape)
+    interleaved = u_shp.reshape(size).astype(np.float32) + u_exp.reshape(size).astype(np.float32)
+    mean = np.ascontiguousarray(interleaved.reshape(num_vertices, 3).T)  # (3, N)
+
+    w_shp = given.take("w_shp_sim", (size, SHAPE)).reshape(num_vertices, 3, SHAPE)
+    w_exp = given.take("w_exp_sim", (size, EXPRESSION)).reshape(num_vertices, 3, EXPRESSION)
+    basis = np.empty((SHAPE + EXPRESSION, 3, num_vertices), np.float32)
+    for start in range(0, num_vertices, 256):  # blocks that fit the cache: eight times as fast
+        block = slice(start, start + 256)
+        basis[:SHAPE, :, block] = w_shp[block].transpose(2, 1, 0)
+        basis[SHAPE:, :, block] = w_exp[block].transpose(2, 1, 0)
+    return mean, basis
+
+
+def _landmark_indices(given: _Arrays, num_vertices: int) -> np.ndarray:
+    """(68,) int64 vertices, from the indices of their coordinates in the interleaved mean."""
+    keypoints = given.take("keypoints_sim", (3 * NUM_LANDMARKS,), largest=MAX_INDEX)
+    keypoints = keypoints.reshape(NUM_LANDMARKS, 3)
+    indices = keypoints[:, 0].astype(np.int64) // 3
+    if (keypoints != 3 * indices[:, None] + np.arange(3)).any():
+        raise ValueError(
+            f"{given.path}: keypoints_sim must index the xyz of 68 vertices, in that order"
+        )
+    given.check_range("keypoints_sim", indices, num_vertices)
+    return indices
+
+
+def _texture_coordinates(given: _Arrays, num_vertices: int) -> np.ndarray:
+    """(N, 2) float32 in [0, 1]; rounding beyond is cut off."""
+    uv = given.take("uv", (num_vertices, 2)).astype(np.float32)
+    if uv.min() < -1e-3 or uv.max() > 1 + 1e-3:
+        raise ValueError(f"{given.path}: uv must lie in [0, 1], found {uv.min():g} to {uv.max():g}")
+    return uv.clip(0, 1)
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """A face model's arrays, checked as they are taken."""
+
+    arrays: dict[str, np.ndarray]
+    path: str | os.PathLike
+
+    def take(
+        self, name: str, shape: tuple[int, ...] | None = None, largest: float = LARGEST
+    ) -> np.ndarray:
+        if name not in self.arrays:
+            raise ValueError(f"{self.path}: the array {name} is missing")
+        array = self.arrays[name]
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{self.path}: {name} must be an array, found {type(array).__name__}")
+        if array.dtype.kind not in "fiu" or not _within(array, largest):
+            raise ValueError(
+                f"{self.path}: {name} must hold finite numbers within ±{largest:g}, found "
+                f"{array.dtype}"
+            )
+        if shape is not None and array.shape != shape:
+            raise ValueError(f"{self.path}: {name} has shape {array.shape}, expected {shape}")
+        return array
+
+    def whitening(self, name: str) -> np.ndarray:
+        """(62,) float32; of 102 numbers as published, the first 62 count."""
+        arrays = dict(self.arrays)
+        if isinstance(arrays.get(name), np.ndarray):  # what follows the 62 may be anything
+            arrays[name] = arrays[name].ravel()[:NUM_PARAMETERS]
+        vector = _Arrays(arrays, self.path).take(name).astype(np.float32)
+        if len(vector) < NUM_PARAMETERS:
+            raise ValueError(
+                f"{self.path}: {name} has {len(vector)} numbers, expected at least {NUM_PARAMETERS}"
+            )
+        return vector
+
+    def triangles(self, name: str, num_vertices: int) -> np.ndarray:
+        """Stored (3, T) from 1 -> (T, 3) int32 from 0."""
+        stored = self.take(name, largest=MAX_INDEX)
+        if stored.ndim != 2 or stored.shape[0] != 3:
+            raise ValueError(
+                f"{self.path}: {name} has shape {stored.shape}, expected (3, T), 1-based"
+            )
+        if (stored % 1).any():
+            raise ValueError(f"{self.path}: {name} must hold whole numbers")
+        triangles = stored.astype(np.int64).T - 1
+        self.check_range(name, triangles, num_vertices)
+        return np.ascontiguousarray(triangles, dtype=np.int32)
+
+    def check_range(self, name: str, indices: np.ndarray, count: int) -> None:
+        if indices.size and (indices.min() < 0 or indices.max() >= count):
+            raise ValueError(
+                f"{self.path}: {name} points to vertex {indices.min()}..{indices.max()} of {count}"
+            )
+
+
 def _within(array: np.ndarray, largest: float) -> bool:
     """Whether all numbers lie within ±largest; NaN does not."""
     return array.size == 0 or (-largest <= float(array.min()) and float(array.max()) <= largest)
-
-
-def _triangles(path: Path, name: str, triangles: np.ndarray, num_vertices: int) -> np.ndarray:
-    """(3, T) 1-based -> (T, 3) int32 0-based."""
-    if triangles.ndim != 2 or triangles.shape[0] != 3:
-        raise ValueError(f"{path}: {name} has shape {triangles.shape}, expected (3, T), 1-based")
-    if (triangles % 1).any():
-        raise ValueError(f"{path}: {name} must hold whole numbers")
-    triangles = triangles.astype(np.int64).T - 1
-    _check_range(path, name, triangles, num_vertices)
-    return np.ascontiguousarray(triangles, dtype=np.int32)
-
-
-def _check_range(path: Path, name: str, indices: np.ndarray, count: int) -> None:
-    if indices.size and (indices.min() < 0 or indices.max() >= count):
-        raise ValueError(
-            f"{path}: {name} points to vertex {indices.min()}..{indices.max()} of {count}"
-        )
