@@ -386,7 +386,7 @@ def _interpolate(
     vertices, own = buffer.vertices, buffer.triangles
     given = _triangles(triangles, len(attributes))
     if given is not own or len(attributes) > len(vertices):
-        # Once more: an array can be changed, and memory depends on what it holds.
+        # Checked again: the caller may have changed it since, and the kernel indexes memory by it.
         own = _triangles(own, len(vertices))
     count = min(len(given), len(own))
     mesh = vertices, own[:count], *buffer.origin

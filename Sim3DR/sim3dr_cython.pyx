@@ -127,8 +127,8 @@ def rasterize(
 ):
     """Colours (N, 3) painted on image (h, w, 3): alpha of them over 1 - alpha of ``under``.
 
-    Pixels of both pictures are packed, rows may be strided. False, and the image as it was or
-    unfinished, where the triangles hold an index that is no vertex's.
+    Pixels of both pictures are packed, rows may be strided. False, and the image as it was, where
+    the triangles hold an index that is no vertex's.
     """
     with nogil:
         result = _rasterize(

@@ -221,6 +221,15 @@ def test_what_follows_a_jpeg_does_not_matter(tmp_path):
     np.testing.assert_array_equal(read_image(path), expected)
 
 
+def test_bitmaps_of_os2(tmp_path):
+    image = picture()[:, :16]  # rows of whole words
+    height, width = image.shape[:2]
+    header = struct.pack("<2sIIIIHHHH", b"BM", 26 + image.nbytes, 0, 26, 12, width, height, 1, 24)
+    path = tmp_path / "old.bmp"
+    path.write_bytes(header + image[::-1].tobytes())
+    np.testing.assert_array_equal(read_image(path), image)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".webp"])
 def test_other_truncated_files(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)

@@ -410,6 +410,15 @@ def test_faces_that_cannot_be_textured(face_model):
         textured_face(face, photo, 8)
 
 
+@pytest.mark.parametrize("suffix", [".obj", ".glb", ".html"])
+def test_a_mesh_without_a_photo_needs_no_texture_coordinates(face_model, tmp_path, suffix):
+    face = face_of(replace(face_model, uv=None))
+    (path, *_) = face.save(tmp_path / f"face{suffix}")
+    assert path.stat().st_size > 1000
+    if suffix == ".obj":
+        assert path.read_text().count("v ") == len(kept_part(face_model)[0])
+
+
 def test_a_model_without_a_kept_part_is_kept_whole(face_model):
     whole = replace(face_model, kept_vertices=None, kept_triangles=None)
     mesh = face_mesh(face_of(whole))

@@ -329,10 +329,12 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if is_jpeg and not _jpeg_is_complete(content):
         # libjpeg fills the missing part with grey and only warns; say it instead.
         raise ValueError(f"{path}: the JPEG is cut short (no end marker); get the file again")
+    # COLOR obeys the orientation, but drops alpha and halves 16 bits without rounding; UNCHANGED
+    # makes OS/2's bitmaps grey.
+    is_plain = is_jpeg or _is_os2_bitmap(content)
     data = np.frombuffer(content, dtype=np.uint8)
     try:
-        # COLOR obeys the orientation, but drops alpha and halves 16 bits without rounding.
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR if is_plain else cv2.IMREAD_UNCHANGED)
         if not is_jpeg and any(tag in content for tag in (b"eXIf", b"EXIF", b"Exif")):
             upright = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
             image = _turned_like(image, upright)
@@ -405,6 +407,10 @@ def _jpeg_is_complete(content: bytes) -> bool:
     return content.find(b"\xff\xd9", at) >= 0  # what follows it (a phone's film) does not matter
 
 
+def _is_os2_bitmap(content: bytes) -> bool:
+    return content.startswith(b"BM") and content[14:18] == struct.pack("<I", 12)
+
+
 def _stated_size(content: bytes) -> tuple[int, int]:
     """Width and height in a header of PNG, JPEG, BMP, GIF or TIFF; zeros where none is found."""
 
@@ -419,7 +425,7 @@ def _stated_size(content: bytes) -> tuple[int, int]:
                  if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC)]  # fmt: skip
         return max(sizes, default=(0, 0))
     if content.startswith(b"BM"):
-        width, height = numbers("<ii", 18)
+        width, height = numbers("<HH" if _is_os2_bitmap(content) else "<ii", 18)
         return abs(width), abs(height)
     if content.startswith(b"GIF8"):
         return numbers("<HH", 6)

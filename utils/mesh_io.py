@@ -51,7 +51,7 @@ class TexturedMesh:
     colors: np.ndarray | None = None
     confidence: np.ndarray | None = None
     frame: str = "image"
-    origin: np.ndarray = (0.0, 0.0, 0.0)
+    origin: np.ndarray | tuple[float, float, float] = (0.0, 0.0, 0.0)
     pixels_per_metre: float = 1.0
 
     @property

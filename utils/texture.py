@@ -31,10 +31,8 @@ UV_MAP_SUFFIX = "_fake_B.png"  # of published UV maps
 PHOTO_SUFFIX = "_real_A"  # of published pre-cropped photos, before the extension
 
 GRAZING = (0.15, 0.45)  # cosine of the viewing angle: below unused, above fully used
-CONTOUR = (
-    0.003,
-    0.025,
-)  # distance from the head's contour likewise, share of the face's longer side
+# distance from the head's contour likewise, share of the face's longer side
+CONTOUR = (0.003, 0.025)
 FEATHER = 0.02  # width of the soft edge of what is seen, share of the texture's side
 SURE_CONTOUR = (0.06, 0.12)  # nearer to the contour, background may be taken for the face
 DOUBT = (0.25, 0.5)  # log of the ratio to the colour expected: below trusted, above not
@@ -121,9 +119,10 @@ def kept_part(face_model: MorphableModel) -> tuple[np.ndarray, np.ndarray]:
 
 
 def require_texture_coordinates(face_model: MorphableModel) -> None:
-    """
+    """Refuses a face model without texture coordinates.
+
     Raises:
-        ValueError: the face model has no texture coordinates.
+        ValueError: it has none.
     """
     if face_model.uv is None:
         raise ValueError(
@@ -194,21 +193,23 @@ def _inside(polygon: np.ndarray, point: np.ndarray) -> bool:
 
 
 def face_mesh(face: Face, lid: bool = False) -> TexturedMesh:
-    """The kept part of a fitted face with its texture coordinates, image frame, no colours yet.
+    """The kept part of a fitted face, image frame, no colours yet; with texture coordinates where
+    the face model has them.
 
     Args:
         lid: close the mouth (``mouth_lid``).
 
     Raises:
-        ValueError: the face has no dense mesh, or the face model no texture coordinates.
+        ValueError: the face has no dense mesh, or a lid is asked for and the face model has no
+            texture coordinates.
     """
     if face.vertices is None:
         raise ValueError("the face has no dense mesh: reconstruct it with dense=True")
     face_model = face.face_model
-    require_texture_coordinates(face_model)
     kept, triangles = kept_part(face_model)
-    uv = face_model.uv[kept]
+    uv = None if face_model.uv is None else face_model.uv[kept]
     if lid:
+        require_texture_coordinates(face_model)
         triangles = triangles_with_lid(face_model)
     return TexturedMesh(
         vertices=np.ascontiguousarray(face.vertices.T[kept]),
@@ -252,6 +253,7 @@ def uv_mapped_face(face: Face, uv_map: np.ndarray) -> TexturedMesh:
 
     The mesh has the vertices' colours and the map as its texture, image frame.
     """
+    require_texture_coordinates(face.face_model)
     mesh = face_mesh(face)
     return mesh.replace(colors=sample_uv_map(uv_map, mesh.uv), texture=uv_map)
 
@@ -272,8 +274,9 @@ def textured_face(face: Face, image: np.ndarray, size: int = 1024) -> TexturedMe
         ValueError: no dense mesh, no or asymmetric texture coordinates, no picture, bad size.
     """
     mesh, face_model = face_mesh(face, lid=True), face.face_model
-    lips = face_model.uv[face_model.landmark_indices]
-    if np.abs(lips * (-1, 1) + (1, 0) - lips[MIRRORED_LANDMARKS]).max() > SYMMETRY_TOLERANCE:
+    landmarks = face_model.uv[face_model.landmark_indices]  # (68, 2)
+    mirrored = landmarks[MIRRORED_LANDMARKS] * (-1, 1) + (1, 0)
+    if np.abs(landmarks - mirrored).max() > SYMMETRY_TOLERANCE:
         raise ValueError(
             f"{face_model.source}: texture coordinates are not symmetric (u to 1 - u), so hidden "
             "parts cannot be mirrored"
@@ -447,9 +450,9 @@ def _mirror(photo: np.ndarray, seen: np.ndarray) -> np.ndarray:
 def _trust(photo: np.ndarray, seen: np.ndarray, contour: np.ndarray) -> np.ndarray:
     """(S, S) from 0 to 1, how far a texel's colour is the face's, not the background's.
 
-    A fit that reaches beyond the real contour takes colours from behind it. They are told by what
-    the other side lets expect if it lies well inside the contour. A profile has the middle of the
-    face at its contour: there by the nearest texels that lie inside.
+    A fit that reaches beyond the real contour takes colours from behind it. They are recognised by
+    comparing them with the mirrored texel, where that lies well inside the contour; near the
+    middle of a profile, which is at the contour itself, with the nearest texels inside.
     """
     inner = smooth_step(contour, *SURE_CONTOUR)
     mirrored = _mirror(photo, seen * inner)
