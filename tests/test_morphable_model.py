@@ -263,6 +263,49 @@ def test_misshapen_arrays_are_named(tmp_path, name, change, layout):
         refused(tmp_path / "face.npz", name)
 
 
+@pytest.mark.parametrize(
+    ("names", "change", "said"),
+    [
+        (("u_shp", "u_exp"), lambda a: a / 1e3, "the unit of length is the micrometre"),
+        (("u_shp", "u_exp"), lambda a: a / 1e6, "the unit of length is the micrometre"),
+        (("tri",), lambda a: a[::-1], "exchange two rows of tri"),
+        (("w_shp_sim",), lambda a: a[:, :20], "20 directions; the layout has 40"),
+        (("w_exp_sim",), lambda a: a[:, :5], "5 directions; the layout has 10"),
+    ],
+)
+def test_other_peoples_conventions_are_named(tmp_path, names, change, said):
+    arrays = tiny_face_arrays()
+    np.savez(tmp_path / "face.npz", **arrays | {name: change(arrays[name]) for name in names})
+    refused(tmp_path / "face.npz", said)
+
+
+def test_models_as_they_were_read_are_pickled_as_their_files_name(tmp_path):
+    np.savez(tmp_path / "face.npz", **tiny_face_arrays())
+    model = load_morphable_model(tmp_path / "face.npz")
+    stored = pickle.dumps(model)
+    assert len(stored) < 1000 and pickle.loads(stored) is pickle.loads(stored)
+    again = pickle.loads(stored)
+    assert again.fingerprint == model.fingerprint and not again.triangles.flags.writeable
+    changed = replace(model, uv=None)
+    assert pickle.loads(pickle.dumps(changed)).uv is None
+
+    changed = model.mean + 1
+    copied = pickle.loads(pickle.dumps(replace(model, mean=changed)))
+    np.testing.assert_array_equal(copied.mean, changed)
+
+
+def test_a_pickled_models_file_must_be_there_unchanged(tmp_path):
+    path = tmp_path / "face.npz"
+    np.savez(path, **tiny_face_arrays())
+    stored = pickle.dumps(load_morphable_model(path))
+    np.savez(path, **tiny_face_arrays(seed=1))
+    with pytest.raises(ValueError, match=r"face\.npz: another face model .*than the pickled"):
+        pickle.loads(stored)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="is not there any more"):
+        pickle.loads(stored)
+
+
 def test_only_the_whitening_that_is_used_is_checked(tmp_path):
     arrays = tiny_face_arrays()
     longer = {n: np.append(arrays[n], np.full(40, np.nan)) for n in ("param_mean", "param_std")}

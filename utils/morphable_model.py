@@ -20,9 +20,10 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 
@@ -139,6 +140,14 @@ class MorphableModel:
         """A copy with ``function`` applied to every array that takes part in the algebra."""
         return replace(self, **{name: function(getattr(self, name)) for name in _ALGEBRA})
 
+    def __reduce_ex__(self, protocol: int):
+        """A model as it was read is pickled as its file's name and fingerprint: otherwise every
+        face that one process sends another would carry megabytes. A changed one is pickled whole.
+        """
+        if self in _AS_READ:
+            return _read_again, (os.path.abspath(self.source), self.fingerprint)
+        return super().__reduce_ex__(protocol)
+
     def to_torch(self, device: str | torch.device = "cpu") -> MorphableModel:
         """The same model in float32 torch tensors on ``device``."""
         import torch
@@ -154,6 +163,9 @@ class MorphableModel:
             digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
         digest.update(self.landmark_indices.astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+_AS_READ: WeakSet[MorphableModel] = WeakSet()
 
 
 def split_camera(parameters: Array) -> Array:
@@ -177,7 +189,26 @@ def load_morphable_model(path: str | os.PathLike) -> MorphableModel:
     """
     path = Path(path)
     read = _read_folder if path.is_dir() else _read_npz
-    return build_morphable_model(read(path), path)
+    face_model = build_morphable_model(read(path), path)
+    _AS_READ.add(face_model)
+    return face_model
+
+
+@lru_cache(maxsize=4)
+def _read_again(path: str, fingerprint: str) -> MorphableModel:
+    """The face model of something that was pickled; one for all of them in a process."""
+    try:
+        face_model = load_morphable_model(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}: the face model that the pickled faces were made with is not there any more"
+        ) from error
+    if face_model.fingerprint != fingerprint:
+        raise ValueError(
+            f"{path}: another face model (fingerprint {face_model.fingerprint}) than the pickled "
+            f"faces were made with ({fingerprint})"
+        )
+    return face_model
 
 
 def _read_folder(folder: Path) -> dict[str, np.ndarray]:
@@ -235,6 +266,12 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
     """
     given = _Arrays(arrays, path)
     mean, basis = _mean_and_basis(given)  # (3, N), (50, 3, N)
+    extent = np.ptp(mean, axis=1).max()
+    if not 1e4 < extent < 1e7:
+        raise ValueError(
+            f"{path}: the mean face is {extent:g} long; the unit of length is the micrometre, so "
+            "a face has some 200,000"
+        )
     num_vertices = mean.shape[1]
     landmark_indices = _landmark_indices(given, num_vertices)  # (68,)
     param_mean, param_std = given.whitening("param_mean"), given.whitening("param_std")
@@ -247,6 +284,11 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
         given.check_range("keptInd", kept_vertices, num_vertices)
         kept_triangles = given.triangles("deletedTri", len(kept_vertices))
     triangles = given.triangles("tri", num_vertices)
+    if _faces_inwards(mean, triangles):
+        raise ValueError(
+            f"{path}: the triangles are wound the other way round (seen from outside, y up, their "
+            "corners go clockwise); exchange two rows of tri"
+        )
     for shared in (landmark_indices, triangles, uv, kept_vertices, kept_triangles):
         if shared is not None:
             shared.flags.writeable = False  # by every face of the model
@@ -279,8 +321,10 @@ def _mean_and_basis(given: _Arrays) -> tuple[np.ndarray, np.ndarray]:
     interleaved = u_shp.reshape(size).astype(np.float32) + u_exp.reshape(size).astype(np.float32)
     mean = np.ascontiguousarray(interleaved.reshape(num_vertices, 3).T)  # (3, N)
 
-    w_shp = given.take("w_shp_sim", (size, SHAPE)).reshape(num_vertices, 3, SHAPE)
-    w_exp = given.take("w_exp_sim", (size, EXPRESSION)).reshape(num_vertices, 3, EXPRESSION)
+    w_shp, w_exp = (
+        given.columns(name, size, count).reshape(num_vertices, 3, count)
+        for name, count in (("w_shp_sim", SHAPE), ("w_exp_sim", EXPRESSION))
+    )
     basis = np.empty((SHAPE + EXPRESSION, 3, num_vertices), np.float32)
     for start in range(0, num_vertices, 256):  # blocks that fit the cache: eight times as fast
         block = slice(start, start + 256)
@@ -334,6 +378,16 @@ class _Arrays:
             raise ValueError(f"{self.path}: {name} has shape {array.shape}, expected {shape}")
         return array
 
+    def columns(self, name: str, size: int, count: int) -> np.ndarray:
+        """(3N, count) directions of a basis."""
+        stored = self.take(name)
+        if stored.ndim == 2 and len(stored) == size and stored.shape[1] < count:
+            raise ValueError(
+                f"{self.path}: {name} has {stored.shape[1]} directions; the layout has {count}, so "
+                "fill up with columns of zeros"
+            )
+        return self.take(name, (size, count))
+
     def whitening(self, name: str) -> np.ndarray:
         """(62,) float32; of 102 numbers as published, the first 62 count."""
         arrays = dict(self.arrays)
@@ -364,6 +418,12 @@ class _Arrays:
             raise ValueError(
                 f"{self.path}: {name} points to vertex {indices.min()}..{indices.max()} of {count}"
             )
+
+
+def _faces_inwards(mean: np.ndarray, triangles: np.ndarray) -> bool:
+    """Whether a surface is seen from inside, by the volume between it and its middle."""
+    corners = (mean - mean.mean(1, keepdims=True)).T[triangles].astype(np.float64)  # (T, 3, 3)
+    return np.linalg.det(corners).sum() > 0  # clockwise from outside: negative
 
 
 def _within(array: np.ndarray, largest: float) -> bool:
