@@ -26,7 +26,8 @@ FACE_MODEL_BUFFERS = (
 _TOGETHER = (
     "Weights and face model must belong together: the published ones come together "
     '(`make published NAMES="3dmm_data weights"`), and so do the bundled ones, which are used '
-    "where the published ones are not at their places; or name others with their options."
+    "where the published ones are not at their places; or name others with their options. A face "
+    "model of your own: docs/face_model.md."
 )
 
 

@@ -17,6 +17,7 @@ share, so one implementation serves both; reading a model does not import torch.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from utils.matlab import read_mat
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
@@ -191,7 +194,26 @@ def load_morphable_model(path: str | os.PathLike) -> MorphableModel:
     read = _read_folder if path.is_dir() else _read_npz
     face_model = build_morphable_model(read(path), path)
     _AS_READ.add(face_model)
+    if doubt := _doubtful_convention(face_model):
+        logger.warning("%s: %s (docs/face_model.md)", path, doubt)
     return face_model
+
+
+def _doubtful_convention(face_model: MorphableModel) -> str:
+    """What looks as if a model followed other conventions; empty where nothing does."""
+    extent = np.ptp(face_model.mean, axis=1).max()
+    if not 1e4 < extent < 1e7:
+        return (
+            f"the mean face is {extent:g} long; in micrometres, the unit here, faces have 200,000"
+        )
+    # the volume between the surface and its middle; corners that go clockwise make it negative
+    centred = face_model.mean - face_model.mean.mean(1, keepdims=True)  # (3, N)
+    if np.linalg.det(centred.T[face_model.triangles].astype(np.float64)).sum() > 0:
+        return (
+            "its triangles seem to be wound the other way round (seen from outside, y up, their "
+            "corners go clockwise): is it dark in pictures, exchange two rows of tri"
+        )
+    return ""
 
 
 @lru_cache(maxsize=4)
@@ -266,12 +288,6 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
     """
     given = _Arrays(arrays, path)
     mean, basis = _mean_and_basis(given)  # (3, N), (50, 3, N)
-    extent = np.ptp(mean, axis=1).max()
-    if not 1e4 < extent < 1e7:
-        raise ValueError(
-            f"{path}: the mean face is {extent:g} long; the unit of length is the micrometre, so "
-            "a face has some 200,000"
-        )
     num_vertices = mean.shape[1]
     landmark_indices = _landmark_indices(given, num_vertices)  # (68,)
     param_mean, param_std = given.whitening("param_mean"), given.whitening("param_std")
@@ -284,11 +300,6 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
         given.check_range("keptInd", kept_vertices, num_vertices)
         kept_triangles = given.triangles("deletedTri", len(kept_vertices))
     triangles = given.triangles("tri", num_vertices)
-    if _faces_inwards(mean, triangles):
-        raise ValueError(
-            f"{path}: the triangles are wound the other way round (seen from outside, y up, their "
-            "corners go clockwise); exchange two rows of tri"
-        )
     for shared in (landmark_indices, triangles, uv, kept_vertices, kept_triangles):
         if shared is not None:
             shared.flags.writeable = False  # by every face of the model
@@ -418,12 +429,6 @@ class _Arrays:
             raise ValueError(
                 f"{self.path}: {name} points to vertex {indices.min()}..{indices.max()} of {count}"
             )
-
-
-def _faces_inwards(mean: np.ndarray, triangles: np.ndarray) -> bool:
-    """Whether a surface is seen from inside, by the volume between it and its middle."""
-    corners = (mean - mean.mean(1, keepdims=True)).T[triangles].astype(np.float64)  # (T, 3, 3)
-    return np.linalg.det(corners).sum() > 0  # clockwise from outside: negative
 
 
 def _within(array: np.ndarray, largest: float) -> bool:
