@@ -19,8 +19,8 @@ from utils.model_options import add_model_options, open_model
 from utils.overlays import DRAWINGS
 from utils.photo_script import comma_list
 from utils.smoothing import STRENGTHS
-from utils.video_io import CODECS, check_video_path
-from utils.video_script import check_window, default_video, run_on_video
+from utils.video_io import CODECS, check_video_path, default_video
+from utils.video_script import check_window, run_on_video
 
 EPILOG = """\
 --save writes beside the video, under its name:

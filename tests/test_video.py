@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -370,6 +371,70 @@ def test_a_fault_of_ours_leaves_nothing_behind(run, frames, monkeypatch, tmp_pat
     with pytest.raises(ZeroDivisionError):
         run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_video_that_cannot_be_begun_frees_what_was_opened(run, frames, monkeypatch, tmp_path):
+    capture = Capture(frames)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    monkeypatch.setattr(video_io.tempfile, "mkdtemp", Mock(side_effect=OSError(13, "not yours")))
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
+    assert code == 1 and "failed: [Errno 13] not yours" in output
+    assert "frame/s" not in output  # no progress bar was left standing
+    assert capture.released
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize("end", [1, COUNT - 1])
+def test_a_fault_of_ours_in_the_thread_that_writes(run, frames, monkeypatch, tmp_path, end):
+    """Told by the next frame, or, of the last one, when the video is closed."""
+    write, written = VideoWriter.write, []
+
+    def fails(writer, frame, seconds):
+        written.append(seconds)
+        if len(written) > end:
+            raise ZeroDivisionError
+        write(writer, frame, seconds)
+
+    monkeypatch.setattr(VideoWriter, "write", fails)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(frames))
+    Path("in.mp4").touch()
+    with pytest.raises(ZeroDivisionError):
+        run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
+    assert len(written) == end + 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("is_stopped", "code", "said"), [(False, 1, "not enough memory"), (True, 130, "stopped")]
+)
+def test_the_last_frame_finds_no_memory(run, frames, monkeypatch, is_stopped, code, said):
+    """As it is written, which is told when the video is closed; Ctrl-C came before."""
+    capture = Interrupting(frames, FaceTracker, monkeypatch, COUNT - is_stopped)
+    write, last = VideoWriter.write, (COUNT - 1 - is_stopped) / 25
+
+    def fails(writer, frame, seconds):
+        if seconds > last - 0.01:
+            raise MemoryError
+        write(writer, frame, seconds)
+
+    monkeypatch.setattr(VideoWriter, "write", fails)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    Path("in.mp4").touch()
+    found, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
+    assert found == code and f"failed: in.mp4: {said}" in output
+    assert len(read_film(Path("o.avi"))) == len(lines_of(Path("o.jsonl"))) - 1
+
+
+def test_a_stopped_video_that_cannot_be_closed_is_told(run, frames, monkeypatch, tmp_path):
+    capture = Interrupting(frames, FaceTracker, monkeypatch, 5)
+    monkeypatch.setattr(VideoWriter, "_check", Mock(side_effect=OSError("is the disk full?")))
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
+    assert code == 1 and "failed: in.mp4: is the disk full?" in output
+    assert "written: o.jsonl" in output and len(lines_of(Path("o.jsonl"))) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "o.jsonl"]
 
 
 def test_a_video_that_cannot_be_written_is_told(tmp_path):

@@ -402,3 +402,9 @@ def check_video_path(path: Path) -> None:
     """Raises ValueError for a suffix that no video can be written with."""
     if path.suffix.lower() not in CODECS:
         raise ValueError(f"{path}: a video to write ends in {', '.join(CODECS)}")
+
+
+def default_video(source: Path | int) -> Path:
+    """Where a video goes when nothing is said."""
+    name = f"camera_{source}" if isinstance(source, int) else source.stem
+    return Path("inference_output") / f"{name}.mp4"
