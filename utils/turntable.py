@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 from utils.files import atomic_write
 from utils.mesh_io import TexturedMesh
 from utils.render import render_textured
+from utils.video_io import VideoWriter
 
 SIDE = 480  # pixels
 COUNT = 60  # frames
@@ -100,25 +100,24 @@ def save_turntable(path: str | os.PathLike, frames: Sequence[np.ndarray], fps: i
 
     Args:
         path: ``.gif`` or ``.mp4``.
-        frames: pictures of one size (H, W, 3) uint8 BGR; H and W even for an MP4.
+        frames: pictures of one size (H, W, 3) uint8 BGR; of an MP4 an odd last column or row is
+            cut off.
         fps: frames a second.
 
     Raises:
         OSError: it cannot be written there.
-        ValueError: another suffix, no frames, an odd MP4, or an OpenCV that cannot write MP4.
+        ValueError: another suffix, no frames, or an OpenCV that cannot write MP4.
     """
     path = Path(path)
-    encode = ENCODERS.get(path.suffix.lower())
-    if encode is None:
-        raise ValueError(f"{path}: a turntable is written as {' or '.join(ENCODERS)}")
+    write = WRITERS.get(path.suffix.lower())
+    if write is None:
+        raise ValueError(f"{path}: a turntable is written as {' or '.join(WRITERS)}")
     if not len(frames):
         raise ValueError(f"{path}: a turntable without frames")
-    content = encode(frames, fps)
-    with atomic_write(path) as file:
-        file.write(content)
+    write(path, frames, fps)
 
 
-def _gif(frames: Sequence[np.ndarray], fps: int) -> bytes:
+def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     from PIL import Image  # here: most runs write none
 
     colours = [frame[..., ::-1] for frame in frames]  # RGB
@@ -133,28 +132,25 @@ def _gif(frames: Sequence[np.ndarray], fps: int) -> bytes:
     first.save(
         content, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0
     )
-    return content.getvalue()
+    with atomic_write(path) as file:
+        file.write(content.getvalue())
 
 
-def _mp4(frames: Sequence[np.ndarray], fps: int) -> bytes:
+def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     height, width = frames[0].shape[:2]
-    if height % 2 or width % 2:
-        raise ValueError(f"an MP4 has an even width and height, not {width}x{height}")
-    with tempfile.TemporaryDirectory() as folder:  # the writer only takes a name
-        path = Path(folder) / "clip.mp4"
-        code = cv2.VideoWriter_fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(path), code, fps, (width, height))
-        try:
-            if not writer.isOpened():
-                raise ValueError(
-                    "this OpenCV cannot write MP4 files (codec mp4v): it was built without FFmpeg; "
-                    "take --turntable gif, or install the opencv-python-headless wheel"
-                )
-            for frame in frames:
-                writer.write(frame)
-        finally:
-            writer.release()
-        return path.read_bytes()
+    try:
+        writer = VideoWriter(path, (width, height), fps)
+    except ValueError as error:
+        raise ValueError(f"{error}; or take --turntable gif") from error
+    try:
+        for i, frame in enumerate(frames):
+            writer.write(frame, i / fps)
+        writer.close()
+        if writer.was_stopped:  # it only keeps Ctrl-C from costing the video
+            raise KeyboardInterrupt
+    except BaseException:
+        writer.abandon()
+        raise
 
 
-ENCODERS = {".gif": _gif, ".mp4": _mp4}  # by suffix
+WRITERS = {".gif": _write_gif, ".mp4": _write_mp4}  # by suffix
