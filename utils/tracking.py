@@ -68,8 +68,10 @@ class Track:
         id: 1, 2, ... in order of appearance.
         face: as last seen, not smoothed.
         score: of its last detection.
+        smoother: of its parameters; None: they are not smoothed.
         velocity: (2,) pixels a frame.
         missing: frames since it was last seen; 0: it is in this one.
+        gap: frames between the last two times it was seen; 1: it was not missing.
         unconfirmed: detections in a row that did not find it.
         before: face, velocity and missing until it was last seen; None for a new one.
     """
@@ -80,7 +82,7 @@ class Track:
     smoother: FaceSmoother | None
     velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
     missing: int = 0
-    gap: int = 1  # frames between the last two times it was seen
+    gap: int = 1
     unconfirmed: int = 0
     before: tuple[Face, np.ndarray, int] | None = None
 
@@ -212,43 +214,62 @@ class FaceTracker:
 
     def _detect(self, image: np.ndarray) -> None:
         """Confirms followed faces, finds missing ones again and new ones."""
-        detections = detect(self.pipeline.detector, image)  # (n, 5)
+        rest = self._confirm(detect(self.pipeline.detector, image))
+        found = self._fit_detections(image, rest)
+        self._find_again(found)
+        self._begin(image, found)
+
+    def _confirm(self, detections: np.ndarray) -> np.ndarray:
+        """Notes which followed faces have been detected.
+
+        (n, 5) detections -> (m, 5) those that lie on no followed face.
+        """
         seen = [track for track in self.tracks if not track.missing]
-        missing = [track for track in self.tracks if track.missing]
         boxes = np.array([box_of(track.face) for track in seen]).reshape(-1, 4)
-        confirmed = pairs(overlaps(boxes, detections), MIN_OVERLAP)  # best first
+        overlap = overlaps(boxes, detections)
         for track in seen:
             track.unconfirmed += 1
-        for i, j in confirmed:
+        for i, j in pairs(overlap, MIN_OVERLAP):
             seen[i].unconfirmed, seen[i].score = 0, float(detections[j, 4])
-        taken = {j for _, j in confirmed}
         # a second box on a face that is followed is no new face
-        covered = set(np.flatnonzero((overlaps(boxes, detections) > MIN_OVERLAP).any(0)))
-        rest = detections[[j for j in range(len(detections)) if j not in taken | covered]]
-        if not len(rest):
-            return
-        faces = self._fit(image, boxes_to_roi_boxes(rest))
-        # once more from the landmarks, as in the frames to come: the first looks like the others
+        return detections[~(overlap > MIN_OVERLAP).any(axis=0)]
+
+    def _fit_detections(
+        self, image: np.ndarray, detections: np.ndarray
+    ) -> list[tuple[Face, float]]:
+        """(n, 5) detections -> those that look like faces: face and score of the detection."""
+        faces = self._fit(image, boxes_to_roi_boxes(detections))
+        # Cropped again from its landmarks, as it will be in every later frame: other crops give
+        # slightly other landmarks, and the face would jump from its first frame to the second.
         faces = self._fit(image, [roi_box_of(face) for face in faces])
-        found = [
+        return [
             (face, float(score))
-            for face, score in zip(faces, rest[:, 4], strict=True)
+            for face, score in zip(faces, detections[:, 4], strict=True)
             if looks_like_a_face(face, image)
         ]
+
+    def _find_again(self, found: list[tuple[Face, float]]) -> None:
+        """Gives the missing tracks those of the faces that fit to them, each at most one."""
+        missing = [track for track in self.tracks if track.missing]
         nearness = np.zeros((len(missing), len(found)))
         for (i, j), _ in np.ndenumerate(nearness):
             nearness[i, j] = nearness_of(missing[i], found[j][0])
-        for i, j in pairs(nearness, 0):  # first: what they are found as is no new face
+        for i, j in pairs(nearness, 0):
             face, score = found[j]
             missing[i].see(face)
             missing[i].score, missing[i].unconfirmed = score, 0
+
+    def _begin(self, image: np.ndarray, found: list[tuple[Face, float]]) -> None:
+        """Begins a track with each of the faces that belongs to no track in this frame."""
         for face, score in found:
             if score < WEAK_SCORE and not looks_like_a_face(face, image, WEAK_STRETCH):
                 continue
-            if not any(same_face(face, track.face) for track in self.tracks if not track.missing):
-                self.last_id += 1
-                smoother = self.strength and FaceSmoother(self.pipeline.face_model, self.strength)
-                self.tracks.append(Track(self.last_id, face, score, smoother))
+            if any(same_face(face, track.face) for track in self.tracks if not track.missing):
+                continue
+            face_model, strength = self.pipeline.face_model, self.strength
+            smoother = None if strength is None else FaceSmoother(face_model, strength)
+            self.last_id += 1
+            self.tracks.append(Track(self.last_id, face, score, smoother))
 
     def _fit(self, image: np.ndarray, roi_boxes: Sequence[np.ndarray] | np.ndarray) -> list[Face]:
         """One face for each of n roi boxes, without dense mesh."""
