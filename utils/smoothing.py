@@ -143,13 +143,13 @@ def take_apart(face: Face) -> dict[str, np.ndarray]:
     parameters = face.parameters.astype(np.float64)
     linear = split_camera(parameters[None])[0, :, :3] * (_side(face.roi_box) / CROP_SIZE)
     # left polar decomposition: linear = size * stretch @ turn
-    u, lengths, v = np.linalg.svd(linear)
+    u, lengths, vt = np.linalg.svd(linear)
     size = lengths.mean()
     centre = face.landmarks.mean(axis=1, dtype=np.float64)
     return {
         "place": centre[:2],
         "depth": centre[2:],
-        "turn": (u @ v).ravel(),
+        "turn": (u @ vt).ravel(),
         "size": np.log([size]),
         "stretch": ((u * lengths / size) @ u.T).ravel(),
         "shape": parameters[CAMERA:-EXPRESSION],
@@ -165,8 +165,8 @@ def put_together(
     The inverse of ``take_apart``; ``turn`` may be any matrix, the rotation nearest to it is taken.
     """
     scale = _side(roi_box) / CROP_SIZE  # crop pixels to image pixels
-    u, _, v = np.linalg.svd(parts["turn"].reshape(3, 3))
-    linear = np.exp(parts["size"]) / scale * parts["stretch"].reshape(3, 3) @ (u @ v)
+    u, _, vt = np.linalg.svd(parts["turn"].reshape(3, 3))
+    linear = np.exp(parts["size"]) / scale * parts["stretch"].reshape(3, 3) @ (u @ vt)
     camera = np.concatenate([linear, np.zeros((3, 1))], axis=1)
     parameters = np.concatenate([camera.ravel(), parts["shape"], parts["expression"]])
     centre = np.append(parts["place"] - roi_box[:2], parts["depth"]) / scale  # crop frame
