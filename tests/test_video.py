@@ -659,7 +659,7 @@ def test_numbers_are_streamed(tmp_path, model, frames):
         (["-f", "in.mp4", "--draw", "moustache"], "moustache"),
         (["-f", "in.mp4", "--save", "xml"], "jsonl, npz"),
         (["-f", "in.mp4", "--smooth", "much"], "much"),
-        (["-f", "in.mp4", "--detect-every", "0"], "at least 1"),
+        (["-f", "in.mp4", "--detect-every", "0"], "1 or more, not '0'"),
         (["-f", "in.mp4", "--no-video"], "nothing to do"),
     ],
 )

@@ -102,8 +102,8 @@ def run_on_video(
 
     Args:
         options: ``files`` (a path, or the number of a camera), ``video`` (path to write, or None),
-            ``numbers`` (path that ``file_of`` takes), ``save``, ``draw``, ``smooth``,
-            ``detect_every`` and ``show``.
+            ``base`` (path beside which the numbers lie, as ``file_of`` takes it), ``save``,
+            ``draw``, ``smooth``, ``detect_every`` and ``show``.
         model: finds the faces.
         reader: in place of that of ``files``.
 
@@ -118,7 +118,7 @@ def run_on_video(
     is_stopped, failure = False, None
     with (
         closing(reader),
-        VideoNumbers(options.numbers, options.save) as numbers,
+        VideoNumbers(options.base, options.save) as numbers,
         open_writer(options.video, reader) as writer,
     ):
         try:
