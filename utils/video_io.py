@@ -20,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.draw import fit_into
 from utils.files import to_bgr8
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
@@ -149,15 +150,12 @@ class VideoReader:
                 f"{self.name}: the frames' size changes from {width}x{height} to "
                 f"{frame.shape[1]}x{frame.shape[0]}; they are fitted into the first"
             )
-        scale = min(width / frame.shape[1], height / frame.shape[0])
-        inner = (max(round(frame.shape[1] * scale), 1), max(round(frame.shape[0] * scale), 1))
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        fitted = np.zeros((height, width, 3), np.uint8)
-        left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-        fitted[top : top + inner[1], left : left + inner[0]] = cv2.resize(
-            frame, inner, interpolation=method
-        )
-        return fitted
+        fitted = fit_into(frame, height, width)
+        h, w = fitted.shape[:2]
+        left, top = (width - w) // 2, (height - h) // 2
+        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas[top : top + h, left : left + w] = fitted
+        return canvas
 
 
 def _open_capture(source: Path | int) -> cv2.VideoCapture:
