@@ -26,8 +26,9 @@ SWAY = 40.0  # degrees to each side
 FILL = 0.9  # share of the picture's side that the head takes
 BACKGROUND = (214, 214, 214)
 SUPERSAMPLING = 2
-# Bayer's matrix, about the steps of a GIF's palette: it hides them and, unlike error diffusion,
-# does not crawl over the moving face
+# Bayer's matrix, scaled to about the steps between the colours of a GIF's palette. Added before
+# colours are rounded to the palette it hides the steps and, unlike error diffusion, does not crawl
+# over the moving face.
 DITHER = 6 * (
     np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) / 16 - 15 / 32
 )
@@ -57,7 +58,7 @@ def turntable_frames(
     mesh = mesh.to_frame("image")
     angles = np.round(sway * np.sin(2 * np.pi * np.arange(count) / count), 9)
     distinct, which = np.unique(angles, return_inverse=True)  # each comes twice, there and back
-    # an axis that keeps the face in the middle: at both ends and, being symmetric, between them
+    # the axis lies at the depth at which the face is in the middle of the picture at both ends
     vertices = mesh.vertices - (mesh.vertices.min(0) + mesh.vertices.max(0)) / 2
     ends = _turn(vertices, sway)[:, 0]
     vertices[:, 2] += (ends.min() + ends.max()) / 2 / max(np.sin(np.radians(sway)), 1e-6)
@@ -118,12 +119,13 @@ def save_turntable(path: str | os.PathLike, frames: Sequence[np.ndarray], fps: i
 
 
 def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
-    from PIL import Image  # here: most runs write none
+    from PIL import Image  # imported here because most runs write no GIF
 
     colours = [frame[..., ::-1] for frame in frames]  # RGB
     chosen = np.linspace(0, len(frames) - 1, 9).round().astype(int)
     some = [colours[i][::2, ::2] for i in chosen]
-    palette = Image.fromarray(np.concatenate(some)).quantize(256, kmeans=2)  # lips are few pixels
+    # k-means: else what has few pixels, as the lips, gets no colours of its own
+    palette = Image.fromarray(np.concatenate(some)).quantize(256, kmeans=2)
     height, width = frames[0].shape[:2]
     pattern = np.tile(DITHER, (height // 4 + 1, width // 4 + 1))[:height, :width, None]
     dithered = [np.round(picture + pattern).clip(0, 255).astype(np.uint8) for picture in colours]

@@ -113,7 +113,7 @@ def run_on_video(
     reader = reader or VideoReader(options.files, say)
     tracker = model.tracker(options.smooth, options.detect_every)
     overlays = Overlays(model.face_model, options.draw)
-    wanted = options.video is not None or options.show  # a picture is
+    wants_pictures = options.video is not None or options.show
     done = faces_seen = 0
     is_stopped, failure = False, None
     with (
@@ -128,8 +128,8 @@ def run_on_video(
                 tqdm(total=reader.count, unit="frame", smoothing=0.1) as bar,
             ):
                 for seconds, frame in frames:
-                    tracked = tracker(frame, overlays.dense and wanted)
-                    if wanted:
+                    tracked = tracker(frame, overlays.dense and wants_pictures)
+                    if wants_pictures:
                         ids, faces = [i for i, _ in tracked], [face for _, face in tracked]
                         picture = overlays(frame, faces, ids)
                     if writer:
@@ -141,7 +141,7 @@ def run_on_video(
                     if options.show and not show(picture):
                         break
         except KeyboardInterrupt:
-            is_stopped = not reader.is_live  # a camera has no other end
+            is_stopped = not reader.is_live  # it is how a camera is ended
         except Exception as error:
             failure = reason(error)
             if failure is None:
@@ -176,7 +176,7 @@ def open_writer(
     """What writes the frames of a reader to a path; None where no video is wanted."""
     if path is None:
         return nullcontext()
-    # what a file shows lasts as long as the file; a camera that hangs is another matter
+    # a pause in a file is shown for as long as it lasts; that a camera hung is not worth showing
     return FrameWriter(path, reader.size, reader.fps, max(reader.duration or 0, LONGEST_GAP))
 
 
