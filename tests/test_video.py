@@ -17,7 +17,7 @@ from moving_pictures import GREY, SIZE, film, pause_film, read_film, scene, writ
 
 import video
 from synergy3DMM import SynergyNet
-from utils import video_io
+from utils import video_io, video_numbers
 from utils.overlays import DRAWINGS, Overlays
 from utils.tracking import FaceTracker
 from utils.video_io import CODECS, VideoReader, VideoWriter
@@ -362,6 +362,27 @@ def test_full_disk_and_memory_keep_what_is_finished(run, frames, monkeypatch, er
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
     assert code == 1 and said in output
     assert len(lines_of(Path("o.jsonl"))) == len(read_film(Path("o.avi"))) == 4
+
+
+def test_lines_that_cannot_be_begun_end_the_video(run, frames, monkeypatch, tmp_path):
+    capture = Capture(frames)
+    monkeypatch.setattr(video_numbers, "atomic_write", Mock(side_effect=OSError(13, "not yours")))
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "--no-video", "-o", "o.mp4", "--save", "jsonl,npz")
+    assert code == 1 and "failed: in.mp4: [Errno 13] not yours" in output
+    assert capture.released
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_arrays_that_cannot_be_written_do_not_cost_the_lines(run, frames, monkeypatch, tmp_path):
+    monkeypatch.setattr(video_numbers, "write_npz", Mock(side_effect=OSError(28, "No space left")))
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(frames))
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "--no-video", "-o", "o.mp4", "--save", "npz,jsonl")
+    assert code == 1 and "No space left" in output
+    assert len(lines_of(Path("o.jsonl"))) == COUNT
+    assert nothing_half_written(tmp_path) and not Path("o.npz").exists()
 
 
 def test_a_fault_of_ours_leaves_nothing_behind(run, frames, monkeypatch, tmp_path):

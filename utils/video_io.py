@@ -30,7 +30,7 @@ READ_ATTEMPTS = 8  # frames that may be damaged in a row before the rest counts 
 MISSING_SHARE = 0.02  # of the claimed frames may be missing: containers only estimate them
 LONGEST_GAP = 2.0  # seconds between frames that are filled by repeating; beyond: a new beginning
 PROBED_FRAMES = 25  # of a file, to learn at what rate its frames come
-# Where a file's first frames come so many times faster than its rate claims, that is an average over
+# Where a file's first frames come so many times faster than its rate says, that is an average over
 # pauses, and not the rate at which to show its frames.
 UNSTEADY = 1.5
 

@@ -110,12 +110,12 @@ def run_on_video(
     Raises:
         OSError, ValueError: nothing can be read, or the results cannot be written there.
     """
-    reader = reader or VideoReader(options.files, say)
     tracker = model.tracker(options.smooth, options.detect_every)
     overlays = Overlays(model.face_model, options.draw)
     wants_pictures = options.video is not None or options.show
     done = faces_seen = 0
     is_stopped, failure = False, None
+    reader = reader or VideoReader(options.files, say)
     with (
         closing(reader),
         VideoNumbers(options.base, options.save) as numbers,
@@ -155,7 +155,7 @@ def run_on_video(
                     say(message)
                 is_stopped = is_stopped or writer.video.was_stopped
             except OSError as error:  # that there is no video is what must be told
-                is_stopped, failure = False, str(error)
+                is_stopped, failure = False, reason(error)
     if is_stopped:
         failure = "stopped"
     if failure:
@@ -188,8 +188,8 @@ def ahead(reader: VideoReader) -> Generator[tuple[float, np.ndarray], None, None
 
 
 def reason(error: BaseException) -> str | None:
-    """What is told of an error that ends a video early, but lets keep what is finished: of the
-    system, as a full disk, or no more memory. None: it is another error."""
+    """What to say of an error after which all that is finished can be kept: one of the system, such
+    as a full disk, or no more memory. None for any other error."""
     if isinstance(error, OSError) or is_out_of_memory(error):
         return str(error) or "not enough memory"
     return None
