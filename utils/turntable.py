@@ -107,7 +107,7 @@ def save_turntable(path: str | os.PathLike, frames: Sequence[np.ndarray], fps: i
 
     Raises:
         OSError: it cannot be written there.
-        ValueError: another suffix, no frames, or an OpenCV that cannot write MP4.
+        ValueError: another suffix, no frames, or an MP4 that OpenCV cannot write (``VideoWriter``).
     """
     path = Path(path)
     write = WRITERS.get(path.suffix.lower())

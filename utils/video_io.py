@@ -260,7 +260,8 @@ class VideoWriter:
 
     Raises:
         OSError: it cannot be written there.
-        ValueError: another suffix, a size below 2x2, or an OpenCV that cannot write the format.
+        ValueError: another suffix, a folder whose name is no text, a size below 2x2, or an OpenCV
+            that cannot write the format.
     """
 
     def __init__(
@@ -302,7 +303,7 @@ class VideoWriter:
         if seconds - self.last > self.longest_gap:
             self.shift += seconds - self.last - 1 / self.fps
         self.last = seconds
-        # frames written so far over those due by now
+        # how many more frames are written than are due by now
         ahead = self.written - (seconds - self.shift) * self.fps
         if ahead > 1 + 1e-3:
             return  # left out: frames come faster than the video's rate
