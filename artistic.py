@@ -31,13 +31,13 @@ from utils.photo_script import (
 from utils.preprocessing import crop_faces
 from utils.render import render_mesh_overlay
 from utils.results import face_names
-from utils.turntable import ENCODERS, save_turntable, turntable_frames
+from utils.turntable import WRITERS, save_turntable, turntable_frames
 
 if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
 
 FORMATS = tuple(suffix[1:] for suffix in MESH_SUFFIXES)
-CLIPS = tuple(suffix[1:] for suffix in ENCODERS)
+CLIPS = tuple(suffix[1:] for suffix in WRITERS)
 UV_FOLDER, PRECROPPED_UV_FOLDER = (assets.ROOT / n for n in ("uv_art", "texture_data/uv_real"))
 EPILOG = """\
 --texture uv (default): NAME.png is coloured from UV_DIR/NAME_fake_B.png, X_real_A.png from

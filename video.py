@@ -14,13 +14,13 @@ from pathlib import Path
 import cv2
 
 from utils import video_numbers
-from utils.cli import complain, run_script, say, script_parser
+from utils.cli import at_least, complain, run_script, say, script_parser
 from utils.model_options import add_model_options, open_model
 from utils.overlays import DRAWINGS
 from utils.photo_script import comma_list
 from utils.smoothing import STRENGTHS
-from utils.video_io import CODECS, check_video_path
-from utils.video_script import check_window, default_video, run_on_video
+from utils.video_io import CODECS, check_video_path, default_video
+from utils.video_script import check_window, run_on_video
 
 EPILOG = """\
 --save writes beside the video, under its name:
@@ -50,7 +50,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--save", type=comma_list(video_numbers.FORMATS), default=(), metavar="LIST",
         help=f"numbers, any of {','.join(video_numbers.FORMATS)}")  # fmt: skip
     add("--smooth", choices=tuple(STRENGTHS), default="light", help="default: light")
-    add("--detect-every", type=int, default=10, metavar="K",
+    add("--detect-every", type=at_least(1), default=10, metavar="K",
         help="look for new faces every K frames (default: 10)")  # fmt: skip
     add_model_options(parser)
     options = parser.parse_args(arguments)
@@ -59,15 +59,17 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """What is read, and where what goes: ``files``, ``video`` and ``numbers``."""
+    """What is read, and where what goes.
+
+    ``files``: the video's path, or the camera's number. ``video``: the path to write, None where
+    none is wanted. ``base``: that path in any case; the files of numbers lie beside it.
+    """
     is_camera = options.files.isdecimal() and not Path(options.files).exists()
     options.files = int(options.files) if is_camera else Path(options.files)
-    if options.detect_every < 1:
-        parser.error(f"--detect-every must be at least 1, got {options.detect_every}")
     if not is_camera and not options.files.is_file():
         parser.error(f"{options.files}: no such file, nor the number of a camera")
-    options.numbers = options.out or default_video(options.files)
-    options.video = options.numbers
+    options.base = options.out or default_video(options.files)
+    options.video = options.base
     if options.no_video or (options.show and options.out is None):
         options.video = None
     if options.video is None and not options.save and not options.show:
@@ -79,7 +81,7 @@ def settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(str(error))
         if not is_camera and options.video.exists() and options.video.samefile(options.files):
             parser.error(f"{options.video}: is the video to read; give another name with -o")
-    for path in [options.video, *(video_numbers.file_of(options.numbers, f) for f in options.save)]:
+    for path in [options.video, *(video_numbers.file_of(options.base, f) for f in options.save)]:
         if path and path.is_dir():
             parser.error(f"{path}: is a folder; give a file to write with -o")
 
@@ -90,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.show:
             check_window()
         if options.video or options.save:
-            options.numbers.parent.mkdir(parents=True, exist_ok=True)  # tried before all the work
+            options.base.parent.mkdir(parents=True, exist_ok=True)  # tried before all the work
         model = open_model(options)
         say(model.description)
     except (OSError, ValueError, RuntimeError) as error:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from moving_pictures import GREY, SIZE, film, pause_film, read_film, scene, writ
 
 import video
 from synergy3DMM import SynergyNet
-from utils import video_io
+from utils import video_io, video_numbers
 from utils.overlays import DRAWINGS, Overlays
 from utils.tracking import FaceTracker
 from utils.video_io import CODECS, VideoReader, VideoWriter
@@ -363,6 +364,27 @@ def test_full_disk_and_memory_keep_what_is_finished(run, frames, monkeypatch, er
     assert len(lines_of(Path("o.jsonl"))) == len(read_film(Path("o.avi"))) == 4
 
 
+def test_lines_that_cannot_be_begun_end_the_video(run, frames, monkeypatch, tmp_path):
+    capture = Capture(frames)
+    monkeypatch.setattr(video_numbers, "atomic_write", Mock(side_effect=OSError(13, "not yours")))
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "--no-video", "-o", "o.mp4", "--save", "jsonl,npz")
+    assert code == 1 and "failed: in.mp4: [Errno 13] not yours" in output
+    assert capture.released
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_arrays_that_cannot_be_written_do_not_cost_the_lines(run, frames, monkeypatch, tmp_path):
+    monkeypatch.setattr(video_numbers, "write_npz", Mock(side_effect=OSError(28, "No space left")))
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(frames))
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "--no-video", "-o", "o.mp4", "--save", "npz,jsonl")
+    assert code == 1 and "No space left" in output
+    assert len(lines_of(Path("o.jsonl"))) == COUNT
+    assert nothing_half_written(tmp_path) and not Path("o.npz").exists()
+
+
 def test_a_fault_of_ours_leaves_nothing_behind(run, frames, monkeypatch, tmp_path):
     capture = Interrupting(frames, FaceTracker, monkeypatch, 2, ZeroDivisionError)
     monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
@@ -370,6 +392,70 @@ def test_a_fault_of_ours_leaves_nothing_behind(run, frames, monkeypatch, tmp_pat
     with pytest.raises(ZeroDivisionError):
         run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_video_that_cannot_be_begun_frees_what_was_opened(run, frames, monkeypatch, tmp_path):
+    capture = Capture(frames)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    monkeypatch.setattr(video_io.tempfile, "mkdtemp", Mock(side_effect=OSError(13, "not yours")))
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
+    assert code == 1 and "failed: [Errno 13] not yours" in output
+    assert "frame/s" not in output  # no progress bar was left standing
+    assert capture.released
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize("end", [1, COUNT - 1])
+def test_a_fault_of_ours_in_the_thread_that_writes(run, frames, monkeypatch, tmp_path, end):
+    """Told by the next frame, or, of the last one, when the video is closed."""
+    write, written = VideoWriter.write, []
+
+    def fails(writer, frame, seconds):
+        written.append(seconds)
+        if len(written) > end:
+            raise ZeroDivisionError
+        write(writer, frame, seconds)
+
+    monkeypatch.setattr(VideoWriter, "write", fails)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(frames))
+    Path("in.mp4").touch()
+    with pytest.raises(ZeroDivisionError):
+        run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
+    assert len(written) == end + 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("is_stopped", "code", "said"), [(False, 1, "not enough memory"), (True, 130, "stopped")]
+)
+def test_the_last_frame_finds_no_memory(run, frames, monkeypatch, is_stopped, code, said):
+    """As it is written, which is told when the video is closed; Ctrl-C came before."""
+    capture = Interrupting(frames, FaceTracker, monkeypatch, COUNT - is_stopped)
+    write, last = VideoWriter.write, (COUNT - 1 - is_stopped) / 25
+
+    def fails(writer, frame, seconds):
+        if seconds > last - 0.01:
+            raise MemoryError
+        write(writer, frame, seconds)
+
+    monkeypatch.setattr(VideoWriter, "write", fails)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    Path("in.mp4").touch()
+    found, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
+    assert found == code and f"failed: in.mp4: {said}" in output
+    assert len(read_film(Path("o.avi"))) == len(lines_of(Path("o.jsonl"))) - 1
+
+
+def test_a_stopped_video_that_cannot_be_closed_is_told(run, frames, monkeypatch, tmp_path):
+    capture = Interrupting(frames, FaceTracker, monkeypatch, 5)
+    monkeypatch.setattr(VideoWriter, "_check", Mock(side_effect=OSError("is the disk full?")))
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    Path("in.mp4").touch()
+    code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
+    assert code == 1 and "failed: in.mp4: is the disk full?" in output
+    assert "written: o.jsonl" in output and len(lines_of(Path("o.jsonl"))) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "o.jsonl"]
 
 
 def test_a_video_that_cannot_be_written_is_told(tmp_path):
@@ -594,7 +680,7 @@ def test_numbers_are_streamed(tmp_path, model, frames):
         (["-f", "in.mp4", "--draw", "moustache"], "moustache"),
         (["-f", "in.mp4", "--save", "xml"], "jsonl, npz"),
         (["-f", "in.mp4", "--smooth", "much"], "much"),
-        (["-f", "in.mp4", "--detect-every", "0"], "at least 1"),
+        (["-f", "in.mp4", "--detect-every", "0"], "1 or more, not '0'"),
         (["-f", "in.mp4", "--no-video"], "nothing to do"),
     ],
 )

@@ -1,7 +1,7 @@
 """Work done ahead by threads, its results taken in order."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 def in_order(
     work: Callable[[Task], Result], tasks: Iterable[Task], workers: int, ahead: int = 1
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """``work(task)`` of each task, ``workers`` of them at once, results in the tasks' order.
 
     Args:

@@ -31,10 +31,12 @@ from utils.inference import Face
 from utils.morphable_model import CAMERA, EXPRESSION, MorphableModel, split_camera
 from utils.preprocessing import CROP_SIZE
 
-SPEED_SHARE = 0.1  # of a new difference in the running speed
-NOISE_SHARE = 0.05  # of a new second difference in the running noise
-NOISE_START = 5  # second differences that are taken as they are; later outliers are cut
-LINE = 4  # first values of what moves; whether they do, noise does not tell yet
+SPEED_SHARE = 0.1  # weight of a new difference in the running mean that is the speed
+NOISE_SHARE = 0.05  # weight of a new second difference in the running mean that is the noise
+NOISE_START = 5  # so many second differences count in full, later ones only up to a limit
+# Until so many values have come, each of a part that can move is weighted as if it ended a line of
+# steady motion: how large the noise is, and so whether the part does move, is not known yet.
+LINE = 4
 SIGNIFICANT = 3.0  # speed over its noise from which it counts as motion
 
 
@@ -73,7 +75,7 @@ class OneEuro:
         self.count = 0  # values seen
 
     def __call__(self, value: np.ndarray, frames: int = 1) -> np.ndarray:
-        """The filtered value; ``frames`` have passed since the one before."""
+        """The filtered value; ``frames`` frames have passed since the one before."""
         self.count += 1
         if self.count == 1:
             self.raw = self.smoothed = value
@@ -86,9 +88,10 @@ class OneEuro:
         share = rate / (1 + rate) if np.isfinite(rate) else 1.0
         n = self.count
         if self.motion and n <= LINE:
-            start = (4 * n - 2) / (n * (n + 1))  # as in the end of a straight line through them
+            # the weight of the last of n values at the end of the straight line fitted to them
+            start = (4 * n - 2) / (n * (n + 1))
         else:
-            start = 1 / n  # they count alike: nothing is known yet that would be worth more
+            start = 1 / n  # so the first values are averaged, until ``share`` is the larger weight
         self.smoothed = self.smoothed + max(share, start) * (value - self.smoothed)
         return self.smoothed
 
@@ -96,7 +99,8 @@ class OneEuro:
         """By how much the speed exceeds what noise alone would show, in units of the latter."""
         self.speed = self.speed + SPEED_SHARE * (difference - self.speed)
         if self.difference is not None:
-            seen = float(((difference - self.difference) ** 2).sum()) / 6  # of 1, -2, 1
+            # a second difference (weights 1, -2, 1) has six times the variance of a value
+            seen = float(((difference - self.difference) ** 2).sum()) / 6
             number = self.count - 2
             if number > NOISE_START:
                 seen = min(seen, 4 * self.noise)  # a jump is no noise
@@ -128,7 +132,7 @@ class FaceSmoother:
     def __call__(self, face: Face, frames: int = 1) -> np.ndarray:
         """(62,) float32 filtered parameters, in the crop frame of the face's own roi box.
 
-        ``frames`` have passed since the face before.
+        ``frames`` frames have passed since the face before.
         """
         parts = take_apart(face)
         smoothed = {name: self.filters[name](part, frames) for name, part in parts.items()}
@@ -143,13 +147,13 @@ def take_apart(face: Face) -> dict[str, np.ndarray]:
     parameters = face.parameters.astype(np.float64)
     linear = split_camera(parameters[None])[0, :, :3] * (_side(face.roi_box) / CROP_SIZE)
     # left polar decomposition: linear = size * stretch @ turn
-    u, lengths, v = np.linalg.svd(linear)
+    u, lengths, vt = np.linalg.svd(linear)
     size = lengths.mean()
     centre = face.landmarks.mean(axis=1, dtype=np.float64)
     return {
         "place": centre[:2],
         "depth": centre[2:],
-        "turn": (u @ v).ravel(),
+        "turn": (u @ vt).ravel(),
         "size": np.log([size]),
         "stretch": ((u * lengths / size) @ u.T).ravel(),
         "shape": parameters[CAMERA:-EXPRESSION],
@@ -165,8 +169,8 @@ def put_together(
     The inverse of ``take_apart``; ``turn`` may be any matrix, the rotation nearest to it is taken.
     """
     scale = _side(roi_box) / CROP_SIZE  # crop pixels to image pixels
-    u, _, v = np.linalg.svd(parts["turn"].reshape(3, 3))
-    linear = np.exp(parts["size"]) / scale * parts["stretch"].reshape(3, 3) @ (u @ v)
+    u, _, vt = np.linalg.svd(parts["turn"].reshape(3, 3))
+    linear = np.exp(parts["size"]) / scale * parts["stretch"].reshape(3, 3) @ (u @ vt)
     camera = np.concatenate([linear, np.zeros((3, 1))], axis=1)
     parameters = np.concatenate([camera.ravel(), parts["shape"], parts["expression"]])
     centre = np.append(parts["place"] - roi_box[:2], parts["depth"]) / scale  # crop frame

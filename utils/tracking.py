@@ -32,25 +32,26 @@ ROI_RISE = 0.105  # centre over that of the landmarks' box, towards the head's t
 BOX_ASPECT = 0.75  # width over height of detected boxes
 ROI_TOLERANCE = 0.05  # sides; crops of a face that strayed by less, and slowly, stay
 
-# What the network makes of a crop without a face. Cameras of faces are nearly scaled rotations: the
-# largest scale over the smallest is 1.03 (median) to 1.17 (99.9 %), of background 1.35 (median)
+# To tell what the network makes of a crop without a face. Cameras of faces are nearly scaled
+# rotations: the largest scale over the smallest is 1.03 (median) to 1.17 (99.9 %); of background it
+# is 1.35 (median).
 MAX_STRETCH = 1.2
 WEAK_SCORE, WEAK_STRETCH = 0.8, 1.12  # a new face whose detection scores less must look better
 LANDMARKS_OVER_ROI = (0.65, 1.3)  # diagonal over side; faces 0.78 to 1.15 (98 %), background 0.75
 MIN_SIDE = 12  # pixels of a roi box
-# Grey levels, standard deviation; faces in photos have 18 and more. Of a plain colour the network
-# makes a face.
+# Grey levels, standard deviation; faces in photos have 18 and more. Without this limit a plain
+# colour would be taken for a face.
 MIN_CONTRAST = 1.5
-# From one frame to the next:
-MAX_STEP = 0.5  # of the face's size (below), beside what its motion explains
-MAX_GROWTH = 1.4
+# How much a face can change from one frame to the next:
+MAX_STEP = 0.5  # face sizes (``size_of``) from where its velocity led it
+MAX_GROWTH = 1.4  # larger size over smaller
 MAX_TURN = 60  # degrees
 
 MIN_OVERLAP = 0.3  # intersection over union of a detection and the face it confirms
 MAX_DISTANCE = 0.5  # face sizes between a detection and a missing face, and ...
 DISTANCE_GROWTH = 0.15  # ... what each missing frame adds
 SAME_FACE = 0.25  # face sizes; landmarks nearer than that on average are those of one face
-VELOCITY_SHARE = 0.3  # of a new step in the running velocity
+VELOCITY_SHARE = 0.3  # weight of a new step in the running mean that is the velocity
 MAX_UNCONFIRMED = 3  # detections in a row that find nothing where a face is followed
 
 THUMBNAIL = (48, 27)  # pixels, in which cuts are looked for
@@ -68,10 +69,13 @@ class Track:
         id: 1, 2, ... in order of appearance.
         face: as last seen, not smoothed.
         score: of its last detection.
+        smoother: of its parameters; None: they are not smoothed.
         velocity: (2,) pixels a frame.
         missing: frames since it was last seen; 0: it is in this one.
+        gap: frames between the last two times it was seen; 1: it was not missing.
         unconfirmed: detections in a row that did not find it.
-        before: face, velocity and missing until it was last seen; None for a new one.
+        before: face, velocity and missing as they were before it was last seen, for ``take_back``;
+            None for a new one.
     """
 
     id: int
@@ -80,7 +84,7 @@ class Track:
     smoother: FaceSmoother | None
     velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
     missing: int = 0
-    gap: int = 1  # frames between the last two times it was seen
+    gap: int = 1
     unconfirmed: int = 0
     before: tuple[Face, np.ndarray, int] | None = None
 
@@ -90,8 +94,8 @@ class Track:
         return centre_of(self.face) + self.velocity * self.missing
 
     def see(self, face: Face) -> None:
-        """It is in this frame."""
-        share = 1 if self.before is None else VELOCITY_SHARE  # the first step is all there is
+        """Takes the face as this one's in the present frame."""
+        share = 1 if self.before is None else VELOCITY_SHARE  # the first step is all that is known
         self.before = self.face, self.velocity, self.missing
         self.gap = self.missing
         step = (centre_of(face) - centre_of(self.face)) / self.gap
@@ -99,7 +103,7 @@ class Track:
         self.face, self.missing = face, 0
 
     def take_back(self) -> None:
-        """That was not it."""
+        """Undoes ``see``: the face was another one's."""
         self.face, self.velocity, self.missing = self.before
 
 
@@ -212,49 +216,69 @@ class FaceTracker:
 
     def _detect(self, image: np.ndarray) -> None:
         """Confirms followed faces, finds missing ones again and new ones."""
-        detections = detect(self.pipeline.detector, image)  # (n, 5)
+        rest = self._confirm(detect(self.pipeline.detector, image))
+        found = self._fit_detections(image, rest)
+        self._find_again(found)
+        self._begin(image, found)
+
+    def _confirm(self, detections: np.ndarray) -> np.ndarray:
+        """Notes which followed faces have been detected.
+
+        (n, 5) detections -> (m, 5) those that lie on no followed face.
+        """
         seen = [track for track in self.tracks if not track.missing]
-        missing = [track for track in self.tracks if track.missing]
         boxes = np.array([box_of(track.face) for track in seen]).reshape(-1, 4)
-        confirmed = pairs(overlaps(boxes, detections), MIN_OVERLAP)  # best first
+        overlap = overlaps(boxes, detections)
         for track in seen:
             track.unconfirmed += 1
-        for i, j in confirmed:
+        for i, j in pairs(overlap, MIN_OVERLAP):
             seen[i].unconfirmed, seen[i].score = 0, float(detections[j, 4])
-        taken = {j for _, j in confirmed}
         # a second box on a face that is followed is no new face
-        covered = set(np.flatnonzero((overlaps(boxes, detections) > MIN_OVERLAP).any(0)))
-        rest = detections[[j for j in range(len(detections)) if j not in taken | covered]]
-        if not len(rest):
-            return
-        faces = self._fit(image, boxes_to_roi_boxes(rest))
-        # once more from the landmarks, as in the frames to come: the first looks like the others
+        return detections[~(overlap > MIN_OVERLAP).any(axis=0)]
+
+    def _fit_detections(
+        self, image: np.ndarray, detections: np.ndarray
+    ) -> list[tuple[Face, float]]:
+        """(n, 5) detections -> those that look like faces: face and score of the detection."""
+        faces = self._fit(image, boxes_to_roi_boxes(detections))
+        # Cropped again from its landmarks, as it will be in every later frame: other crops give
+        # slightly other landmarks, and the face would jump from its first frame to the second.
         faces = self._fit(image, [roi_box_of(face) for face in faces])
-        found = [
+        return [
             (face, float(score))
-            for face, score in zip(faces, rest[:, 4], strict=True)
+            for face, score in zip(faces, detections[:, 4], strict=True)
             if looks_like_a_face(face, image)
         ]
+
+    def _find_again(self, found: list[tuple[Face, float]]) -> None:
+        """Gives the missing tracks those of the faces that fit to them, each at most one."""
+        missing = [track for track in self.tracks if track.missing]
         nearness = np.zeros((len(missing), len(found)))
         for (i, j), _ in np.ndenumerate(nearness):
             nearness[i, j] = nearness_of(missing[i], found[j][0])
-        for i, j in pairs(nearness, 0):  # first: what they are found as is no new face
+        for i, j in pairs(nearness, 0):
             face, score = found[j]
             missing[i].see(face)
             missing[i].score, missing[i].unconfirmed = score, 0
+
+    def _begin(self, image: np.ndarray, found: list[tuple[Face, float]]) -> None:
+        """Begins a track with each of the faces that belongs to no track in this frame."""
         for face, score in found:
             if score < WEAK_SCORE and not looks_like_a_face(face, image, WEAK_STRETCH):
                 continue
-            if not any(same_face(face, track.face) for track in self.tracks if not track.missing):
-                self.last_id += 1
-                smoother = self.strength and FaceSmoother(self.pipeline.face_model, self.strength)
-                self.tracks.append(Track(self.last_id, face, score, smoother))
+            if any(same_face(face, track.face) for track in self.tracks if not track.missing):
+                continue
+            face_model, strength = self.pipeline.face_model, self.strength
+            smoother = None if strength is None else FaceSmoother(face_model, strength)
+            self.last_id += 1
+            self.tracks.append(Track(self.last_id, face, score, smoother))
 
     def _fit(self, image: np.ndarray, roi_boxes: Sequence[np.ndarray] | np.ndarray) -> list[Face]:
         """One face for each of n roi boxes, without dense mesh."""
         if not len(roi_boxes):
             return []
-        # to whole pixels, as they are cropped: else what was cut off would be jitter
+        # Crops are cut at whole pixels. Mapped back with an unrounded box, landmarks would lie up
+        # to half a pixel beside where they were seen, in each frame differently: jitter.
         roi_boxes = np.round(np.asarray(roi_boxes, dtype=np.float64))
         detections = np.full((len(roi_boxes), 5), np.nan, np.float32)
         crops = crop_faces(image, roi_boxes)
@@ -337,12 +361,14 @@ def box_of(face: Face) -> np.ndarray:
 def next_roi_box(face: Face, velocity: np.ndarray) -> np.ndarray:
     """(4,) where to crop the face from the next frame.
 
-    Where it stood still, from the same place: other crops give slightly other landmarks.
+    A face that stands still is cropped from where it was: another crop, even of the same picture,
+    gives slightly other landmarks.
     """
     box = roi_box_of(face) + np.tile(velocity, 2)
     tolerance = ROI_TOLERANCE * (box[2] - box[0])
-    stands = np.abs(box - face.roi_box).max() < tolerance > 10 * np.abs(velocity).max()
-    return face.roi_box if stands else box
+    is_near = np.abs(box - face.roi_box).max() < tolerance
+    is_slow = 10 * np.abs(velocity).max() < tolerance
+    return face.roi_box if is_near and is_slow else box
 
 
 def looks_like_a_face(face: Face, image: np.ndarray, max_stretch: float = MAX_STRETCH) -> bool:
@@ -401,12 +427,12 @@ def nearness_of(track: Track, face: Face) -> float:
     """How well a face fits to a missing one; 0 or less: not at all."""
     size = size_of(track.face)
     growth = size_of(face) / size
-    # what is left of a face that another one hides is fitted as a smaller one
+    # it may have been seen last while another face hid part of it; the rest is fitted as smaller
     most = min(2.0, MAX_GROWTH**track.missing)
     if not 1 / most <= growth <= most:
         return 0.0
     reach = MAX_DISTANCE + DISTANCE_GROWTH * track.missing
-    # it moved on, or was stopped: whichever is nearer
+    # meanwhile it may have moved on, or stopped
     places = (track.centre, centre_of(track.face))
     distance = min(float(np.linalg.norm(centre_of(face) - place)) for place in places)
     return 1 - distance / size / reach

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 from utils.files import atomic_write
 from utils.mesh_io import TexturedMesh
 from utils.render import render_textured
+from utils.video_io import VideoWriter
 
 SIDE = 480  # pixels
 COUNT = 60  # frames
@@ -26,8 +26,9 @@ SWAY = 40.0  # degrees to each side
 FILL = 0.9  # share of the picture's side that the head takes
 BACKGROUND = (214, 214, 214)
 SUPERSAMPLING = 2
-# Bayer's matrix, about the steps of a GIF's palette: it hides them and, unlike error diffusion,
-# does not crawl over the moving face
+# Bayer's matrix, scaled to about the steps between the colours of a GIF's palette. Added before
+# colours are rounded to the palette it hides the steps and, unlike error diffusion, does not crawl
+# over the moving face.
 DITHER = 6 * (
     np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) / 16 - 15 / 32
 )
@@ -57,7 +58,7 @@ def turntable_frames(
     mesh = mesh.to_frame("image")
     angles = np.round(sway * np.sin(2 * np.pi * np.arange(count) / count), 9)
     distinct, which = np.unique(angles, return_inverse=True)  # each comes twice, there and back
-    # an axis that keeps the face in the middle: at both ends and, being symmetric, between them
+    # the axis lies at the depth at which the face is in the middle of the picture at both ends
     vertices = mesh.vertices - (mesh.vertices.min(0) + mesh.vertices.max(0)) / 2
     ends = _turn(vertices, sway)[:, 0]
     vertices[:, 2] += (ends.min() + ends.max()) / 2 / max(np.sin(np.radians(sway)), 1e-6)
@@ -100,31 +101,31 @@ def save_turntable(path: str | os.PathLike, frames: Sequence[np.ndarray], fps: i
 
     Args:
         path: ``.gif`` or ``.mp4``.
-        frames: pictures of one size (H, W, 3) uint8 BGR; H and W even for an MP4.
+        frames: pictures of one size (H, W, 3) uint8 BGR; of an MP4 an odd last column or row is
+            cut off.
         fps: frames a second.
 
     Raises:
         OSError: it cannot be written there.
-        ValueError: another suffix, no frames, an odd MP4, or an OpenCV that cannot write MP4.
+        ValueError: another suffix, no frames, or an MP4 that OpenCV cannot write (``VideoWriter``).
     """
     path = Path(path)
-    encode = ENCODERS.get(path.suffix.lower())
-    if encode is None:
-        raise ValueError(f"{path}: a turntable is written as {' or '.join(ENCODERS)}")
+    write = WRITERS.get(path.suffix.lower())
+    if write is None:
+        raise ValueError(f"{path}: a turntable is written as {' or '.join(WRITERS)}")
     if not len(frames):
         raise ValueError(f"{path}: a turntable without frames")
-    content = encode(frames, fps)
-    with atomic_write(path) as file:
-        file.write(content)
+    write(path, frames, fps)
 
 
-def _gif(frames: Sequence[np.ndarray], fps: int) -> bytes:
-    from PIL import Image  # here: most runs write none
+def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
+    from PIL import Image  # imported here because most runs write no GIF
 
     colours = [frame[..., ::-1] for frame in frames]  # RGB
     chosen = np.linspace(0, len(frames) - 1, 9).round().astype(int)
     some = [colours[i][::2, ::2] for i in chosen]
-    palette = Image.fromarray(np.concatenate(some)).quantize(256, kmeans=2)  # lips are few pixels
+    # k-means: else what has few pixels, as the lips, gets no colours of its own
+    palette = Image.fromarray(np.concatenate(some)).quantize(256, kmeans=2)
     height, width = frames[0].shape[:2]
     pattern = np.tile(DITHER, (height // 4 + 1, width // 4 + 1))[:height, :width, None]
     dithered = [np.round(picture + pattern).clip(0, 255).astype(np.uint8) for picture in colours]
@@ -133,28 +134,25 @@ def _gif(frames: Sequence[np.ndarray], fps: int) -> bytes:
     first.save(
         content, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0
     )
-    return content.getvalue()
+    with atomic_write(path) as file:
+        file.write(content.getvalue())
 
 
-def _mp4(frames: Sequence[np.ndarray], fps: int) -> bytes:
+def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     height, width = frames[0].shape[:2]
-    if height % 2 or width % 2:
-        raise ValueError(f"an MP4 has an even width and height, not {width}x{height}")
-    with tempfile.TemporaryDirectory() as folder:  # the writer only takes a name
-        path = Path(folder) / "clip.mp4"
-        code = cv2.VideoWriter_fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(path), code, fps, (width, height))
-        try:
-            if not writer.isOpened():
-                raise ValueError(
-                    "this OpenCV cannot write MP4 files (codec mp4v): it was built without FFmpeg; "
-                    "take --turntable gif, or install the opencv-python-headless wheel"
-                )
-            for frame in frames:
-                writer.write(frame)
-        finally:
-            writer.release()
-        return path.read_bytes()
+    try:
+        writer = VideoWriter(path, (width, height), fps)
+    except ValueError as error:
+        raise ValueError(f"{error}; or take --turntable gif") from error
+    try:
+        for i, frame in enumerate(frames):
+            writer.write(frame, i / fps)
+        writer.close()
+        if writer.was_stopped:  # it only keeps Ctrl-C from costing the video
+            raise KeyboardInterrupt
+    except BaseException:
+        writer.abandon()
+        raise
 
 
-ENCODERS = {".gif": _gif, ".mp4": _mp4}  # by suffix
+WRITERS = {".gif": _write_gif, ".mp4": _write_mp4}  # by suffix

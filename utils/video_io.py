@@ -20,16 +20,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.draw import fit_into
 from utils.files import to_bgr8
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 DEFAULT_FPS = 25.0  # where a file or camera tells none that can be true
 HIGHEST_FPS = 240  # some containers give the unit of their times instead
 READ_ATTEMPTS = 8  # frames that may be damaged in a row before the rest counts as lost
-MISSING_SHARE = 0.02  # of the frames that a file claims; containers only estimate them
+MISSING_SHARE = 0.02  # of the claimed frames may be missing: containers only estimate them
 LONGEST_GAP = 2.0  # seconds between frames that are filled by repeating; beyond: a new beginning
 PROBED_FRAMES = 25  # of a file, to learn at what rate its frames come
-UNSTEADY = 1.5  # the rate over the file's average from which that is no rate of its frames
+# Where a file's first frames come so many times faster than its rate says, that is an average over
+# pauses, and not the rate at which to show its frames.
+UNSTEADY = 1.5
 
 Say = Callable[[str], None]
 
@@ -98,7 +101,7 @@ class VideoReader:
         self.started = time.monotonic()
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
-        """(seconds since the first frame, (H, W, 3) uint8 BGR) of each frame. Once."""
+        """(seconds since the first frame, (H, W, 3) uint8 BGR) of each frame; works only once."""
         frame, number, origin, last = self.first, 0, None, -1.0
         self.first = None
         while frame is not None:
@@ -108,7 +111,8 @@ class VideoReader:
                 seconds = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             origin = seconds if origin is None else origin
             seconds -= origin
-            if not np.isfinite(seconds) or seconds <= last:  # not every container has times
+            # not every container has times, and some have wrong ones
+            if not np.isfinite(seconds) or seconds <= last:
                 seconds = last + 1 / self.fps if number else 0.0
             last = seconds
             yield seconds, self._fit(frame)
@@ -149,15 +153,12 @@ class VideoReader:
                 f"{self.name}: the frames' size changes from {width}x{height} to "
                 f"{frame.shape[1]}x{frame.shape[0]}; they are fitted into the first"
             )
-        scale = min(width / frame.shape[1], height / frame.shape[0])
-        inner = (max(round(frame.shape[1] * scale), 1), max(round(frame.shape[0] * scale), 1))
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        fitted = np.zeros((height, width, 3), np.uint8)
-        left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-        fitted[top : top + inner[1], left : left + inner[0]] = cv2.resize(
-            frame, inner, interpolation=method
-        )
-        return fitted
+        fitted = fit_into(frame, height, width)
+        h, w = fitted.shape[:2]
+        left, top = (width - w) // 2, (height - h) // 2
+        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas[top : top + h, left : left + w] = fitted
+        return canvas
 
 
 def _open_capture(source: Path | int) -> cv2.VideoCapture:
@@ -185,11 +186,12 @@ def _rate_of_frames(source: Path) -> float:
 
 
 def _width_of_pixels(capture: cv2.VideoCapture) -> float:
-    """Over their height; 1 where the file does not tell, or nothing that can be true."""
+    """Of a file's pixels, over their height; 1 where it tells nothing, or what cannot be true."""
     wide, high = (capture.get(p) for p in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
     if not (wide > 0 and high > 0 and 0.2 <= wide / high <= 5):
         return 1.0
-    is_turned = capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180 == 90  # by OpenCV, as told
+    # OpenCV turns the frames as the file tells, but not this ratio
+    is_turned = capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180 == 90
     return high / wide if is_turned else wide / high
 
 
@@ -205,8 +207,11 @@ def _is_whole(source: Path, number: int) -> bool:
 
 
 def _probe(source: Path, entries: str, *options: str) -> tuple[list[str], bool]:
-    """Lines that ffprobe has of a file's first picture stream, and whether it complained of
-    nothing; none where it is not installed."""
+    """What ffprobe says of a file's first picture stream.
+
+    Returns:
+        Its lines, and whether it found no fault; no lines and False where it is not installed.
+    """
     ffprobe = shutil.which("ffprobe")
     if ffprobe is None:
         return [], False
@@ -218,7 +223,7 @@ def _probe(source: Path, entries: str, *options: str) -> tuple[list[str], bool]:
 
 def _picture_begins(source: Path) -> float:
     """Seconds from a file's beginning to its first frame, as far as ffprobe can tell."""
-    # ten seconds: what comes before the first key frame cannot be decoded
+    # looks at ten seconds: what comes before the first key frame cannot be decoded
     times, _ = _probe(source, "format=start_time:frame=pts_time", "-read_intervals", "%+10")
     try:
         first, *_, start = [float(line.strip(",")) for line in times]
@@ -250,11 +255,13 @@ class VideoWriter:
             what comes later than that is shown at once.
 
     Attributes:
+        written: frames, repeated ones too.
         was_stopped: Ctrl-C came while the sound was copied; the video is there without it.
 
     Raises:
         OSError: it cannot be written there.
-        ValueError: another suffix, a size below 2x2, or an OpenCV that cannot write the format.
+        ValueError: another suffix, a folder whose name is no text, a size below 2x2, or an OpenCV
+            that cannot write the format.
     """
 
     def __init__(
@@ -265,8 +272,9 @@ class VideoWriter:
             raise ValueError(
                 f"{str(path.parent)!r}: the folder's name is no text; OpenCV needs one"
             )
-        self.path, self.fps, self.written, self.shift = path, fps, 0, 0.0
-        self.last = 0.0  # time of the last frame
+        self.path, self.fps, self.written = path, fps, 0
+        self.last = 0.0  # time of the last frame, seconds
+        self.shift = 0.0  # seconds of gaps that were longer than ``longest_gap``, left out
         self.longest_gap = longest_gap
         self.was_stopped = False
         self.shown: np.ndarray | None = None  # the last frame
@@ -274,7 +282,7 @@ class VideoWriter:
         if min(self.size) < 2:
             raise ValueError(f"{path}: a video has at least 2x2 pixels, not {size[0]}x{size[1]}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a folder of our own: the suffix must be the video's
+        # OpenCV needs the video's own suffix, so that `.partial` is the name of a folder around it
         self.folder = Path(tempfile.mkdtemp(prefix=".video.", suffix=".partial", dir=path.parent))
         self.partial = self.folder / f"video{path.suffix.lower()}"
         code = cv2.VideoWriter_fourcc(*CODECS[path.suffix.lower()])
@@ -295,9 +303,10 @@ class VideoWriter:
         if seconds - self.last > self.longest_gap:
             self.shift += seconds - self.last - 1 / self.fps
         self.last = seconds
-        ahead = self.written - (seconds - self.shift) * self.fps  # frames
+        # how many more frames are written than are due by now
+        ahead = self.written - (seconds - self.shift) * self.fps
         if ahead > 1 + 1e-3:
-            return
+            return  # left out: frames come faster than the video's rate
         frame = frame[: self.size[1], : self.size[0]]
         missing = round(-ahead) if ahead < -1 - 1e-3 else 0
         before = frame if self.shown is None else self.shown
@@ -309,8 +318,11 @@ class VideoWriter:
         self.shown = frame
 
     def reserve(self) -> int:
-        """Bytes that must be free for one frame more: OpenCV's writer does not tell of a full disk,
-        and without its index, which comes last, a video may be lost as a whole."""
+        """Bytes that must be free on the disk for one frame more.
+
+        OpenCV's writer does not tell of a full disk, and a video that lacks its index, which is
+        written last, may be lost as a whole.
+        """
         return 2**19 + 64 * self.written + 3 * self.size[0] * self.size[1]
 
     def _has_room(self) -> bool:
@@ -365,7 +377,7 @@ class VideoWriter:
         return count
 
     def _check(self) -> None:
-        """OpenCV's writer does not tell of failures."""
+        """Raises OSError if not all frames can be read again; OpenCV's writer does not tell."""
         count = self._readable(self.partial)
         if count < self.written:
             raise OSError(
@@ -378,19 +390,21 @@ class VideoWriter:
         if ffmpeg is None:
             return "sound, if there is any, is not copied: that takes the program ffmpeg"
         together = self.partial.with_stem("with_sound")
-        late = _picture_begins(source)  # its first frame is where this video begins
+        late = _picture_begins(source)  # this video begins with the source's first frame
         others = ("libopus", "libvorbis") if self.path.suffix.lower() == ".webm" else ("aac",)
         for codec in ("copy", *others):  # not every container takes every sound
             command = [ffmpeg, "-v", "error", "-nostdin", "-y"]
             command += ["-i", f"file:{self.partial}"]
             command += ["-itsoffset", f"{-late:.6f}", "-i", f"file:{source}"]
-            # read as well, so that all streams of the source count from one beginning
+            # The source's picture is read too, into nothing: so ffmpeg counts the times of picture
+            # and sound from one beginning.
             command += ["-map", "1:v:0", "-c", "copy", "-f", "null", "-"]
             command += ["-map", "0:v", "-map", "1:a?", "-c:v", "copy", "-c:a", codec, "-ss", "0"]
             command += ["-t", f"{self.written / self.fps:.3f}", f"file:{together}"]
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if done.returncode == 0:
-                if self._readable(together) < self.written - 1:  # nor does ffmpeg, always
+                # ffmpeg, too, does not always tell of a full disk
+                if self._readable(together) < self.written - 1:
                     return "the sound is not copied: there may be no room for it on the disk"
                 os.replace(together, self.partial)
                 return None
@@ -402,3 +416,9 @@ def check_video_path(path: Path) -> None:
     """Raises ValueError for a suffix that no video can be written with."""
     if path.suffix.lower() not in CODECS:
         raise ValueError(f"{path}: a video to write ends in {', '.join(CODECS)}")
+
+
+def default_video(source: Path | int) -> Path:
+    """Where a video goes when nothing is said."""
+    name = f"camera_{source}" if isinstance(source, int) else source.stem
+    return Path("inference_output") / f"{name}.mp4"

@@ -6,7 +6,7 @@ import json
 import tempfile
 from array import array
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,10 @@ def file_of(path: Path, form: str) -> Path:
 class VideoNumbers:
     """Takes the faces of one frame after the other; a context manager.
 
-    With the block's end the files appear, complete: PATH.jsonl with one line a frame (streamed, so
-    that nothing is kept in memory), PATH.npz with the fields of ``ROW`` as arrays of one row a face
-    and ``frame_time``, seconds of every frame. If the block ends by an exception, or there was no
-    frame, they do not.
+    With the block's end the files appear, complete: PATH.jsonl with one line a frame, PATH.npz with
+    the fields of ``ROW`` as arrays of one row a face and ``frame_time``, seconds of every frame. If
+    the block ends by an exception, or there was no frame, they do not. Until then what has been
+    added is in temporary files, of which that of lines lies beside PATH and can be read.
 
     Args:
         path: of the files, as ``file_of`` takes it.
@@ -50,42 +50,44 @@ class VideoNumbers:
         written: after the block, the files that are there now.
 
     Raises:
-        OSError: it cannot be written there.
+        OSError: at the block's end: the files cannot be written there.
     """
 
     def __init__(self, path: Path, formats: Sequence[str]) -> None:
         self.path, self.formats = path, formats
-        self.times = array("d")
+        self.times = array("d")  # seconds, of every frame
         self.written: list[Path] = []
 
     def __enter__(self) -> VideoNumbers:
-        with ExitStack() as stack:
-            if "jsonl" in self.formats:
-                lines = atomic_write(file_of(self.path, "jsonl"), "w")
-                self.lines = stack.enter_context(lines)
-            if "npz" in self.formats:
-                self.rows = stack.enter_context(tempfile.TemporaryFile())
-            self.stack = stack.pop_all()
+        self.lines_file = ExitStack()  # empty: the first frame begins the file
+        self.rows = tempfile.TemporaryFile() if "npz" in self.formats else nullcontext()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        rows = b""
-        with self.stack.pop_all() as stack:  # the lines get their name, or go
+        with self.rows:
+            self.lines_file.__exit__(kind, error, trace)  # it gets its name, or goes
             if kind is not None or not self.times:  # an earlier run's files stay
-                stack.__exit__(kind or EOFError, error or EOFError("no frame"), trace)
                 return
             if "npz" in self.formats:
-                self.rows.seek(0)
-                rows = self.rows.read()
-        if "npz" in self.formats:
-            table = np.frombuffer(rows, ROW)
-            arrays = {name: table[name] for name in ROW.names}
-            arrays["frame_time"] = np.array(self.times)
-            write_npz(file_of(self.path, "npz"), arrays)
+                self._write_table()
         self.written = [file_of(self.path, form) for form in self.formats]
 
+    def _write_table(self) -> None:
+        self.rows.seek(0)
+        table = np.frombuffer(self.rows.read(), ROW)
+        arrays = {name: table[name] for name in ROW.names}
+        arrays["frame_time"] = np.array(self.times)
+        write_npz(file_of(self.path, "npz"), arrays)
+
     def add(self, frame: int, seconds: float, tracked: Sequence[tuple[int, Face]]) -> None:
-        """The faces, each with its id, of a frame; what has been added is in the files' way."""
+        """Writes the faces, each with its id, of a frame.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        if "jsonl" in self.formats and not self.times:
+            lines = atomic_write(file_of(self.path, "jsonl"), "w")
+            self.lines = self.lines_file.enter_context(lines)
         self.times.append(seconds)
         if "npz" in self.formats:
             for number, face in tracked:

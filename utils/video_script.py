@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import repeat, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,67 @@ if TYPE_CHECKING:
 
 WINDOW = "SynergyNet (q or Esc ends)"
 ENDING_KEYS = (27, ord("q"))
-STOPPED_EARLY = "stopped"
+
+
+class FrameWriter:
+    """A ``VideoWriter`` that works in a thread of its own, while the next frame is made.
+
+    A context manager; if its block ends by an exception, there is no video.
+
+    Args:
+        path, size, fps, longest_gap: of ``VideoWriter``.
+
+    Attributes:
+        video: the writer.
+        written: after ``finish``, the files that are there now.
+
+    Raises:
+        OSError, ValueError: of ``VideoWriter``.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: float, longest_gap: float) -> None:
+        self.video = VideoWriter(path, size, fps, longest_gap)
+        self.pool = ThreadPoolExecutor(1, "writer")
+        self.writing: Future[None] | None = None
+        self.written: list[Path] = []
+
+    def __enter__(self) -> FrameWriter:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None:
+            self.abandon()
+
+    def put(self, picture: np.ndarray, seconds: float) -> None:
+        """Takes a frame, as ``VideoWriter.write``; raises what that raised for the one before."""
+        if self.writing:
+            self.writing.result()
+        self.writing = self.pool.submit(self.video.write, picture, seconds)
+
+    def failure(self) -> str | None:
+        """Waits for the last frame; the ``reason`` why it was not written, None if it was.
+
+        Raises any error that ``reason`` does not know.
+        """
+        error = self.writing.exception() if self.writing else None
+        if error and reason(error) is None:
+            raise error
+        return error and reason(error)
+
+    def finish(self, sound_from: Path | None) -> str | None:
+        """Closes the video, as ``VideoWriter.close``; of no frames none is made."""
+        self.pool.shutdown()
+        if not self.video.written:
+            self.video.abandon()
+            return None
+        message = self.video.close(sound_from)
+        self.written.append(self.video.path)
+        return message
+
+    def abandon(self) -> None:
+        """Ends without a video."""
+        self.pool.shutdown()  # waits for the last frame
+        self.video.abandon()
 
 
 def run_on_video(
@@ -42,40 +102,38 @@ def run_on_video(
 
     Args:
         options: ``files`` (a path, or the number of a camera), ``video`` (path to write, or None),
-            ``numbers`` (path that ``file_of`` takes), ``save``, ``draw``, ``smooth``,
-            ``detect_every`` and ``show``.
+            ``base`` (path beside which the numbers lie, as ``file_of`` takes it), ``save``,
+            ``draw``, ``smooth``, ``detect_every`` and ``show``.
         model: finds the faces.
         reader: in place of that of ``files``.
 
     Raises:
         OSError, ValueError: nothing can be read, or the results cannot be written there.
     """
-    reader = reader or VideoReader(options.files, say)
     tracker = model.tracker(options.smooth, options.detect_every)
     overlays = Overlays(model.face_model, options.draw)
-    wanted = options.video is not None or options.show  # a picture is
+    wants_pictures = options.video is not None or options.show
     done = faces_seen = 0
-    failure: str | None = None
-    written: list[Path] = []
-    bar = tqdm(total=reader.count, unit="frame", smoothing=0.1)
-    with VideoNumbers(options.numbers, options.save) as numbers, ThreadPoolExecutor(1) as pool:
-        writer: VideoWriter | None = None
-        if options.video:
-            # what a file shows lasts as long as the file; a camera that hangs is another matter
-            gap = max(reader.duration or 0, LONGEST_GAP)
-            writer = VideoWriter(options.video, reader.size, reader.fps, gap)
-        writing: Future | None = None
+    is_stopped, failure = False, None
+    reader = reader or VideoReader(options.files, say)
+    with (
+        closing(reader),
+        VideoNumbers(options.base, options.save) as numbers,
+        open_writer(options.video, reader) as writer,
+    ):
         try:
-            with closing_window(options.show), closing(ahead(reader)) as frames:
+            with (
+                closing_window(options.show),
+                closing(ahead(reader)) as frames,
+                tqdm(total=reader.count, unit="frame", smoothing=0.1) as bar,
+            ):
                 for seconds, frame in frames:
-                    tracked = tracker(frame, overlays.dense and wanted)
-                    if wanted:
+                    tracked = tracker(frame, overlays.dense and wants_pictures)
+                    if wants_pictures:
                         ids, faces = [i for i, _ in tracked], [face for _, face in tracked]
                         picture = overlays(frame, faces, ids)
-                    if writing:
-                        writing.result()
                     if writer:
-                        writing = pool.submit(writer.write, picture, seconds)
+                        writer.put(picture, seconds)
                     numbers.add(done, seconds, tracked)
                     done += 1
                     faces_seen += bool(tracked)
@@ -83,57 +141,58 @@ def run_on_video(
                     if options.show and not show(picture):
                         break
         except KeyboardInterrupt:
-            if not reader.is_live:  # a camera has no other end
-                failure = STOPPED_EARLY
-        except OSError as error:
-            failure = str(error)
-        except BaseException as error:
-            if not is_out_of_memory(error):
-                if writing:
-                    writing.exception()  # waits
-                if writer:
-                    writer.abandon()
+            is_stopped = not reader.is_live  # it is how a camera is ended
+        except Exception as error:
+            failure = reason(error)
+            if failure is None:
                 raise
-            failure = str(error) or "not enough memory"
-        finally:
-            bar.close()
-            reader.close()
         if writer:
-            error = writing.exception() if writing else None  # waits for the last frame
-            if error and not (isinstance(error, OSError) or is_out_of_memory(error)):
-                writer.abandon()
-                raise error
-            if error:
-                failure = failure or str(error) or "not enough memory"
+            last_failure = writer.failure()
+            failure = failure or last_failure
             try:
-                if writer.written:
-                    message = writer.close(None if reader.is_live else reader.source)
-                    written.append(options.video)
-                    if message:
-                        say(message)
-                    if writer.was_stopped:
-                        failure = STOPPED_EARLY
-                else:
-                    writer.abandon()
-            except OSError as error:
-                failure = str(error)
+                message = writer.finish(None if reader.is_live else reader.source)
+                if message:
+                    say(message)
+                is_stopped = is_stopped or writer.video.was_stopped
+            except OSError as error:  # that there is no video is what must be told
+                is_stopped, failure = False, reason(error)
+    if is_stopped:
+        failure = "stopped"
     if failure:
         say(f"failed: {reader.name}: {failure}", sys.stderr)
-    written += numbers.written
+    written = [*(writer.written if writer else ()), *numbers.written]
     summary = f"{count(tracker.last_id, 'face')} in {faces_seen} of {count(done, 'frame')}"
     if written:
         summary += f"; written: {', '.join(map(str, written))}"
     say(f"{reader.name}: {summary}")
-    if failure == STOPPED_EARLY:
+    if is_stopped:
         return STOPPED
     return 1 if failure or reader.is_damaged else 0
 
 
-def ahead(reader: VideoReader) -> Iterator[tuple[float, np.ndarray]]:
+def open_writer(
+    path: Path | None, reader: VideoReader
+) -> AbstractContextManager[FrameWriter | None]:
+    """What writes the frames of a reader to a path; None where no video is wanted."""
+    if path is None:
+        return nullcontext()
+    # a pause in a file is shown for as long as it lasts; that a camera hung is not worth showing
+    return FrameWriter(path, reader.size, reader.fps, max(reader.duration or 0, LONGEST_GAP))
+
+
+def ahead(reader: VideoReader) -> Generator[tuple[float, np.ndarray], None, None]:
     """The frames of a reader, the next one read while one is worked on."""
     frames = iter(reader)
-    items = in_order(lambda _: next(frames, None), repeat(None), workers=1)
-    yield from takewhile(lambda item: item is not None, items)
+    with closing(in_order(lambda _: next(frames, None), repeat(None), workers=1)) as items:
+        yield from takewhile(lambda item: item is not None, items)
+
+
+def reason(error: BaseException) -> str | None:
+    """What to say of an error after which all that is finished can be kept: one of the system, such
+    as a full disk, or no more memory. None for any other error."""
+    if isinstance(error, OSError) or is_out_of_memory(error):
+        return str(error) or "not enough memory"
+    return None
 
 
 # ---------------------------------------------------------------------------------- the window
@@ -171,9 +230,3 @@ def show(picture: np.ndarray) -> bool:
     cv2.imshow(WINDOW, picture)
     wants_end = cv2.waitKey(1) & 0xFF in ENDING_KEYS
     return not wants_end and cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) >= 1
-
-
-def default_video(source: Path | int) -> Path:
-    """Where a video goes when nothing is said."""
-    name = f"camera_{source}" if isinstance(source, int) else source.stem
-    return Path("inference_output") / f"{name}.mp4"
