@@ -178,7 +178,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         last = options.out / "last.pth.tar"
-        print(f"stopped; {f'--resume goes on from {last}' if last.exists() else 'nothing saved'}")
+        is_saved = last.exists() and (on_the_way or not options.overwrite)
+        print(f"stopped; {f'--resume goes on from {last}' if is_saved else 'nothing saved'}")
         return 130
     return 0
 

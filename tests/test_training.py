@@ -242,6 +242,37 @@ def test_a_run_is_not_overwritten_unasked(options, tmp_path, capsys):
     assert (tmp_path / "last.pth.tar").read_bytes() != before
 
 
+def test_a_run_that_was_given_up_is_gone_when_the_new_one_begins(
+    options, tmp_path, monkeypatch, capsys
+):
+    arguments = [*options, "--out", str(tmp_path)]
+    assert main_train.main([*arguments, "--save_val_freq", "1"]) == 0
+    files = {path for path in tmp_path.iterdir() if path.is_file()}
+    assert len(files) == 6  # last, best, two epochs, log and curves
+    (tmp_path / "notes.txt").touch()
+    anew = [*arguments, "--overwrite", "--seed", "1"]
+
+    def stop(self, batch):
+        raise KeyboardInterrupt
+
+    # not by what never begins
+    assert main_train.main([*anew, "--dry-run"]) == 0
+    assert main_train.main([*anew, "--batch-size", "64"]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(main_train, "load_morphable_model", lambda path: stop(None, None))
+        assert main_train.main(anew) == 130
+    assert "nothing saved" in capsys.readouterr().out
+    assert all(path.exists() for path in files)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "train_step", stop)
+        assert main_train.main(anew) == 130
+    assert "nothing saved" in capsys.readouterr().out
+    assert not any(path.exists() for path in files) and (tmp_path / "notes.txt").exists()
+    assert main_train.main([*arguments, "--resume", "--seed", "1", "--epochs", "1"]) == 0
+    assert "nothing saved yet" in capsys.readouterr().out
+    assert [row["epoch"] for row in log(tmp_path)] == ["1"]
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_options_of_the_optimiser_are_taken_as_given_now(options, tmp_path, capsys, optimizer):
     arguments = [*options, "--optimizer", optimizer, "--out", str(tmp_path), "--epochs"]

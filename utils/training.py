@@ -49,6 +49,7 @@ from utils.training_log import TrainingLog
 # The published schedule: epochs of 80 at which a new factor of the peak rate begins.
 PUBLISHED_EPOCHS = 80
 PUBLISHED_SCHEDULE = ((0, 0.2), (5, 1.0), (48, 0.2), (64, 0.04))
+EPOCH_NAME = "SynergyNet_checkpoint_epoch_{}.pth.tar"  # of an epoch's weights, as published
 
 
 class NonFiniteError(RuntimeError):
@@ -412,6 +413,8 @@ class Trainer:
         log = None
         if world.is_main:
             tqdm.write(self.sizes)
+            if options.overwrite and not options.resume:
+                self._remove_old_run()
             remove_partials(options.out)  # of a killed run: checkpoints in size
             log = TrainingLog(options.out, progress.epoch)
             self._say_beginning()
@@ -436,6 +439,14 @@ class Trainer:
                 f"done: {progress.epoch} epochs in {(time.time() - started) / 60:.1f} minutes, "
                 f"{progress.skipped} steps skipped; {best}"
             )
+
+    def _remove_old_run(self) -> None:
+        """The checkpoints, log and curves of the run that is given up, so that nobody takes them
+        for those of the new one; first of all what ``--resume`` would go on from."""
+        self.last.unlink(missing_ok=True)
+        for name in ("best.pth.tar", EPOCH_NAME.format("*"), "log.csv", "curves.png"):
+            for path in self.options.out.glob(name):
+                path.unlink()
 
     def _say_beginning(self) -> None:
         """What a run's scores are to be compared with, and whether it will ever get going."""
@@ -585,7 +596,7 @@ class Trainer:
             progress.best_score, progress.best_epoch = score, progress.epoch
             self._save_weights("best.pth.tar")
         if options.save_val_freq and progress.epoch % options.save_val_freq == 0:
-            self._save_weights(f"SynergyNet_checkpoint_epoch_{progress.epoch}.pth.tar")
+            self._save_weights(EPOCH_NAME.format(progress.epoch))
         return row
 
     def _save_weights(self, name: str) -> None:
