@@ -7,7 +7,6 @@ torchrun --nproc_per_node 4 main_train.py ...    four GPUs share each batch
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from loss_definition import LOOPS
 from model_building import HEADS
 from utils.assets import ROOT, find_face_model
 from utils.augmentation import AUGMENTATIONS
-from utils.cli import at_least, complain, run_script, script_parser
+from utils.cli import at_least, complain, run_script, say, script_parser
 from utils.datasets import open_training_set, pack
 from utils.distributed import join_world
 from utils.memory import is_out_of_memory
@@ -158,10 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
                 trainer.dry_run()
             else:
                 trainer.run()
-    except NonFiniteError as error:
-        complain("main_train.py", error)
-        return 1
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NonFiniteError) as error:
         complain("main_train.py", error)
         return 1 if on_the_way else 2
     except (RuntimeError, MemoryError) as error:
@@ -170,16 +166,16 @@ def main(arguments: list[str] | None = None) -> int:
                 raise
             complain("main_train.py", error)  # a device that is not there or does not work
             return 2
-        print(
-            f"main_train.py: out of memory with --batch-size {options.batch_size}; give a smaller "
-            "one (--dry-run tells the memory a size takes)",
-            file=sys.stderr,
+        complain(
+            "main_train.py",
+            f"out of memory with --batch-size {options.batch_size}; give a smaller one (--dry-run "
+            "tells the memory a size takes)",
         )
         return 1
     except KeyboardInterrupt:
         last = options.out / "last.pth.tar"
         is_saved = last.exists() and (on_the_way or not options.overwrite)
-        print(f"stopped; {f'--resume goes on from {last}' if is_saved else 'nothing saved'}")
+        say(f"stopped; {f'--resume goes on from {last}' if is_saved else 'nothing saved'}")
         return 130
     return 0
 
@@ -188,7 +184,7 @@ def provide_pack(data: Path, folder: Path, face_model: MorphableModel) -> None:
     """Packs a set once a machine; other processes of the machine wait for the one that packs."""
     done = folder / "labels.npz"  # written last
     if done.exists():
-        print(f"{folder}: packed already, used as it is; --data is not read")
+        say(f"{folder}: packed already, used as it is; --data is not read")
         return
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         try:
@@ -196,7 +192,7 @@ def provide_pack(data: Path, folder: Path, face_model: MorphableModel) -> None:
         except OSError:
             if not done.exists():
                 raise
-            print(f"{folder}: packed by another process meanwhile; using that")
+            say(f"{folder}: packed by another process meanwhile; using that")
     while not done.exists():
         time.sleep(1)
 

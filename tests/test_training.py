@@ -561,6 +561,16 @@ def test_a_set_that_another_process_packed_meanwhile_is_taken(tmp_path, monkeypa
         main_train.provide_pack(tmp_path, tmp_path / "other", None)
 
 
+def test_a_reader_that_has_seen_enough_ends_no_training(options, tmp_path, monkeypatch):
+    """As in ``main_train.py ... | head -1``."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        assert main_train.main([*options, "--out", str(tmp_path)]) == 0
+    assert len(log(tmp_path)) == 2
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [

@@ -28,6 +28,7 @@ from model_building import SynergyNet, load_learnable
 from utils.aflw2000 import DEFAULT_FOLDER, open_benchmark
 from utils.augmentation import Augment, Batch, make_augmentation
 from utils.checkpoint import check_face_model, read_checkpoint, write_checkpoint
+from utils.cli import say
 from utils.datasets import (
     Faces,
     Subset,
@@ -259,7 +260,7 @@ class Trainer:
         if options.compile:
             step.compile()
             if world.is_main:
-                tqdm.write("--compile: the first steps wait for the compiler, minutes on a CPU")
+                say("--compile: the first steps wait for the compiler, minutes on a CPU")
         if world.size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             step = DistributedDataParallel(step, device_ids=ids)
@@ -287,7 +288,7 @@ class Trainer:
             self.train_set, self.val_set = faces, open_training_set(options.val, face_model)
             both = count_shared_faces(faces, self.val_set)
             if both and world.is_main:
-                tqdm.write(
+                say(
                     f"{options.val}: {both:,} of its {len(self.val_set):,} faces are trained on "
                     "too; the error on them says nothing of other faces"
                 )
@@ -359,7 +360,7 @@ class Trainer:
         """Weights, optimiser, schedule, epoch and step, best score, from ``last.pth.tar``."""
         if not self.last.exists():
             if self.world.is_main:
-                tqdm.write(f"{self.last}: nothing saved yet, starting from the beginning")
+                say(f"{self.last}: nothing saved yet, starting from the beginning")
             return
         state = read_checkpoint(self.last)
         check_resumable(state, self.model, self.last)
@@ -371,7 +372,7 @@ class Trainer:
             )
         changed += differences(state["recipe"], self._recipe())
         if changed and self.world.is_main:
-            tqdm.write(f"{self.last}: goes on with other settings: {', '.join(changed)}")
+            say(f"{self.last}: goes on with other settings: {', '.join(changed)}")
         self.model.load_state_dict(state["state_dict"])
         settings = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}
@@ -398,7 +399,7 @@ class Trainer:
             )
         self.progress.best_score, self.progress.best_epoch = math.inf, 0
         if self.world.is_main:
-            tqdm.write(f"{self.last}: other validation faces; the best epoch is chosen anew")
+            say(f"{self.last}: other validation faces; the best epoch is chosen anew")
 
     # ---------------------------------------------------------------------------------- the loop
 
@@ -412,7 +413,7 @@ class Trainer:
         options, progress, world = self.options, self.progress, self.world
         log = None
         if world.is_main:
-            tqdm.write(self.sizes)
+            say(self.sizes)
             if options.overwrite and not options.resume:
                 self._remove_old_run()
             remove_partials(options.out)  # of a killed run: checkpoints in size
@@ -428,14 +429,14 @@ class Trainer:
             if world.is_main:
                 log.add(row)
                 self._save_last()  # from here on the epoch counts as done
-                tqdm.write("  ".join(f"{name} {value}" for name, value in row.items()))
+                say("  ".join(f"{name} {value}" for name, value in row.items()))
             world.wait()
         if world.is_main:
             best = "no epoch has a score"
             if progress.best_epoch:
                 best = f"best epoch {progress.best_epoch} with NME {progress.best_score:.3f} %"
                 best = f"{best}: {options.out / 'best.pth.tar'}"
-            tqdm.write(
+            say(
                 f"done: {progress.epoch} epochs in {(time.time() - started) / 60:.1f} minutes, "
                 f"{progress.skipped} steps skipped; {best}"
             )
@@ -452,14 +453,14 @@ class Trainer:
         """What a run's scores are to be compared with, and whether it will ever get going."""
         options, total = self.options, self.options.epochs * self.steps_per_epoch
         if options.schedule == "linear" and options.warmup > total / 2:
-            tqdm.write(
+            say(
                 f"the warm-up (--warmup {options.warmup}) is more than half of the {total} steps; "
                 "give a smaller one, a smaller --batch-size, or more --epochs"
             )
         if options.init and self.progress.epoch == self.progress.step == 0:
             where = self.plain, options.train_size, self.device
             score = validate(self.model, self.val_set, options.loop, *where)["nme_balanced"]
-            tqdm.write(f"the weights of --init have NME {score:.3f} % (mean of the yaw bins)")
+            say(f"the weights of --init have NME {score:.3f} % (mean of the yaw bins)")
 
     def _train_epoch(self) -> None:
         options, progress, world = self.options, self.progress, self.world
@@ -623,8 +624,8 @@ class Trainer:
         seconds = statistics.median(durations[len(durations) // 3 :])  # the first ones warm up
         epoch = seconds * self.steps_per_epoch
         if self.world.is_main:
-            tqdm.write(self.sizes)
-            tqdm.write(
+            say(self.sizes)
+            say(
                 f"{peak_memory(self.device)}; {seconds:.3f} s a step, "
                 f"{self.options.batch_size / seconds:.1f} images/s; "
                 f"{epoch / 60:.1f} minutes an epoch, "
