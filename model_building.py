@@ -56,16 +56,22 @@ class SynergyNet(nn.Module):
             and never enters the state dict: it is licensed data.
         backbone: a name of ``backbone_nets.BACKBONES``.
         heads: ``"published"`` (ReLU on refiner and regressor outputs) or ``"signed"``.
+        trained_loop: a key of ``LOOPS``: what of it the weights are (to be) trained for; the
+            networks outside it still have their first, random weights.
     """
 
     def __init__(
-        self, face_model: MorphableModel, backbone: str = "mobilenet_v2", heads: str = "published"
+        self,
+        face_model: MorphableModel,
+        backbone: str = "mobilenet_v2",
+        heads: str = "published",
+        trained_loop: str = "full",
     ) -> None:
         super().__init__()
-        if heads not in HEADS:
-            raise ValueError(f"unknown heads {heads!r}; expected one of: {', '.join(HEADS)}")
-        self.backbone_name, self.heads = backbone, heads
-        self.trained_loop = "full"  # "backbone": the refiner still has its first, random weights
+        for kind, name, known in (("heads", heads, HEADS), ("loop", trained_loop, tuple(LOOPS))):
+            if name not in known:
+                raise ValueError(f"unknown {kind} {name!r}; expected one of: {', '.join(known)}")
+        self.backbone_name, self.heads, self.trained_loop = backbone, heads, trained_loop
         self.face_model = face_model.to_torch()
         self.I2P = ImageToParameters(backbone)
         num_features = self.I2P.backbone.num_features
@@ -129,6 +135,7 @@ class SynergyNet(nn.Module):
             "state_dict": self.state_dict(),
             "backbone": self.backbone_name,
             "heads": self.heads,
+            "trained_loop": self.trained_loop,
             "face_model": self.face_model.fingerprint,
             **extra,
         }
@@ -145,14 +152,13 @@ def load_synergynet(
     """
     content = read_checkpoint(weights)
     check_face_model(content, face_model, weights)
-    # published checkpoints name neither; they are MobileNetV2 with the published heads
-    names = content.get("backbone", "mobilenet_v2"), content.get("heads", "published")
+    # published checkpoints name none of them; they are MobileNetV2 with the published heads
+    unsaid = {"backbone": "mobilenet_v2", "heads": "published", "trained_loop": "full"}
     try:
-        model = SynergyNet(face_model, *names)
+        model = SynergyNet(face_model, **{k: content.get(k, v) for k, v in unsaid.items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{weights}: not the weights of a SynergyNet ({error})") from error
     load_learnable(model, content, weights)
-    model.trained_loop = content.get("trained_loop", "full")
     return model.to(device).eval()
 
 

@@ -220,6 +220,7 @@ def test_missing_extra_and_misshapen_weights(tmp_path, face_model, model):
     [
         ({"backbone": "vgg16"}, "vgg16"),
         ({"backbone": ["mobilenet_025"]}, "SynergyNet"),
+        ({"trained_loop": "half"}, "unknown loop 'half'; expected one of: backbone, refiner"),
         ({"heads": "double"}, "double"),
         ({"state_dict": {}}, "state dict"),
         ({"state_dict": {"a": 1}}, "state dict"),

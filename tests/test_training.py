@@ -284,6 +284,14 @@ def test_options_of_the_optimiser_are_taken_as_given_now(options, tmp_path, caps
     assert [group["weight_decay"] for group in groups] == expected
 
 
+def test_a_run_may_go_on_with_another_loop(options, tmp_path, capsys):
+    arguments = [*options, "--out", str(tmp_path)]
+    assert main_train.main([*arguments, "--epochs", "1", "--loop", "backbone"]) == 0
+    assert main_train.main([*arguments, "--loop", "refiner", "--resume"]) == 0
+    assert "loop backbone (now refiner)" in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "last.pth.tar")["trained_loop"] == "refiner"
+
+
 def test_scores_on_other_faces_are_not_compared(options, tmp_path, capsys):
     at = options.index("--val")
     mine, other = options[:at] + options[at + 2 :], options[options.index("--data") + 1]

@@ -231,8 +231,8 @@ class Trainer:
         self._open_data(face_model)
 
         torch.manual_seed(options.seed)
-        self.model = SynergyNet(face_model, options.backbone, options.heads).to(self.device)
-        self.model.trained_loop = options.loop
+        self.model = SynergyNet(face_model, options.backbone, options.heads, options.loop)
+        self.model.to(self.device)
         if options.init:
             content = read_checkpoint(options.init)
             check_face_model(content, face_model, options.init)
@@ -352,8 +352,7 @@ class Trainer:
     def _save_last(self) -> None:
         if self.world.is_main:
             state = asdict(self.progress) | {"plan": self._plan(), "recipe": self._recipe()}
-            state |= {"validation": self.validation, "trained_loop": self.options.loop}
-            state["optimizer"] = self.optimizer.state_dict()
+            state |= {"validation": self.validation, "optimizer": self.optimizer.state_dict()}
             write_checkpoint(self.last, self.model.checkpoint(**state))
 
     def _resume(self) -> None:
@@ -601,11 +600,8 @@ class Trainer:
         return row
 
     def _save_weights(self, name: str) -> None:
-        content = self.model.checkpoint(
-            epoch=self.progress.epoch,
-            best_score=self.progress.best_score,
-            trained_loop=self.options.loop,
-        )
+        progress = self.progress
+        content = self.model.checkpoint(epoch=progress.epoch, best_score=progress.best_score)
         write_checkpoint(self.options.out / name, content)
 
     def dry_run(self, steps: int = 6) -> None:
@@ -652,9 +648,10 @@ def peak_memory(device: torch.device) -> str:
 
 
 def check_resumable(state: dict, model: SynergyNet, path: Path) -> None:
-    """Refuses to go on from a checkpoint of another network, face model or program."""
+    """Refuses to go on from a checkpoint of another network, face model or program; the loop may
+    change."""
     if "optimizer" not in state or "plan" not in state:
         raise ValueError(f"{path}: weights only, no training state; --resume needs last.pth.tar")
     for name, ours in model.checkpoint().items():
-        if name != "state_dict" and state.get(name) != ours:
+        if name not in ("state_dict", "trained_loop") and state.get(name) != ours:
             raise ValueError(f"{path}: trained with {name} {state.get(name)}, this run has {ours}")
