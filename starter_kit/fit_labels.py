@@ -20,11 +20,11 @@ import torch
 from tqdm import tqdm
 
 from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_model
-from utils.augmentation import Mirror, similarity_on_parameters
+from utils.augmentation import Mirror
 from utils.cli import run_script
 from utils.files import read_npz, require_files, write_npz
 from utils.fitting import fit_landmarks, whitening
-from utils.morphable_model import MorphableModel
+from utils.morphable_model import MorphableModel, similarity_on_parameters
 from utils.preprocessing import CROP_SIZE
 
 LABEL_SIDE = 160  # pixels, of the labelled pictures

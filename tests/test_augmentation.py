@@ -12,7 +12,6 @@ from utils.assets import FACE_MODELS
 from utils.augmentation import (
     AUGMENTATIONS,
     CPU_CHUNK,
-    MIRRORED_LANDMARKS,
     Augmentation,
     AugmentationSettings,
     Batch,
@@ -21,11 +20,14 @@ from utils.augmentation import (
     blur,
     make_augmentation,
     sample_images,
-    similarity_on_parameters,
-    similarity_on_points,
     source_grid,
 )
-from utils.morphable_model import load_morphable_model
+from utils.morphable_model import (
+    MIRRORED_LANDMARKS,
+    load_morphable_model,
+    similarity_on_parameters,
+    similarity_on_points,
+)
 
 SIDE = 160  # of the stored pictures
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from utils.morphable_model import (
     CAMERA,
     MIRRORED_LANDMARKS,
-    Y_FLIP,
     MorphableModel,
+    similarity_on_parameters,
+    similarity_on_points,
     split_camera,
 )
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
@@ -75,38 +76,6 @@ class AugmentationSettings:
 LOW_RESOLUTIONS = (0.25, 0.4, 0.6)  # of the crop's side
 BLURS = (0.7, 1.2, 2.0)  # standard deviations, pixels of the 120 wide crop
 NOISE = 14.0  # largest standard deviation, grey levels
-
-
-def similarity_on_parameters(parameters: Tensor, linear: Tensor, offset: Tensor) -> Tensor:
-    """Parameters of a face after its picture was moved by ``p -> linear @ p + offset``.
-
-    Args:
-        parameters: (B, 62) not whitened.
-        linear: (B, 2, 2) rotation times scale, y-down pixels.
-        offset: (B, 2).
-
-    Returns:
-        (B, 62): landmarks decoded from them are the moved landmarks; z is scaled alike.
-    """
-    camera = split_camera(parameters)  # (B, 3, 4), y up
-    rows = linear @ torch.stack([camera[:, 0, :3], -camera[:, 1, :3]], 1)  # (B, 2, 3), y down
-    centre = torch.stack([camera[:, 0, 3], Y_FLIP - camera[:, 1, 3]], 1)
-    centre = (linear @ centre[..., None])[..., 0] + offset  # (B, 2)
-    x = torch.cat([rows[:, 0], centre[:, :1]], 1)
-    y = torch.cat([-rows[:, 1], Y_FLIP - centre[:, 1:]], 1)
-    z = camera[:, 2] * _determinant(linear).sqrt()[:, None]
-    return torch.cat([x, y, z, parameters[:, CAMERA:]], 1)
-
-
-def similarity_on_points(points: Tensor, linear: Tensor, offset: Tensor) -> Tensor:
-    """(B, 3, P) points moved likewise; z is scaled."""
-    scale = _determinant(linear).sqrt()[:, None, None]
-    return torch.cat([linear @ points[:, :2] + offset[..., None], points[:, 2:] * scale], 1)
-
-
-def _determinant(linear: Tensor) -> Tensor:
-    """(B, 2, 2) -> (B,); torch.linalg would make the host wait for a GPU."""
-    return linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]
 
 
 class Mirror:
@@ -173,7 +142,7 @@ def _source_points(linear: Tensor, offset: Tensor, size: int) -> Tensor:
     points = torch.stack([x, y]).reshape(2, -1)  # (2, size * size)
     (a, b), (c, d) = linear[:, 0].unbind(1), linear[:, 1].unbind(1)
     inverse = torch.stack([d, -b, -c, a], 1).reshape(-1, 2, 2)
-    inverse = inverse / _determinant(linear)[:, None, None]
+    inverse = inverse / (a * d - b * c)[:, None, None]
     points = (inverse @ points).sub_(inverse @ offset[..., None])
     return points.reshape(-1, 2, size, size)
 
