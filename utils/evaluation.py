@@ -27,10 +27,14 @@ from utils.boxes import overlaps
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.inference import Detector, detect
 from utils.morphable_model import MorphableModel, split_camera
-from utils.preprocessing import boxes_to_roi_boxes, crop_to_image, normalize_crops
+from utils.preprocessing import (
+    PROTOCOL_BORDER,
+    boxes_to_roi_boxes,
+    crop_to_image,
+    normalize_crops,
+)
 from utils.runtime import OnnxRegressor
 
-BORDER = 5  # pixels; the published protocol blackens the edge of the test crops
 BATCH = 128
 BINS = tuple(f"{low}_{high}" for low, high in metrics.YAW_BINS)
 PUBLISHED_LABELS = "fed6f9f3e2c3"  # ``labels_fingerprints`` of AFLW2000-3D as published: original
@@ -141,7 +145,7 @@ def predict(
     network: Network,
     crops: Callable[[np.ndarray], np.ndarray],
     roi_boxes: np.ndarray,
-    border: int = BORDER,
+    border: int = PROTOCOL_BORDER,
     batch_size: int = BATCH,
     title: str | None = "predicting",
 ) -> Prediction:
@@ -428,7 +432,10 @@ def labels_of(column: str) -> str:
 
 
 def score_aflw2000(
-    model: SynergyNet, folder: str | os.PathLike, device: torch.device, border: int = BORDER
+    model: SynergyNet,
+    folder: str | os.PathLike,
+    device: torch.device,
+    border: int = PROTOCOL_BORDER,
 ) -> dict[str, float]:
     """The benchmark's main numbers as one flat dict, for training to log after an epoch.
 

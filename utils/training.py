@@ -45,6 +45,7 @@ from utils.geometry import camera_angles
 from utils.memory import keep_freed_memory
 from utils.metrics import YAW_BINS, angle_differences, bin_means, nme
 from utils.morphable_model import MorphableModel, split_camera
+from utils.preprocessing import PROTOCOL_BORDER
 from utils.training_log import TrainingLog
 
 # The published schedule: epochs of 80 at which a new factor of the peak rate begins.
@@ -266,9 +267,7 @@ class Trainer:
             step = DistributedDataParallel(step, device_ids=ids)
         self.step, self.snapshot = step, Snapshot(self.model)
         self.augment = make_augmentation(options.augment, face_model)
-        self.plain = make_augmentation(
-            "published-test" if options.augment == "published" else "none", face_model
-        )
+        self.plain = Augment(PROTOCOL_BORDER if options.augment == "published" else 0)
 
         self.sizes = (
             f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M weights, of which "
