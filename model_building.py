@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from backbone_nets import create_backbone
 from backbone_nets.heads import full_precision
 from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
-from loss_definition import LOOPS, SynergyLoss
+from loss_definition import LOOPS, SynergyLoss, runs_inverse, runs_refiner
 from utils.checkpoint import check_face_model, learnable_state, read_checkpoint, require_finite
 from utils.morphable_model import CAMERA, MorphableModel
 from utils.onnx_engine import export_onnx
@@ -94,10 +94,10 @@ class SynergyNet(nn.Module):
         residual = refined = inverse = None
         with full_precision(images.device):
             landmarks = self.landmarks_from_whitened(parameters)
-            if "loss_LMK_pointNet" in LOOPS[loop]:
+            if runs_refiner(loop):
                 residual = self.forwardDirection(landmarks, features, parameters[:, CAMERA:])
                 refined = landmarks + RESIDUAL_SCALE * residual
-            if "loss_Param_S2" in LOOPS[loop]:
+            if runs_inverse(loop):
                 inverse = self.reverseDirection(refined)
         return SynergyOutput(parameters, features, landmarks, residual, refined, inverse)
 
@@ -127,6 +127,7 @@ class SynergyNet(nn.Module):
                 output.inverse,
                 target,
                 target_landmarks,
+                aligned=self.heads == "signed",
             )
 
     def checkpoint(self, **extra: Any) -> dict[str, Any]:

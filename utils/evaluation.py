@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from loss_definition import runs_refiner
 from model_building import SynergyNet, load_synergynet
 from utils import metrics
 from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels, open_benchmark
@@ -61,7 +62,7 @@ def torch_network(model: SynergyNet, device: torch.device) -> Network:
     The model is moved to the device; it must be in evaluation mode.
     """
     model = model.to(device)
-    loop = "backbone" if model.trained_loop == "backbone" else "refiner"
+    loop = "refiner" if runs_refiner(model.trained_loop) else "backbone"
 
     def network(crops: np.ndarray) -> CropOutput:
         with torch.inference_mode(), _full_precision():

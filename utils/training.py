@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from backbone_nets.fused_norm import fuse_batch_norm
 from backbone_nets.strided_depthwise import speed_up_strided_depthwise
-from loss_definition import SynergyLoss, total
+from loss_definition import SynergyLoss, runs_inverse, runs_refiner, total
 from model_building import SynergyNet, load_learnable
 from utils.aflw2000 import DEFAULT_FOLDER, open_benchmark
 from utils.augmentation import Augment, Batch, make_augmentation
@@ -86,8 +86,8 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model, self.criterion, self.amp = model, criterion, amp
         # what the loop leaves out takes no part in training (DDP would wait for its gradients)
-        model.forwardDirection.requires_grad_(criterion.loop != "backbone")
-        model.reverseDirection.requires_grad_("loss_Param_S2" in criterion.weights)
+        model.forwardDirection.requires_grad_(runs_refiner(criterion.loop))
+        model.reverseDirection.requires_grad_(runs_inverse(criterion.loop))
 
     def forward(self, images: Tensor, target: Tensor, landmarks: Tensor) -> dict[str, Tensor]:
         """Loss terms, each a scalar; ``images`` (B, 3, H, W), else as ``SynergyNet.loss``."""
@@ -163,7 +163,7 @@ def validate(
     Args:
         model: scored in evaluation mode.
         faces: the set; every sample counts once.
-        loop: the refined landmarks are scored unless this is ``"backbone"``.
+        loop: a key of ``LOOPS``; the refined landmarks are scored where it runs the refiner.
         augment: without randomness: how the crops are cut.
         size: side of the crops, pixels.
         device: where the model is.
@@ -255,7 +255,7 @@ class Trainer:
                 f"{self.last}: not every process found the same one; --out must be one folder that "
                 "all machines share"
             )
-        self.criterion = SynergyLoss(options.heads == "signed", options.loop)
+        self.criterion = SynergyLoss(options.loop)
         amp = options.amp == "bf16" or (options.amp == "auto" and supports_bf16(self.device))
         step = TrainingStep(self.model, self.criterion, amp)
         if options.compile:
