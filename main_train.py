@@ -6,8 +6,6 @@ torchrun --nproc_per_node 4 main_train.py ...    four GPUs share each batch
 """
 
 import argparse
-import os
-import time
 from pathlib import Path
 
 import torch
@@ -18,10 +16,10 @@ from model_building import HEADS
 from utils.assets import ROOT, find_face_model
 from utils.augmentation import AUGMENTATIONS
 from utils.cli import at_least, complain, run_script, say, script_parser
-from utils.datasets import open_training_set, pack
+from utils.datasets import provide_pack
 from utils.distributed import join_world
 from utils.memory import is_out_of_memory
-from utils.morphable_model import MorphableModel, load_morphable_model
+from utils.morphable_model import load_morphable_model
 from utils.preprocessing import CROP_SIZE
 from utils.training import NonFiniteError, Trainer
 
@@ -178,23 +176,6 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"stopped; {f'--resume goes on from {last}' if is_saved else 'nothing saved'}")
         return 130
     return 0
-
-
-def provide_pack(data: Path, folder: Path, face_model: MorphableModel) -> None:
-    """Packs a set once a machine; other processes of the machine wait for the one that packs."""
-    done = folder / "labels.npz"  # written last
-    if done.exists():
-        say(f"{folder}: packed already, used as it is; --data is not read")
-        return
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        try:
-            pack(open_training_set(data, face_model), folder)
-        except OSError:
-            if not done.exists():
-                raise
-            say(f"{folder}: packed by another process meanwhile; using that")
-    while not done.exists():
-        time.sleep(1)
 
 
 if __name__ == "__main__":

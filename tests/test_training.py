@@ -19,7 +19,7 @@ import torch
 import main_train
 from backbone_nets.strided_depthwise import StridedDepthwiseConv2d
 from model_building import load_synergynet
-from utils import training
+from utils import datasets, training
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.datasets import write_packed
 from utils.distributed import World
@@ -561,12 +561,12 @@ def test_a_set_that_another_process_packed_meanwhile_is_taken(tmp_path, monkeypa
             (folder / "labels.npz").touch()
         raise FileExistsError(f"{folder}: exists")
 
-    monkeypatch.setattr(main_train, "pack", pack)
-    monkeypatch.setattr(main_train, "open_training_set", lambda *arguments: None)
-    main_train.provide_pack(tmp_path, tmp_path / "pack", None)
+    monkeypatch.setattr(datasets, "pack", pack)
+    monkeypatch.setattr(datasets, "open_training_set", lambda *arguments: None)
+    datasets.provide_pack(tmp_path, tmp_path / "pack", None)
     assert f"{tmp_path / 'pack'}: packed by another process" in capsys.readouterr().out
     with pytest.raises(FileExistsError):
-        main_train.provide_pack(tmp_path, tmp_path / "other", None)
+        datasets.provide_pack(tmp_path, tmp_path / "other", None)
 
 
 def test_a_reader_that_has_seen_enough_ends_no_training(options, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ import torch
 from tqdm import tqdm
 
 from utils.augmentation import Batch
+from utils.cli import say
+from utils.distributed import local_rank
 from utils.files import atomic_write, new_folder, read_array_pickle, read_image, read_npz
 from utils.geometry import camera_angles
 from utils.morphable_model import NUM_PARAMETERS, MorphableModel, split_camera
@@ -526,3 +529,30 @@ def pack(faces: Faces, folder: str | os.PathLike, workers: int = 4) -> None:
 
     with new_folder(folder) as partial:
         write_packed(partial, pictures(), len(faces), faces.side, **labels)
+
+
+def provide_pack(
+    data: str | os.PathLike, folder: str | os.PathLike, face_model: MorphableModel
+) -> None:
+    """Packs the set at ``data`` into ``folder`` unless that is done already.
+
+    Of the processes that ``torchrun`` started on a machine the first one packs, and the others wait
+    for it. Machines that share a disk may pack at the same time; the first result is used.
+
+    Raises:
+        OSError, ValueError: see ``open_training_set`` and ``pack``.
+    """
+    folder = Path(folder)
+    done = folder / "labels.npz"  # written last
+    if done.exists():
+        say(f"{folder}: packed already, used as it is; --data is not read")
+        return
+    if local_rank() == 0:
+        try:
+            pack(open_training_set(data, face_model), folder)
+        except OSError:
+            if not done.exists():
+                raise
+            say(f"{folder}: packed by another process meanwhile; using that")
+    while not done.exists():
+        time.sleep(1)
