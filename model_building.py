@@ -8,6 +8,8 @@ Inference needs the first line only; training closes the loop with the second (p
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -140,6 +142,17 @@ class SynergyNet(nn.Module):
             "face_model": self.face_model.fingerprint,
             **extra,
         }
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Puts a network into evaluation mode, and at the end back into the mode it was in."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
 
 
 def load_synergynet(

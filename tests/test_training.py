@@ -1,6 +1,5 @@
 """main_train.py end to end on a made-up set: what it writes, and that nothing can be lost."""
 
-import argparse
 import csv
 import math
 import os
@@ -481,19 +480,15 @@ def test_bfloat16_touches_the_image_encoder_only(options, tmp_path):
 
 def test_the_published_schedule():
     """Epochs 1-5 at 0.016, 6-48 at 0.08, 49-64 at 0.016, 65-80 at 0.0032."""
-    settings = argparse.Namespace(schedule="published", epochs=80, lr=0.08)
-    rates = [training.learning_rate(epoch, 7, 100, settings) for epoch in range(80)]
+    rates = [training.published_rate(epoch, 80, 0.08) for epoch in range(80)]
     expected = [0.016] * 5 + [0.08] * 43 + [0.016] * 16 + [0.0032] * 16
     np.testing.assert_allclose(rates, expected)
-    settings.epochs = 160
-    assert training.learning_rate(95, 0, 100, settings) == 0.08
-    assert training.learning_rate(96, 0, 100, settings) == pytest.approx(0.016)
+    assert training.published_rate(95, 160, 0.08) == 0.08
+    assert training.published_rate(96, 160, 0.08) == pytest.approx(0.016)
 
 
-def test_the_linear_schedule(options):
-    plan = ["--epochs", "10", "--cooldown", "4", "--warmup", "8", "--lr", "1"]
-    settings = main_train.parse_options([*options, *plan])
-    rates = [training.learning_rate(*divmod(step, 10), 10, settings) for step in range(100)]
+def test_the_linear_schedule():
+    rates = [training.linear_rate(step, 100, 1, warmup=8, cooldown=40) for step in range(100)]
     np.testing.assert_allclose(rates[:8], np.arange(1, 9) / 8)
     assert set(rates[8:61]) == {1}
     np.testing.assert_allclose(rates[60:], np.arange(40, 0, -1) / 40)
@@ -606,7 +601,7 @@ def test_aflw2000_is_reported_where_its_data_is(options, tmp_path, monkeypatch, 
     assert str(tmp_path / "none") in capsys.readouterr().err
     monkeypatch.setattr(training, "open_benchmark", lambda folder: None)
     scores = {"aflw_original": 5.0}
-    monkeypatch.setattr(training, "score_aflw2000", lambda model, folder, device: scores)
+    monkeypatch.setattr(training, "score_aflw2000", lambda model, data, device: scores)
     assert main_train.main(arguments) == 0
     assert log(tmp_path)[0]["aflw_original"] == "5.0"
 

@@ -377,7 +377,7 @@ def _fraction_of(text: str) -> float:
 # ---------------------------------------------------------------------------------------- drawing
 
 
-def pose_balanced_weights(yaw: np.ndarray) -> np.ndarray:
+def pose_balanced_probabilities(yaw: np.ndarray) -> np.ndarray:
     """(n,) drawing probabilities that favour the rare large poses.
 
     A bin of 15 degrees of |yaw| is drawn in proportion to the root of the number of its faces:

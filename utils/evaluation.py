@@ -8,7 +8,6 @@ BenchmarkSet (utils/aflw2000.py)
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,9 @@ import torch
 from tqdm import tqdm
 
 from loss_definition import runs_refiner
-from model_building import SynergyNet, load_synergynet
+from model_building import SynergyNet, evaluation_mode, load_synergynet
 from utils import metrics
-from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels, open_benchmark
+from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels
 from utils.boxes import overlaps
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.inference import Detector, detect
@@ -434,7 +433,7 @@ def labels_of(column: str) -> str:
 
 def score_aflw2000(
     model: SynergyNet,
-    folder: str | os.PathLike,
+    data: BenchmarkSet,
     device: torch.device,
     border: int = PROTOCOL_BORDER,
 ) -> dict[str, float]:
@@ -442,7 +441,7 @@ def score_aflw2000(
 
     Args:
         model: moved to ``device``, scored in evaluation mode and put back into the mode it was in.
-        folder: in the published layout.
+        data: from ``open_benchmark``.
         device: where it runs.
         border: as ``predict``.
 
@@ -452,16 +451,11 @@ def score_aflw2000(
         are pose lists ``aflw_pose_mae`` (published, degrees) and ``aflw_pose_exact``.
 
     Raises:
-        FileNotFoundError, ValueError: see ``open_benchmark``.
+        OSError, ValueError: see ``predict``.
     """
-    data = open_benchmark(folder)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         network = torch_network(model, device)
         prediction = predict(network, data.crops, data.roi_boxes, border, title=None)
-    finally:
-        model.train(was_training)
     scores, _ = score(data, prediction)
     result = {}
     for labels, found in scores["nme"].items():
