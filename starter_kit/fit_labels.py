@@ -28,7 +28,7 @@ from utils.morphable_model import MorphableModel, similarity_on_parameters
 from utils.preprocessing import CROP_SIZE
 
 LABEL_SIDE = 160  # pixels, of the labelled pictures
-FACE_SHARE = 0.68  # of sqrt(w·h) of the landmarks' box in the crop's side
+FACE_SHARE = 0.68  # sqrt(w·h) of the landmarks' box over the crop's side
 
 
 def label_landmarks(labels: dict[str, np.ndarray], human_weight: float = 0.0) -> np.ndarray:

@@ -55,7 +55,9 @@ from utils.training import decay_groups
 
 ROOT = Path(__file__).resolve().parents[1]
 HINT = 2.0  # weight of the distance of the feature maps
-PLAIN_FROM = 0.85  # share of the training after which none is mixed: batch norm's statistics follow
+# From this share of the training on no pictures are mixed, so that batch-norm statistics settle on
+# plain ones.
+PLAIN_FROM = 0.85
 
 
 def train(args: argparse.Namespace) -> None:

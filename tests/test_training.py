@@ -390,6 +390,11 @@ def test_what_cannot_be_resumed_is_refused(options, whole_run, tmp_path, capsys)
     torch.save(weights_only, tmp_path / "last.pth.tar")
     assert main_train.main([*options, "--out", str(tmp_path), "--resume"]) == 2
     assert "needs last.pth.tar" in capsys.readouterr().err
+    older = read_checkpoint(whole_run / "last.pth.tar")
+    del older["counted"]
+    torch.save(older, tmp_path / "last.pth.tar")
+    assert main_train.main([*options, "--out", str(tmp_path), "--resume"]) == 2
+    assert "another version of this program (no counted in it)" in capsys.readouterr().err
     arguments = [*options, "--out", str(whole_run), "--resume", "--heads", "signed"]
     assert main_train.main(arguments) == 2
     assert "heads published, this run has signed" in capsys.readouterr().err

@@ -249,7 +249,7 @@ MAX_SKEW = 0.05
 
 
 def _check_finite(rows: np.ndarray, what: str) -> None:
-    """One bad label would cost the whole of its batch, in every epoch."""
+    """Refuses rows with NaN or infinite numbers: one would cost its whole batch, in every epoch."""
     bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
     if bad.any():
         raise ValueError(
@@ -259,7 +259,7 @@ def _check_finite(rows: np.ndarray, what: str) -> None:
 
 
 def _check_cameras(parameters: np.ndarray, what: str) -> None:
-    """Cameras without a direction have no pose."""
+    """Refuses cameras with an axis of length zero: they have no pose."""
     lengths = np.linalg.norm(split_camera(parameters)[:, :2, :3], axis=2)  # (n, 2)
     bad = ~(lengths > 0).all(axis=1)
     if bad.any():
@@ -337,7 +337,7 @@ def split_held_out(faces: Faces, fraction: float, seed: int = 0) -> tuple[np.nda
     size. Sets without names are split by index.
 
     Args:
-        faces: anything with ``names`` and a length.
+        faces: anything with ``names``, a length and a ``folder``, which messages name.
         fraction: of the photos that is held out, in (0, 1).
         seed: another one holds out others.
 

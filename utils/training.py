@@ -475,7 +475,7 @@ class Trainer:
                 path.unlink()
 
     def _say_beginning(self) -> None:
-        """What a run's scores are to be compared with, and whether it will ever get going."""
+        """Says what the weights of --init score, and warns of too long a warm-up."""
         options, total = self.options, self.options.epochs * self.steps_per_epoch
         if options.schedule == "linear" and options.warmup > total / 2:
             say(
@@ -524,7 +524,12 @@ class Trainer:
                     self._save_last()
 
     def _check_answers(self) -> None:
-        """Weights that a too long step has spoilt must not replace those that can be resumed."""
+        """Refuses weights with answers that are not finite (a too long step has spoilt them), so
+        that they do not replace those that can be resumed.
+
+        Raises:
+            NonFiniteError: the answers to noise, or the weights themselves, are not finite.
+        """
         size, generator = self.options.train_size, torch.Generator().manual_seed(0)
         noise = torch.rand(8, 3, size, size, generator=generator) * 2 - 1
         with evaluation_mode(self.model), torch.inference_mode():
@@ -687,8 +692,8 @@ def check_resumable(state: dict, model: SynergyNet, path: Path) -> None:
         raise ValueError(f"{path}: weights only, no training state; --resume needs last.pth.tar")
     if missing := asdict(Progress()).keys() - state.keys():
         raise ValueError(
-            f"{path}: without {', '.join(sorted(missing))}, so of an earlier version; begin anew "
-            f"with --init {path}"
+            f"{path}: of another version of this program (no {', '.join(sorted(missing))} in it); "
+            f"begin anew with --init {path}"
         )
     for name, ours in model.checkpoint().items():
         if name not in ("state_dict", "trained_loop") and state.get(name) != ours:
