@@ -143,24 +143,23 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; the CPU is not concerned
-    on_the_way = False
+    trainer = None  # what fails once it is there is no wrong usage
     try:
         face_model = load_morphable_model(options.face_model or find_face_model())
         if options.pack:
             provide_pack(options.data, options.pack, face_model)
         with join_world(options.device) as world:
             trainer = Trainer(options, face_model, world)
-            on_the_way = True  # what fails from here on is no wrong usage
             if options.dry_run:
                 trainer.dry_run()
             else:
                 trainer.run()
     except (OSError, ValueError, NonFiniteError) as error:
         complain("main_train.py", error)
-        return 1 if on_the_way else 2
+        return 1 if trainer else 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
-            if on_the_way:
+            if trainer:
                 raise
             complain("main_train.py", error)  # a device that is not there or does not work
             return 2
@@ -172,7 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         last = options.out / "last.pth.tar"
-        is_saved = last.exists() and (on_the_way or not options.overwrite)
+        is_own = options.resume or not options.overwrite or (trainer and trainer.has_begun)
+        is_saved = last.exists() and is_own
         say(f"stopped; {f'--resume goes on from {last}' if is_saved else 'nothing saved'}")
         return 130
     return 0

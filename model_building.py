@@ -58,8 +58,8 @@ class SynergyNet(nn.Module):
             and never enters the state dict: it is licensed data.
         backbone: a name of ``backbone_nets.BACKBONES``.
         heads: ``"published"`` (ReLU on refiner and regressor outputs) or ``"signed"``.
-        trained_loop: a key of ``LOOPS``: what of it the weights are (to be) trained for; the
-            networks outside it still have their first, random weights.
+        trained_loop: a key of ``LOOPS``: which networks the weights are (to be) trained for; those
+            outside it are as they began, random.
     """
 
     def __init__(

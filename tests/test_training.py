@@ -257,10 +257,12 @@ def test_a_run_that_was_given_up_is_gone_when_the_new_one_begins(
     # not by what never begins
     assert main_train.main([*anew, "--dry-run"]) == 0
     assert main_train.main([*anew, "--batch-size", "64"]) == 2
-    with monkeypatch.context() as patch:
-        patch.setattr(main_train, "load_morphable_model", lambda path: stop(None, None))
-        assert main_train.main(anew) == 130
-    assert "nothing saved" in capsys.readouterr().out
+    init = ["--init", str(tmp_path / "best.pth.tar")]
+    for owner, name in ((main_train, "load_morphable_model"), (training, "validate")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *arguments: stop(None, None))
+            assert main_train.main([*anew, *init]) == 130
+        assert "nothing saved" in capsys.readouterr().out
     assert all(path.exists() for path in files)
     with monkeypatch.context() as patch:
         patch.setattr(training.Trainer, "train_step", stop)

@@ -297,7 +297,7 @@ class Trainer:
         self.optimizer = make_optimizer(
             self.model, options.optimizer, options.lr, options.weight_decay
         )
-        self.progress, self.skipped_in_a_row = Progress(), 0
+        self.progress, self.skipped_in_a_row, self.has_begun = Progress(), 0, False
         if options.resume:
             self._resume()
         done = torch.tensor([self.progress.epoch, self.progress.step], device=self.device).float()
@@ -439,12 +439,12 @@ class Trainer:
         log = None
         if world.is_main:
             say(self.sizes)
-            if options.overwrite and not options.resume:
-                self._remove_old_run()
             remove_partials(options.out)  # of a killed run: checkpoints in size
             log = TrainingLog(options.out, progress.epoch)
             self._say_beginning()
-        started = time.time()
+            if options.overwrite and not options.resume:
+                self._remove_old_run()
+        started, self.has_begun = time.time(), True
         while progress.epoch < options.epochs:
             epoch_started, seen = time.time(), progress.step
             self._train_epoch()
