@@ -14,6 +14,7 @@ from utils import benchmark_report as report
 from utils.aflw2000 import AFLW_LIST, DEFAULT_FOLDER, open_aflw21, open_benchmark
 from utils.cli import complain, run_script, script_parser
 from utils.morphable_model import load_morphable_model
+from utils.preprocessing import PROTOCOL_BORDER
 from utils.runtime import choose_engine
 
 BOXES = ("jitter", "detector")
@@ -37,8 +38,9 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, default=DEFAULT_FOLDER, help="default: aflw2000_data")
     add("--aflw", type=Path, help="AFLW's 21 points (default: in the folder of --data, if there)")
     add("-o", "--out", type=Path, default=Path("results"), help="where to write (default: results)")
-    add("--border", type=int, choices=(0, 5), default=5, help="pixels at each edge of the crops "
-        "that are set to zero; 5 is the protocol (default), 0 leaves them whole")  # fmt: skip
+    add("--border", type=int, choices=(0, PROTOCOL_BORDER), default=PROTOCOL_BORDER, help="pixels "
+        f"at each edge of the crops that are set to zero; {PROTOCOL_BORDER} is the protocol "
+        "(default), 0 leaves them whole")  # fmt: skip
     add("--boxes", nargs="+", choices=BOXES, default=(), help="score other roi boxes too: moved "
         "and scaled by up to 10 %% at random, or from the detector")  # fmt: skip
     add("--detector-weights", type=Path, help="FaceBoxes weights (default: published, or starter)")

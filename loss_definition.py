@@ -27,6 +27,16 @@ LOOPS = {
 WING_WIDTH, WING_CURVATURE = 10.0, 2.0  # omega, epsilon
 
 
+def runs_refiner(loop: str) -> bool:
+    """Whether a key of ``LOOPS`` has a term for which the refiner is run, and trained."""
+    return "loss_LMK_pointNet" in LOOPS[loop]
+
+
+def runs_inverse(loop: str) -> bool:
+    """Whether a key of ``LOOPS`` has a term for which the inverse regressor is run, and trained."""
+    return "loss_Param_S2" in LOOPS[loop]
+
+
 def wing_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Wing loss (Feng et al., CVPR 2018): logarithmic near zero, linear from omega on.
 
@@ -82,13 +92,12 @@ class SynergyLoss(nn.Module):
     """All terms as one named dict.
 
     Args:
-        aligned: see ``coefficient_loss``; goes with the model's ``heads="signed"``.
         loop: a key of ``LOOPS``; terms outside it are left out, networks they need not run.
     """
 
-    def __init__(self, aligned: bool = False, loop: str = "full") -> None:
+    def __init__(self, loop: str = "full") -> None:
         super().__init__()
-        self.aligned, self.loop = aligned, loop
+        self.loop = loop
         self.weights = {name: LOSS_WEIGHTS[name] for name in LOOPS[loop]}
 
     def forward(
@@ -99,6 +108,8 @@ class SynergyLoss(nn.Module):
         inverse: Tensor | None,
         target: Tensor,
         target_landmarks: Tensor,
+        *,
+        aligned: bool,
     ) -> dict[str, Tensor]:
         """
         Args:
@@ -107,6 +118,7 @@ class SynergyLoss(nn.Module):
             inverse: (B, 62) from the refined landmarks.
             target: (B, 62) whitened.
             target_landmarks: (B, 3, 68) crop frame, from ``target`` through the same 3DMM.
+            aligned: see ``coefficient_loss``; so are networks with ``heads="signed"`` trained.
 
         Returns:
             term name -> weighted value; a scalar (Wing) or (B,) per sample. The total is the sum
@@ -116,8 +128,8 @@ class SynergyLoss(nn.Module):
             "loss_LMK_f0": lambda: wing_loss(landmarks, target_landmarks),
             "loss_LMK_pointNet": lambda: wing_loss(refined, target_landmarks),
             "loss_Param_In": lambda: parameter_loss(parameters, target),
-            "loss_Param_S2": lambda: coefficient_loss(inverse, target, self.aligned),
-            "loss_Param_S1S2": lambda: coefficient_loss(inverse, parameters, self.aligned),
+            "loss_Param_S2": lambda: coefficient_loss(inverse, target, aligned),
+            "loss_Param_S1S2": lambda: coefficient_loss(inverse, parameters, aligned),
         }
         return {name: weight * terms[name]() for name, weight in self.weights.items()}
 

@@ -6,9 +6,6 @@ torchrun --nproc_per_node 4 main_train.py ...    four GPUs share each batch
 """
 
 import argparse
-import os
-import sys
-import time
 from pathlib import Path
 
 import torch
@@ -18,11 +15,11 @@ from loss_definition import LOOPS
 from model_building import HEADS
 from utils.assets import ROOT, find_face_model
 from utils.augmentation import AUGMENTATIONS
-from utils.cli import at_least, complain, run_script, script_parser
-from utils.datasets import open_training_set, pack
+from utils.cli import at_least, complain, run_script, say, script_parser
+from utils.datasets import provide_pack
 from utils.distributed import join_world
 from utils.memory import is_out_of_memory
-from utils.morphable_model import MorphableModel, load_morphable_model
+from utils.morphable_model import load_morphable_model
 from utils.preprocessing import CROP_SIZE
 from utils.training import NonFiniteError, Trainer
 
@@ -146,58 +143,39 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; the CPU is not concerned
-    on_the_way = False
+    trainer = None  # what fails once it is there is no wrong usage
     try:
         face_model = load_morphable_model(options.face_model or find_face_model())
         if options.pack:
             provide_pack(options.data, options.pack, face_model)
         with join_world(options.device) as world:
             trainer = Trainer(options, face_model, world)
-            on_the_way = True  # what fails from here on is no wrong usage
             if options.dry_run:
                 trainer.dry_run()
             else:
                 trainer.run()
-    except NonFiniteError as error:
+    except (OSError, ValueError, NonFiniteError) as error:
         complain("main_train.py", error)
-        return 1
-    except (OSError, ValueError) as error:
-        complain("main_train.py", error)
-        return 1 if on_the_way else 2
+        return 1 if trainer else 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
-            if on_the_way:
+            if trainer:
                 raise
             complain("main_train.py", error)  # a device that is not there or does not work
             return 2
-        print(
-            f"main_train.py: out of memory with --batch-size {options.batch_size}; give a smaller "
-            "one (--dry-run tells the memory a size takes)",
-            file=sys.stderr,
+        complain(
+            "main_train.py",
+            f"out of memory with --batch-size {options.batch_size}; give a smaller one (--dry-run "
+            "tells the memory a size takes)",
         )
         return 1
     except KeyboardInterrupt:
         last = options.out / "last.pth.tar"
-        print(f"stopped; {f'--resume goes on from {last}' if last.exists() else 'nothing saved'}")
+        is_own = options.resume or not options.overwrite or (trainer and trainer.has_begun)
+        is_saved = last.exists() and is_own
+        say(f"stopped; {f'--resume goes on from {last}' if is_saved else 'nothing saved'}")
         return 130
     return 0
-
-
-def provide_pack(data: Path, folder: Path, face_model: MorphableModel) -> None:
-    """Packs a set once a machine; other processes of the machine wait for the one that packs."""
-    done = folder / "labels.npz"  # written last
-    if done.exists():
-        print(f"{folder}: packed already, used as it is; --data is not read")
-        return
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        try:
-            pack(open_training_set(data, face_model), folder)
-        except OSError:
-            if not done.exists():
-                raise
-            print(f"{folder}: packed by another process meanwhile; using that")
-    while not done.exists():
-        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ Inference needs the first line only; training closes the loop with the second (p
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from backbone_nets import create_backbone
 from backbone_nets.heads import full_precision
 from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
-from loss_definition import LOOPS, SynergyLoss
+from loss_definition import LOOPS, SynergyLoss, runs_inverse, runs_refiner
 from utils.checkpoint import check_face_model, learnable_state, read_checkpoint, require_finite
 from utils.morphable_model import CAMERA, MorphableModel
 from utils.onnx_engine import export_onnx
@@ -56,16 +58,22 @@ class SynergyNet(nn.Module):
             and never enters the state dict: it is licensed data.
         backbone: a name of ``backbone_nets.BACKBONES``.
         heads: ``"published"`` (ReLU on refiner and regressor outputs) or ``"signed"``.
+        trained_loop: a key of ``LOOPS``: which networks the weights are (to be) trained for; those
+            outside it are as they began, random.
     """
 
     def __init__(
-        self, face_model: MorphableModel, backbone: str = "mobilenet_v2", heads: str = "published"
+        self,
+        face_model: MorphableModel,
+        backbone: str = "mobilenet_v2",
+        heads: str = "published",
+        trained_loop: str = "full",
     ) -> None:
         super().__init__()
-        if heads not in HEADS:
-            raise ValueError(f"unknown heads {heads!r}; expected one of: {', '.join(HEADS)}")
-        self.backbone_name, self.heads = backbone, heads
-        self.trained_loop = "full"  # "backbone": the refiner still has its first, random weights
+        for kind, name, known in (("heads", heads, HEADS), ("loop", trained_loop, tuple(LOOPS))):
+            if name not in known:
+                raise ValueError(f"unknown {kind} {name!r}; expected one of: {', '.join(known)}")
+        self.backbone_name, self.heads, self.trained_loop = backbone, heads, trained_loop
         self.face_model = face_model.to_torch()
         self.I2P = ImageToParameters(backbone)
         num_features = self.I2P.backbone.num_features
@@ -88,10 +96,10 @@ class SynergyNet(nn.Module):
         residual = refined = inverse = None
         with full_precision(images.device):
             landmarks = self.landmarks_from_whitened(parameters)
-            if "loss_LMK_pointNet" in LOOPS[loop]:
+            if runs_refiner(loop):
                 residual = self.forwardDirection(landmarks, features, parameters[:, CAMERA:])
                 refined = landmarks + RESIDUAL_SCALE * residual
-            if "loss_Param_S2" in LOOPS[loop]:
+            if runs_inverse(loop):
                 inverse = self.reverseDirection(refined)
         return SynergyOutput(parameters, features, landmarks, residual, refined, inverse)
 
@@ -121,6 +129,7 @@ class SynergyNet(nn.Module):
                 output.inverse,
                 target,
                 target_landmarks,
+                aligned=self.heads == "signed",
             )
 
     def checkpoint(self, **extra: Any) -> dict[str, Any]:
@@ -129,9 +138,21 @@ class SynergyNet(nn.Module):
             "state_dict": self.state_dict(),
             "backbone": self.backbone_name,
             "heads": self.heads,
+            "trained_loop": self.trained_loop,
             "face_model": self.face_model.fingerprint,
             **extra,
         }
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Puts a network into evaluation mode, and at the end back into the mode it was in."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
 
 
 def load_synergynet(
@@ -145,14 +166,13 @@ def load_synergynet(
     """
     content = read_checkpoint(weights)
     check_face_model(content, face_model, weights)
-    # published checkpoints name neither; they are MobileNetV2 with the published heads
-    names = content.get("backbone", "mobilenet_v2"), content.get("heads", "published")
+    # published checkpoints name none of them; they are MobileNetV2 with the published heads
+    unsaid = {"backbone": "mobilenet_v2", "heads": "published", "trained_loop": "full"}
     try:
-        model = SynergyNet(face_model, *names)
+        model = SynergyNet(face_model, **{k: content.get(k, v) for k, v in unsaid.items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{weights}: not the weights of a SynergyNet ({error})") from error
     load_learnable(model, content, weights)
-    model.trained_loop = content.get("trained_loop", "full")
     return model.to(device).eval()
 
 

@@ -12,10 +12,9 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import main_train
-from utils.cli import run_script
+from utils.cli import run_script, say
 from utils.files import atomic_write
 
 VARIANTS = {
@@ -51,7 +50,7 @@ def main() -> None:
                 *settings,
                 *options.options,
             ]
-            tqdm.write(f"{name}, seed {seed}")
+            say(f"{name}, seed {seed}")
             check_settings(out / "settings.txt", " ".join(map(str, arguments)))
             if main_train.main([str(value) for value in arguments]):
                 raise SystemExit(f"{name}, seed {seed}: the run failed")
@@ -75,13 +74,13 @@ def check_settings(path: Path, settings: str) -> None:
 
 def print_table(rows: list[dict]) -> None:
     """Mean and standard deviation over the seeds, a variant a line, as Markdown."""
-    print("| | " + " | ".join(SCORES) + " |")
-    print("|---" * (len(SCORES) + 1) + "|")
+    say("| | " + " | ".join(SCORES) + " |")
+    say("|---" * (len(SCORES) + 1) + "|")
     for name in VARIANTS:
         values = np.array([[float(r[key]) for key in SCORES] for r in rows if r["variant"] == name])
         spread = values.std(0, ddof=1) if len(values) > 1 else np.full(len(SCORES), np.nan)
         cells = [f"{m:.2f} ± {s:.2f}" for m, s in zip(values.mean(0), spread, strict=True)]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        say(f"| {name} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

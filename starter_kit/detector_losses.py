@@ -13,7 +13,8 @@ SMALLEST = 14  # pixels of height; smaller faces are neither asked for nor punis
 MATCH = 0.35  # intersection over union from which an anchor answers for a face (FaceBoxes, 3.4)
 NEGATIVES = 7  # hardest background anchors per face anchor
 FAINT = 0.05  # probability from which the box of a teacher's anchor is worth learning
-EVERYWHERE = 0.1  # weight of a cell of them in which the teacher sees nothing; a face's is 1 more
+# Weight of a feature-map cell without a face; the teacher's face probability is added to it.
+EVERYWHERE = 0.1
 
 
 def targets(boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from FaceBoxes import FaceBoxes
 from starter_kit.detector_losses import targets
+from starter_kit.fit_labels import LABEL_SIDE
+from starter_kit.landmark_statistics import LABEL_UNIT
 from utils.boxes import intersections
 from utils.files import read_npz, read_zipped_image
 
@@ -114,7 +116,7 @@ class TrainingPictures(Dataset):
         shards = [zipfile.ZipFile(data / f"faces_train_{i}.zip") for i in range(SHARDS)]
         names = zip(faces["name"], faces["shard"], strict=True)
         self.crops = [shards[shard].read(name) for name, shard in names]
-        landmarks = faces["landmarks"][:, :2].astype(np.float32) / 32
+        landmarks = faces["landmarks"][:, :2].astype(np.float32) * LABEL_UNIT
         self.crop_landmarks = landmarks
         self.crop_boxes = boxes_from_landmarks(landmarks)
         self.crop_valid = faces["valid"].astype(np.float32)
@@ -354,7 +356,7 @@ class TrainingPictures(Dataset):
         """A small picture without a face: skin and hair from a part of one, or a thing."""
         if rng.random() < 0.5:
             i = int(rng.integers(len(self.crops)))
-            image, box = read_image(self.crops[i]), np.clip(self.crop_boxes[i], 0, 160)
+            image, box = read_image(self.crops[i]), np.clip(self.crop_boxes[i], 0, LABEL_SIDE)
             size = (rng.uniform(0.2, 0.5, 2) * (box[2:] - box[:2])).astype(int)
             low = rng.uniform(box[:2], box[2:] - size).astype(int)
         else:

@@ -18,6 +18,7 @@ from model_building import load_synergynet
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils import assets
 from utils.cli import run_script
+from utils.evaluation import jittered_boxes
 from utils.files import read_npz, read_zipped_image, require_files
 from utils.fitting import similarity_align
 from utils.geometry import rotation_to_angles
@@ -67,10 +68,7 @@ def main() -> None:
     yaw = label_yaw(target, face_model)
     report("centred roi box", landmarks, target, human, yaw, labels["source"])
     if options.jitter:
-        rng = np.random.default_rng(options.seed)
-        shift = rng.uniform(-0.1, 0.1, (len(images), 2)) * 128
-        half = 64 * rng.uniform(0.9, 1.1, (len(images), 1))
-        moved = predict(np.concatenate([80 + shift - half, 80 + shift + half], axis=1))
+        moved = predict(jittered_boxes(still, options.seed))
         report("random roi box", moved, target, human, yaw, labels["source"])
         print(f"  landmarks moved by {nme(moved, landmarks).mean():.2f} % of their box")
     if options.end_to_end:

@@ -56,6 +56,7 @@ def main() -> None:
         state = mixed_state(state, learnable_state(before), options.init_share, options.init)
     state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     kept = {key: content[key] for key in ("epoch", "backbone", "heads")}
+    kept["trained_loop"] = content.get("trained_loop", "full")  # older weights don't say
     write_checkpoint(options.out, {"state_dict": state, "face_model": shipped.fingerprint, **kept})
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
 

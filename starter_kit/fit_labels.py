@@ -20,15 +20,15 @@ import torch
 from tqdm import tqdm
 
 from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_model
-from utils.augmentation import Mirror, similarity_on_parameters
+from utils.augmentation import Mirror
 from utils.cli import run_script
 from utils.files import read_npz, require_files, write_npz
 from utils.fitting import fit_landmarks, whitening
-from utils.morphable_model import MorphableModel
+from utils.morphable_model import MorphableModel, similarity_on_parameters
 from utils.preprocessing import CROP_SIZE
 
 LABEL_SIDE = 160  # pixels, of the labelled pictures
-FACE_SHARE = 0.68  # of sqrt(w·h) of the landmarks' box in the crop's side
+FACE_SHARE = 0.68  # sqrt(w·h) of the landmarks' box over the crop's side
 
 
 def label_landmarks(labels: dict[str, np.ndarray], human_weight: float = 0.0) -> np.ndarray:

@@ -340,7 +340,7 @@ def main() -> None:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--photos", type=Path, required=True, help="folder with faces_train_labels.npz")
+    add("--photos", type=Path, help="folder with faces_train_labels.npz; views are made from it")
     add("--packed", type=Path, required=True, help="packed photos, from starter_kit.pack_photos")
     add("--out", type=Path, required=True, help="folder of the views, to write")
     add("--combined", type=Path, help="folder to write photos and views to, as one set")
@@ -348,7 +348,12 @@ def read_options() -> argparse.Namespace:
     add("--join-only", action="store_true", help="make no views: those in --out are joined")
     add("--count", type=int, default=4000)
     add("--seed", type=int, default=0)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.join_only and not options.combined:
+        parser.error("--join-only needs --combined: the folder to write the joined set to")
+    if not (options.join_only or options.photos):
+        parser.error("making views needs --photos")
+    return options
 
 
 def make_views(options: argparse.Namespace) -> None:

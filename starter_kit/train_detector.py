@@ -51,10 +51,13 @@ from utils.checkpoint import mixed_state, write_checkpoint
 from utils.cli import run_script
 from utils.files import require_files
 from utils.runtime import choose_device
+from utils.training import decay_groups
 
 ROOT = Path(__file__).resolve().parents[1]
 HINT = 2.0  # weight of the distance of the feature maps
-PLAIN_FROM = 0.85  # share of the training after which none is mixed: batch norm's statistics follow
+# From this share of the training on no pictures are mixed, so that batch-norm statistics settle on
+# plain ones.
+PLAIN_FROM = 0.85
 
 
 def train(args: argparse.Namespace) -> None:
@@ -65,12 +68,9 @@ def train(args: argparse.Namespace) -> None:
     network = untrained().to(device, memory_format=torch.channels_last)
     hints = Hints().to(device, memory_format=torch.channels_last)
     parameters = [*network.parameters(), *hints.parameters()]
-    decayed = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": args.weight_decay}, {"params": plain}],
-        lr=args.lr, weight_decay=0, fused=True,
-    )  # fmt: skip
+        decay_groups(parameters, args.weight_decay), lr=args.lr, fused=True
+    )
     if args.init:
         network.load_state_dict(load_weights(args.init))
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}

@@ -12,32 +12,35 @@ from utils.assets import FACE_MODELS
 from utils.augmentation import (
     AUGMENTATIONS,
     CPU_CHUNK,
-    MIRRORED_LANDMARKS,
-    Augmentation,
-    AugmentationSettings,
+    Augment,
     Batch,
     Mirror,
     PublishedAugmentation,
+    StrongAugmentation,
+    StrongSettings,
     blur,
     make_augmentation,
     sample_images,
-    similarity_on_parameters,
-    similarity_on_points,
     source_grid,
 )
-from utils.morphable_model import load_morphable_model
+from utils.morphable_model import (
+    MIRRORED_LANDMARKS,
+    load_morphable_model,
+    similarity_on_parameters,
+    similarity_on_points,
+)
 
 SIDE = 160  # of the stored pictures
 
 # nothing random, and what each move adds
-STILL = AugmentationSettings(
-    **{f.name: 0.0 for f in fields(AugmentationSettings) if isinstance(f.default, float)},
+STILL = StrongSettings(
+    **{f.name: 0.0 for f in fields(StrongSettings) if isinstance(f.default, float)},
     far_rotation=(0.0, 0.0),
     shift=(0.0, 0.0),
     face_size=(0.68, 0.68),
     border=(0.0, 8.0),
 )
-NORMAL = AugmentationSettings()
+NORMAL = StrongSettings()
 MOVES = {
     "rotation": replace(STILL, rotation=20.0),
     "far rotation": replace(STILL, far_rotation=(1.0, 180.0)),
@@ -144,10 +147,10 @@ def test_mirroring_the_models_that_people_use():
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("size", [120, 80])
 def test_changed_parameters_give_the_moved_landmarks(face_model, batch, move, size):
-    augment = Augmentation(face_model, MOVES[move])
+    augment = StrongAugmentation(face_model, MOVES[move])
     _, parameters, landmarks = augment(batch, generator(), size)
     assert np.abs(face_model.landmarks(parameters.numpy()) - landmarks.numpy()).max() < 0.01
-    _, _, plain = Augmentation(face_model, None)(batch, generator(), size)
+    _, _, plain = Augment()(batch, generator(), size)
     assert (landmarks - plain).abs().amax((1, 2)).min() > 0.5  # it did move
 
 
@@ -165,7 +168,7 @@ def test_pixels_move_with_the_landmarks(face_model, parameters, move, size):
         dx, dy = x - landmarks[i, 0, which], y - landmarks[i, 1, which]
         images[i] = (250 * torch.exp(-(dx**2 + dy**2) / 18))[..., None]
     settings = replace(MOVES[move], mirror=0.0) if move == "all" else MOVES[move]
-    augment = Augmentation(face_model, settings)
+    augment = StrongAugmentation(face_model, settings)
     crops, _, moved = augment(batch_of(face_model, faces, images.round()), generator(), size)
     light = crops[:, 0] * 128 + 127.5
     light = torch.where(light > 2, light, 0.0)
@@ -204,21 +207,19 @@ def test_half_size_averages_four_pixels():
 # -------------------------------------------------------------------------------------- the output
 
 
-def test_without_settings_the_face_is_centred(face_model, batch):
-    images, parameters, landmarks = Augmentation(face_model, None)(batch, generator())
+def test_a_plain_crop_has_the_face_in_the_middle(batch):
+    images, parameters, landmarks = Augment()(batch, generator())
     low, high = landmarks[:, :2].amin(2), landmarks[:, :2].amax(2)
     torch.testing.assert_close((low + high) / 2, torch.full((6, 2), 59.5), atol=1e-3, rtol=0)
     torch.testing.assert_close((high - low).amax(1), torch.full((6,), 0.68 * 120))
     torch.testing.assert_close(parameters[:, 12:], batch.parameters[:, 12:])
-    again = Augmentation(face_model, None)(batch, generator(1))
+    again = Augment()(batch, generator(1))
     assert torch.equal(images, again[0])  # nothing is random
 
 
 @pytest.mark.parametrize("size", [48, 80, 120])
 def test_shapes_and_range(face_model, batch, size):
-    images, parameters, landmarks = Augmentation(face_model, AugmentationSettings())(
-        batch, generator(), size
-    )
+    images, parameters, landmarks = StrongAugmentation(face_model)(batch, generator(), size)
     assert images.shape == (6, 3, size, size) and images.dtype == torch.float32
     assert parameters.shape == (6, 62) and landmarks.shape == (6, 3, 68)
     levels = images * 128 + 127.5
@@ -227,7 +228,7 @@ def test_shapes_and_range(face_model, batch, size):
 
 
 def test_a_seed_gives_one_batch(face_model, batch):
-    augment = Augmentation(face_model, AugmentationSettings())
+    augment = StrongAugmentation(face_model)
     first, again, other = (augment(batch, generator(seed)) for seed in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -235,7 +236,7 @@ def test_a_seed_gives_one_batch(face_model, batch):
 
 def test_the_batch_is_left_alone(face_model, batch):
     before = [tensor.clone() for tensor in batch]
-    Augmentation(face_model, AugmentationSettings())(batch, generator())
+    StrongAugmentation(face_model)(batch, generator())
     assert all(torch.equal(a, b) for a, b in zip(before, batch, strict=True))
 
 
@@ -244,8 +245,8 @@ def test_the_batch_is_left_alone(face_model, batch):
              "low_resolution", "blur", "noise"],
 )  # fmt: skip
 def test_each_kind_of_damage_changes_pixels_only(face_model, batch, name):
-    plain = Augmentation(face_model, STILL)(batch, generator(), 48)
-    damaged = Augmentation(face_model, replace(STILL, **{name: 0.9}))(batch, generator(), 48)
+    plain = StrongAugmentation(face_model, STILL)(batch, generator(), 48)
+    damaged = StrongAugmentation(face_model, replace(STILL, **{name: 0.9}))(batch, generator(), 48)
     assert not torch.equal(plain[0], damaged[0])
     assert all(torch.equal(a, b) for a, b in zip(plain[1:], damaged[1:], strict=True))
 
@@ -266,9 +267,9 @@ def test_low_resolution_moves_nothing(face_model, parameters, size):
         along = torch.arange(size).double()
         return torch.stack([(share.sum(1) * along).sum(1), (share.sum(2) * along).sum(1)], 1)
 
-    plain = Augmentation(face_model, settings)(batch, generator(), size)[0]
+    plain = StrongAugmentation(face_model, settings)(batch, generator(), size)[0]
     coarse = replace(settings, low_resolution=1.0)
-    damaged = Augmentation(face_model, coarse)(batch, generator(), size)[0]
+    damaged = StrongAugmentation(face_model, coarse)(batch, generator(), size)[0]
     assert not torch.equal(plain, damaged)
     assert (centroid(damaged) - centroid(plain)).abs().max() < 0.004 * size
 
@@ -283,7 +284,7 @@ def test_made_up_border_is_covered_and_the_photo_is_not(face_model, parameters, 
     batch = batch_of(face_model, parameters, images)
     batch.valid[:, 0 if left else 2] = SIDE // 2
     settings = replace(STILL, face_size=(0.9, 0.9), fill=1.0, mirror=mirror)
-    crops, _, _ = Augmentation(face_model, settings)(batch, generator())
+    crops, _, _ = StrongAugmentation(face_model, settings)(batch, generator())
     levels = (crops * 128 + 127.5).round()
     border, photo = levels[..., :20], levels[..., -20:]
     if left == bool(mirror):
@@ -293,8 +294,10 @@ def test_made_up_border_is_covered_and_the_photo_is_not(face_model, parameters, 
 
 
 def test_black_border_as_in_the_protocol(face_model, batch):
-    whole = Augmentation(face_model, STILL)(batch, generator(), 120)[0]
-    bordered = Augmentation(face_model, replace(STILL, border=(1.0, 8.0)))(batch, generator(), 120)
+    whole = StrongAugmentation(face_model, STILL)(batch, generator(), 120)[0]
+    bordered = StrongAugmentation(face_model, replace(STILL, border=(1.0, 8.0)))(
+        batch, generator(), 120
+    )
     widths = set()
     for crop, plain in zip(bordered[0], whole, strict=True):
         black = (crop * 128 + 127.5).round().amax(0) == 0
@@ -328,11 +331,11 @@ def test_no_black_border_unless_asked(face_model, parameters, fill):
     white = torch.full((36, SIDE, SIDE, 3), 255)
     batch = batch_of(face_model, faces, white)
     settings = replace(MOVES["all"], face_size=(0.2, 0.3), fill=fill)
-    crops, _, _ = Augmentation(face_model, settings)(batch, generator())
+    crops, _, _ = StrongAugmentation(face_model, settings)(batch, generator())
     black = (crops * 128 + 127.5).round().amax(1) == 0
     assert not black.any()
     settings = replace(settings, black=1.0)
-    crops, _, _ = Augmentation(face_model, settings)(batch, generator())
+    crops, _, _ = StrongAugmentation(face_model, settings)(batch, generator())
     assert ((crops * 128 + 127.5).round() == 0).flatten(1).any(1).all()
 
 
@@ -347,30 +350,32 @@ def crops_120(count: int, seed: int = 0) -> Batch:
     return Batch(images.to(torch.uint8), numbers[:, :62], landmarks, valid)
 
 
-@pytest.mark.parametrize("name", ["none", "published-test", "published"])
-def test_stored_crops_keep_their_geometry(face_model, name):
+@pytest.mark.parametrize(
+    ("augment", "is_whole", "is_plain"),
+    [(Augment(), True, True), (Augment(5), False, True), (PublishedAugmentation(), False, False)],
+)
+def test_stored_crops_keep_their_geometry(augment, is_whole, is_plain):
     batch = crops_120(CPU_CHUNK + 3)
-    crops, parameters, landmarks = make_augmentation(name, face_model)(batch, generator())
+    crops, parameters, landmarks = augment(batch, generator())
     assert crops.shape == (CPU_CHUNK + 3, 3, 120, 120) and crops.dtype == torch.float32
     assert torch.equal(parameters, batch.parameters) and torch.equal(landmarks, batch.landmarks)
     stored = (batch.images.permute(0, 3, 1, 2).float() - 127.5) / 128
     middle = slice(5, 115)
-    if name == "none":
+    if is_whole:
         assert torch.equal(crops, stored)
-    if name == "published-test":
+    if is_plain:
         assert torch.equal(crops[..., middle, middle], stored[..., middle, middle])
-    if name != "none":
+    if not is_whole:
         crops[..., middle, middle] = -127.5 / 128
         assert (crops == -127.5 / 128).all()  # the border
-    half = make_augmentation(name, face_model)(batch, generator(), 60)[0]
+    half = augment(batch, generator(), 60)[0]
     assert half.shape[2:] == (60, 60)
 
 
-def test_larger_pictures_are_centred(face_model, batch):
-    for name in ("none", "published"):
-        _, parameters, landmarks = make_augmentation(name, face_model)(batch, generator())
-        expected = Augmentation(face_model, None)(batch, generator())[1:]
-        assert torch.equal(parameters, expected[0]) and torch.equal(landmarks, expected[1])
+def test_larger_pictures_are_centred(batch):
+    expected = Augment()(batch, generator())[1:]
+    found = PublishedAugmentation()(batch, generator())[1:]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_augmentations_by_name(face_model):

@@ -168,11 +168,11 @@ def test_border(folder, data, face_model, border):
     np.testing.assert_allclose(crops[:, :, inside] * 128 + 127.5, expected[:, :, inside], atol=1e-4)
 
 
-def test_training_gets_the_main_numbers(folder, data, face_model):
+def test_training_gets_the_main_numbers(data, face_model):
     torch.manual_seed(0)
     model = SynergyNet(face_model).train()
     cpu = torch.device("cpu")
-    found = evaluation.score_aflw2000(model, folder, cpu)
+    found = evaluation.score_aflw2000(model, data, cpu)
     assert model.training
     network = evaluation.torch_network(model.eval(), cpu)
     prediction = evaluation.predict(network, data.crops, data.roi_boxes, title=None)

@@ -10,7 +10,7 @@ import torch
 from conftest import Evil, tiny_face_arrays, write_face_folder
 from torch import nn
 
-from loss_definition import SynergyLoss
+from loss_definition import SynergyLoss, coefficient_loss
 from model_building import SynergyNet, load_synergynet
 from utils.checkpoint import (
     FACE_MODEL_BUFFERS,
@@ -220,6 +220,7 @@ def test_missing_extra_and_misshapen_weights(tmp_path, face_model, model):
     [
         ({"backbone": "vgg16"}, "vgg16"),
         ({"backbone": ["mobilenet_025"]}, "SynergyNet"),
+        ({"trained_loop": "half"}, "unknown loop 'half'; expected one of: backbone, refiner"),
         ({"heads": "double"}, "double"),
         ({"state_dict": {}}, "state dict"),
         ({"state_dict": {"a": 1}}, "state dict"),
@@ -302,8 +303,19 @@ def test_loops_run_what_they_need(model, images, monkeypatch, loop, ran):
         x = model(images, loop)
     assert len(calls) == ran
     assert (x.refined is not None, x.inverse is not None) == (ran > 0, ran > 1)
-    terms = model.loss(images, torch.zeros(2, 62), SynergyLoss(loop=loop))
+    terms = model.loss(images, torch.zeros(2, 62), SynergyLoss(loop))
     assert all(torch.isfinite(term).all() for term in terms.values())
+
+
+@pytest.mark.parametrize("heads", ["published", "signed"])
+def test_the_loss_compares_what_the_heads_mean(face_model, images, heads):
+    model = network(face_model, heads=heads)
+    with torch.no_grad():
+        output = model(images)
+        target = torch.randn(2, 62, generator=torch.Generator().manual_seed(1))
+        found = model.loss(images, target, SynergyLoss())["loss_Param_S2"]
+    expected = 0.02 * coefficient_loss(output.inverse, target, aligned=heads == "signed")
+    torch.testing.assert_close(found, expected)
 
 
 def test_target_landmarks_come_from_the_target(model, images):

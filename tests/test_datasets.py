@@ -23,7 +23,7 @@ from utils.datasets import (
     epoch_batches,
     open_training_set,
     pack,
-    pose_balanced_weights,
+    pose_balanced_probabilities,
     source_photo,
     split_held_out,
     write_packed,
@@ -158,7 +158,7 @@ def test_a_wrong_picture_leaves_no_set(tmp_path, parameters):
 
 def test_large_poses_are_drawn_more_often():
     yaw = np.array([0, 3, -8, 14, -20, 40, -50, 50, 80, -90, 95])
-    weights = pose_balanced_weights(yaw)
+    weights = pose_balanced_probabilities(yaw)
     assert weights.sum() == pytest.approx(1)
     bins = [4, 4, 4, 4, 1, 1, 2, 2, 3, 3, 3]  # faces in each one's bin; the last holds 75 and more
     np.testing.assert_allclose(weights / weights[4], 1 / np.sqrt(bins))

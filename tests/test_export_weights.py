@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_building import load_synergynet
 from starter_kit import export_weights
 from utils import assets
 from utils.checkpoint import mixed_state, read_checkpoint, write_checkpoint
+from utils.morphable_model import load_morphable_model
 
 SHIPPED = assets.WEIGHTS[1]
 
@@ -43,6 +45,16 @@ def test_without_init_nothing_is_averaged(monkeypatch, tmp_path):
     after = read_checkpoint(tmp_path / "out.pth")["state_dict"]
     assert before.keys() == after.keys()
     assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+@pytest.mark.parametrize("loop", ["backbone", "full"])
+def test_the_export_says_what_was_trained(monkeypatch, tmp_path, loop):
+    """Or a refiner that still has its random weights would be taken for a trained one."""
+    trained, out = tmp_path / "best.pth.tar", tmp_path / "out.pth"
+    write_checkpoint(trained, read_checkpoint(SHIPPED) | {"trained_loop": loop})
+    export(monkeypatch, trained, "-o", out)
+    model = load_synergynet(out, load_morphable_model(assets.FACE_MODELS[1]))
+    assert model.trained_loop == loop
 
 
 @pytest.mark.parametrize(

@@ -233,4 +233,25 @@ def test_the_script_writes_the_views_and_the_combined_set(model, tmp_path, monke
     images = np.load(tmp_path / "all" / "images.npy")
     np.testing.assert_array_equal(images[:4], pictures)
     np.testing.assert_array_equal(images[4:], np.load(tmp_path / "views" / "images.npy"))
+    # joining alone reads no photos
+    line = ["--packed", str(tmp_path / "packed"), "--out", str(tmp_path / "views"), "--join-only"]
+    line += ["--combined", str(tmp_path / "again")]
+    monkeypatch.setattr(sys, "argv", ["rotate_views", *line])
+    rotate_views.main()
+    np.testing.assert_array_equal(np.load(tmp_path / "again" / "images.npy"), images)
     np.testing.assert_allclose(model.landmarks(views["parameters"]), views["landmarks"], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--join-only", "--photos", "photos"], "--join-only needs --combined"),
+        (["--combined", "all"], "making views needs --photos"),
+    ],
+)
+def test_calls_that_would_do_nothing_are_refused(monkeypatch, capsys, options, message):
+    argv = ["rotate_views", "--packed", "packed", "--out", "views", *options]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as stopped:
+        rotate_views.main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """main_train.py end to end on a made-up set: what it writes, and that nothing can be lost."""
 
-import argparse
 import csv
 import math
 import os
@@ -19,7 +18,7 @@ import torch
 import main_train
 from backbone_nets.strided_depthwise import StridedDepthwiseConv2d
 from model_building import load_synergynet
-from utils import training
+from utils import datasets, training
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.datasets import write_packed
 from utils.distributed import World
@@ -242,6 +241,39 @@ def test_a_run_is_not_overwritten_unasked(options, tmp_path, capsys):
     assert (tmp_path / "last.pth.tar").read_bytes() != before
 
 
+def test_a_run_that_was_given_up_is_gone_when_the_new_one_begins(
+    options, tmp_path, monkeypatch, capsys
+):
+    arguments = [*options, "--out", str(tmp_path)]
+    assert main_train.main([*arguments, "--save_val_freq", "1"]) == 0
+    files = {path for path in tmp_path.iterdir() if path.is_file()}
+    assert len(files) == 6  # last, best, two epochs, log and curves
+    (tmp_path / "notes.txt").touch()
+    anew = [*arguments, "--overwrite", "--seed", "1"]
+
+    def stop(self, batch):
+        raise KeyboardInterrupt
+
+    # not by what never begins
+    assert main_train.main([*anew, "--dry-run"]) == 0
+    assert main_train.main([*anew, "--batch-size", "64"]) == 2
+    init = ["--init", str(tmp_path / "best.pth.tar")]
+    for owner, name in ((main_train, "load_morphable_model"), (training, "validate")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *arguments: stop(None, None))
+            assert main_train.main([*anew, *init]) == 130
+        assert "nothing saved" in capsys.readouterr().out
+    assert all(path.exists() for path in files)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "train_step", stop)
+        assert main_train.main(anew) == 130
+    assert "nothing saved" in capsys.readouterr().out
+    assert not any(path.exists() for path in files) and (tmp_path / "notes.txt").exists()
+    assert main_train.main([*arguments, "--resume", "--seed", "1", "--epochs", "1"]) == 0
+    assert "nothing saved yet" in capsys.readouterr().out
+    assert [row["epoch"] for row in log(tmp_path)] == ["1"]
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_options_of_the_optimiser_are_taken_as_given_now(options, tmp_path, capsys, optimizer):
     arguments = [*options, "--optimizer", optimizer, "--out", str(tmp_path), "--epochs"]
@@ -251,6 +283,14 @@ def test_options_of_the_optimiser_are_taken_as_given_now(options, tmp_path, caps
     groups = read_checkpoint(tmp_path / "last.pth.tar")["optimizer"]["param_groups"]
     expected = [0.01] if optimizer == "sgd" else [0.01, 0.0]
     assert [group["weight_decay"] for group in groups] == expected
+
+
+def test_a_run_may_go_on_with_another_loop(options, tmp_path, capsys):
+    arguments = [*options, "--out", str(tmp_path)]
+    assert main_train.main([*arguments, "--epochs", "1", "--loop", "backbone"]) == 0
+    assert main_train.main([*arguments, "--loop", "refiner", "--resume"]) == 0
+    assert "loop backbone (now refiner)" in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "last.pth.tar")["trained_loop"] == "refiner"
 
 
 def test_scores_on_other_faces_are_not_compared(options, tmp_path, capsys):
@@ -352,6 +392,11 @@ def test_what_cannot_be_resumed_is_refused(options, whole_run, tmp_path, capsys)
     torch.save(weights_only, tmp_path / "last.pth.tar")
     assert main_train.main([*options, "--out", str(tmp_path), "--resume"]) == 2
     assert "needs last.pth.tar" in capsys.readouterr().err
+    older = read_checkpoint(whole_run / "last.pth.tar")
+    del older["counted"]
+    torch.save(older, tmp_path / "last.pth.tar")
+    assert main_train.main([*options, "--out", str(tmp_path), "--resume"]) == 2
+    assert "another version of this program (no counted in it)" in capsys.readouterr().err
     arguments = [*options, "--out", str(whole_run), "--resume", "--heads", "signed"]
     assert main_train.main(arguments) == 2
     assert "heads published, this run has signed" in capsys.readouterr().err
@@ -442,19 +487,15 @@ def test_bfloat16_touches_the_image_encoder_only(options, tmp_path):
 
 def test_the_published_schedule():
     """Epochs 1-5 at 0.016, 6-48 at 0.08, 49-64 at 0.016, 65-80 at 0.0032."""
-    settings = argparse.Namespace(schedule="published", epochs=80, lr=0.08)
-    rates = [training.learning_rate(epoch, 7, 100, settings) for epoch in range(80)]
+    rates = [training.published_rate(epoch, 80, 0.08) for epoch in range(80)]
     expected = [0.016] * 5 + [0.08] * 43 + [0.016] * 16 + [0.0032] * 16
     np.testing.assert_allclose(rates, expected)
-    settings.epochs = 160
-    assert training.learning_rate(95, 0, 100, settings) == 0.08
-    assert training.learning_rate(96, 0, 100, settings) == pytest.approx(0.016)
+    assert training.published_rate(95, 160, 0.08) == 0.08
+    assert training.published_rate(96, 160, 0.08) == pytest.approx(0.016)
 
 
-def test_the_linear_schedule(options):
-    plan = ["--epochs", "10", "--cooldown", "4", "--warmup", "8", "--lr", "1"]
-    settings = main_train.parse_options([*options, *plan])
-    rates = [training.learning_rate(*divmod(step, 10), 10, settings) for step in range(100)]
+def test_the_linear_schedule():
+    rates = [training.linear_rate(step, 100, 1, warmup=8, cooldown=40) for step in range(100)]
     np.testing.assert_allclose(rates[:8], np.arange(1, 9) / 8)
     assert set(rates[8:61]) == {1}
     np.testing.assert_allclose(rates[60:], np.arange(40, 0, -1) / 40)
@@ -522,12 +563,22 @@ def test_a_set_that_another_process_packed_meanwhile_is_taken(tmp_path, monkeypa
             (folder / "labels.npz").touch()
         raise FileExistsError(f"{folder}: exists")
 
-    monkeypatch.setattr(main_train, "pack", pack)
-    monkeypatch.setattr(main_train, "open_training_set", lambda *arguments: None)
-    main_train.provide_pack(tmp_path, tmp_path / "pack", None)
+    monkeypatch.setattr(datasets, "pack", pack)
+    monkeypatch.setattr(datasets, "open_training_set", lambda *arguments: None)
+    datasets.provide_pack(tmp_path, tmp_path / "pack", None)
     assert f"{tmp_path / 'pack'}: packed by another process" in capsys.readouterr().out
     with pytest.raises(FileExistsError):
-        main_train.provide_pack(tmp_path, tmp_path / "other", None)
+        datasets.provide_pack(tmp_path, tmp_path / "other", None)
+
+
+def test_a_reader_that_has_seen_enough_ends_no_training(options, tmp_path, monkeypatch):
+    """As in ``main_train.py ... | head -1``."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        assert main_train.main([*options, "--out", str(tmp_path)]) == 0
+    assert len(log(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -557,7 +608,7 @@ def test_aflw2000_is_reported_where_its_data_is(options, tmp_path, monkeypatch, 
     assert str(tmp_path / "none") in capsys.readouterr().err
     monkeypatch.setattr(training, "open_benchmark", lambda folder: None)
     scores = {"aflw_original": 5.0}
-    monkeypatch.setattr(training, "score_aflw2000", lambda model, folder, device: scores)
+    monkeypatch.setattr(training, "score_aflw2000", lambda model, data, device: scores)
     assert main_train.main(arguments) == 0
     assert log(tmp_path)[0]["aflw_original"] == "5.0"
 

@@ -52,7 +52,7 @@ from synergy3DMM import SynergyNet
 from utils import assets, training, training_log
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.cli import quiet, run_script, script_parser
-from utils.datasets import PUBLISHED_LIST, PUBLISHED_PARAMETERS
+from utils.datasets import PUBLISHED_LIST, PUBLISHED_PARAMETERS, provide_pack
 from utils.files import read_array_pickle, read_image, read_npz, write_image
 from utils.morphable_model import load_morphable_model
 from utils.onnx_engine import CACHE_FOLDER, OnnxNetwork
@@ -341,7 +341,7 @@ class Packing(Kind):
 def pack(data: Path, folder: Path) -> None:
     """As ``main_train.py --data DATA --pack FOLDER`` begins."""
     cv2.setNumThreads(1)
-    main_train.provide_pack(data, folder, load_morphable_model(assets.find_face_model()))
+    provide_pack(data, folder, load_morphable_model(assets.find_face_model()))
 
 
 def export(weights: Path, detector: Path, temporary: Path) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from FaceBoxes import FaceBoxes
+from starter_kit.landmark_statistics import LABEL_UNIT
 from utils.boxes import overlaps
 from utils.cli import run_script, script_parser
 from utils.files import atomic_write, read_npz, read_zipped_image, require_files
@@ -150,7 +151,7 @@ def faces_found(detectors: list[FaceBoxes], faces: Path) -> dict[str, list[str]]
     intersection over union of 0.4 (the detector's boxes include the forehead).
     """
     labels = read_npz(beside(faces, "_labels.npz"))
-    landmarks = labels["landmarks"][:, :2].astype(np.float32) / 32
+    landmarks = labels["landmarks"][:, :2].astype(np.float32) * LABEL_UNIT
     low, high = landmarks.min(axis=2), landmarks.max(axis=2)
     centre, boxes = landmarks.mean(axis=2), np.concatenate([low, high], axis=1)
     hits = np.zeros((len(detectors), len(boxes)), bool)

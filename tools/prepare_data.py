@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from utils.assets import find_face_model, shown
-from utils.augmentation import similarity_on_parameters
 from utils.cli import first_lines, run_script, script_parser
 from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
 from utils.draw import contact_sheet, draw_landmarks
@@ -32,6 +31,7 @@ from utils.morphable_model import (
     SHAPE,
     MorphableModel,
     load_morphable_model,
+    similarity_on_parameters,
     split_camera,
 )
 from utils.parallel import in_order

@@ -12,6 +12,7 @@ borders. Nothing here makes the host wait for the device.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,15 +24,16 @@ from torch import Tensor
 from utils.morphable_model import (
     CAMERA,
     MIRRORED_LANDMARKS,
-    Y_FLIP,
     MorphableModel,
+    similarity_on_parameters,
+    similarity_on_points,
     split_camera,
 )
-from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
+from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD, PROTOCOL_BORDER
 
-AUGMENTATIONS = ("published", "strong", "none")
 BLACK = -PIXEL_MEAN / PIXEL_STD  # in normalised pictures; white is its opposite
 GREY = (0.114, 0.587, 0.299)  # weights of B, G, R
+FACE_SIZE = 0.68  # of a plain crop: the landmark box's longer side over the crop's
 CPU_CHUNK = 16  # samples that are worked on together: few enough for the processor's cache
 
 
@@ -48,8 +50,8 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AugmentationSettings:
-    """Ranges of everything random; probabilities in [0, 1]."""
+class StrongSettings:
+    """Ranges of everything random in ``StrongAugmentation``; probabilities in [0, 1]."""
 
     rotation: float = 15.0  # degrees, standard deviation
     far_rotation: tuple[float, float] = (0.15, 45.0)  # probability of uniform(-a, a) instead
@@ -75,38 +77,6 @@ class AugmentationSettings:
 LOW_RESOLUTIONS = (0.25, 0.4, 0.6)  # of the crop's side
 BLURS = (0.7, 1.2, 2.0)  # standard deviations, pixels of the 120 wide crop
 NOISE = 14.0  # largest standard deviation, grey levels
-
-
-def similarity_on_parameters(parameters: Tensor, linear: Tensor, offset: Tensor) -> Tensor:
-    """Parameters of a face after its picture was moved by ``p -> linear @ p + offset``.
-
-    Args:
-        parameters: (B, 62) not whitened.
-        linear: (B, 2, 2) rotation times scale, y-down pixels.
-        offset: (B, 2).
-
-    Returns:
-        (B, 62): landmarks decoded from them are the moved landmarks; z is scaled alike.
-    """
-    camera = split_camera(parameters)  # (B, 3, 4), y up
-    rows = linear @ torch.stack([camera[:, 0, :3], -camera[:, 1, :3]], 1)  # (B, 2, 3), y down
-    centre = torch.stack([camera[:, 0, 3], Y_FLIP - camera[:, 1, 3]], 1)
-    centre = (linear @ centre[..., None])[..., 0] + offset  # (B, 2)
-    x = torch.cat([rows[:, 0], centre[:, :1]], 1)
-    y = torch.cat([-rows[:, 1], Y_FLIP - centre[:, 1:]], 1)
-    z = camera[:, 2] * _determinant(linear).sqrt()[:, None]
-    return torch.cat([x, y, z, parameters[:, CAMERA:]], 1)
-
-
-def similarity_on_points(points: Tensor, linear: Tensor, offset: Tensor) -> Tensor:
-    """(B, 3, P) points moved likewise; z is scaled."""
-    scale = _determinant(linear).sqrt()[:, None, None]
-    return torch.cat([linear @ points[:, :2] + offset[..., None], points[:, 2:] * scale], 1)
-
-
-def _determinant(linear: Tensor) -> Tensor:
-    """(B, 2, 2) -> (B,); torch.linalg would make the host wait for a GPU."""
-    return linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]
 
 
 class Mirror:
@@ -173,7 +143,7 @@ def _source_points(linear: Tensor, offset: Tensor, size: int) -> Tensor:
     points = torch.stack([x, y]).reshape(2, -1)  # (2, size * size)
     (a, b), (c, d) = linear[:, 0].unbind(1), linear[:, 1].unbind(1)
     inverse = torch.stack([d, -b, -c, a], 1).reshape(-1, 2, 2)
-    inverse = inverse / _determinant(linear)[:, None, None]
+    inverse = inverse / (a * d - b * c)[:, None, None]
     points = (inverse @ points).sub_(inverse @ offset[..., None])
     return points.reshape(-1, 2, size, size)
 
@@ -188,15 +158,12 @@ class Augment:
     """What all augmentations are; this one cuts the crop and changes nothing (``none``).
 
     Pictures that are stored 120 wide are crops already and stay as they are. From larger ones the
-    crop is cut upright with the face centred, the longer side of its landmarks' box 0.68 of the
-    crop's side.
+    crop is cut upright, the face in its middle and ``FACE_SIZE`` large.
 
     Args:
         border: pixels of a 120 wide crop that are set to zero all around, as the published
-            training and test crops have it (5).
+            training and test crops have it (``PROTOCOL_BORDER``).
     """
-
-    face_size = 0.68
 
     def __init__(self, border: int = 0) -> None:
         self.border = border
@@ -246,17 +213,17 @@ class Augment:
             return None, None, batch.parameters, batch.landmarks
         return self._moved(batch.parameters, batch.landmarks, *self._centring(batch.landmarks))
 
+    @staticmethod
     def _centring(
-        self,
         landmarks: Tensor,
         angle: Tensor | float = 0.0,
-        fraction: Tensor | None = None,
+        face_size: Tensor | float = FACE_SIZE,
         shift: Tensor | float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Source to crop frame: the landmark box in the middle (+ shift), of the wanted size."""
         low, high = landmarks[:, :2].amin(2), landmarks[:, :2].amax(2)  # (B, 2)
         centre, side = (low + high) / 2, (high - low).amax(1)
-        scale = (self.face_size if fraction is None else fraction) * CROP_SIZE / side
+        scale = face_size * CROP_SIZE / side
         angle = torch.zeros_like(scale) + angle
         cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
         linear = torch.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2)
@@ -327,7 +294,7 @@ class PublishedAugmentation(Augment):
     Brightness, contrast and saturation change by factors uniform in [0.6, 1.4], in random order:
     each is a blend of the picture with black, with its mean grey, and with its grey version, cut to
     [0, 255]. (Pillow, which the published code uses, also rounds after each; here nothing is
-    rounded.) Then 5 pixels all around become zero, and with probability 0.01 all but one of the
+    rounded.) Then the protocol's border becomes zero, and with probability 0.01 all but one of the
     seven ``KEPT`` parts. Geometry stays.
     """
 
@@ -345,7 +312,7 @@ class PublishedAugmentation(Augment):
     )
 
     def __init__(self) -> None:
-        super().__init__(border=5)
+        super().__init__(PROTOCOL_BORDER)
 
     def _draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         factors = 1 + self.jitter * (torch.rand(count, 3, generator=generator) * 2 - 1)
@@ -394,26 +361,27 @@ def _black_outside(crops: Tensor, x1: int, x2: int, y1: int, y2: int) -> None:
     crops[..., :x1] = crops[..., x2:] = BLACK
 
 
-class Augmentation(Augment):
+class StrongAugmentation(Augment):
     """Random crops of a batch (``strong``): geometry, then light and damage.
 
-    What lies outside the photo shows the photo's last row or column, a plain colour, black, or
-    another picture of the batch. Some crops get a black border, as the benchmark's protocol has.
+    What lies outside the photo stays as it is stored, or shows the photo's last row or column, a
+    plain colour, black, or another picture of the batch. Some crops get a black border, as the
+    benchmark's protocol has.
 
     Args:
         face_model: for mirroring.
-        settings: ranges; ``None`` gives the plain centred crop that validation uses.
+        settings: ranges of what is random.
     """
 
-    def __init__(self, face_model: MorphableModel, settings: AugmentationSettings | None) -> None:
+    def __init__(
+        self, face_model: MorphableModel, settings: StrongSettings = StrongSettings()
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.mirror = Mirror(face_model)
 
     def _draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         s = self.settings
-        if s is None:
-            return {}
 
         def uniform(low: float, high: float, *shape: int) -> Tensor:
             return torch.rand(count, *shape, generator=generator) * (high - low) + low
@@ -459,8 +427,6 @@ class Augmentation(Augment):
 
     def _geometry(self, batch: Batch, drawn: dict[str, Tensor]):
         parameters, landmarks, width = batch.parameters, batch.landmarks, batch.images.shape[1]
-        if self.settings is None:
-            return self._moved(parameters, landmarks, *self._centring(landmarks))
         mirrored = drawn["mirrored"][:, None]
         parameters = torch.where(mirrored, self.mirror.parameters(parameters, width), parameters)
         points = self.mirror.points(landmarks, width)
@@ -476,8 +442,6 @@ class Augmentation(Augment):
         return linear, offset, parameters, landmarks
 
     def _pixels(self, batch: Batch, move, drawn, host, size: int) -> Tensor:
-        if self.settings is None:
-            return _normalize(self._cut(batch, move, size))
         crops = self._filled_crops(batch, _source_points(*move, size), drawn)
         crops = self._light(crops, drawn)
         crops = self._damage(crops, drawn, host)
@@ -584,22 +548,22 @@ def _black_border(crops: Tensor, width: Tensor) -> Tensor:
     return crops.mul_(inside[:, None, None]).mul_(inside[:, None, :, None])
 
 
-def make_augmentation(name: str, face_model: MorphableModel) -> Augment:
-    """An augmentation by its name.
+# What ``main_train.py --augment`` offers: face model -> augmentation.
+AUGMENTATIONS: dict[str, Callable[[MorphableModel], Augment]] = {
+    "published": lambda face_model: PublishedAugmentation(),
+    "strong": StrongAugmentation,
+    "none": lambda face_model: Augment(),
+}
 
-    ``published``: ``PublishedAugmentation``; ``published-test``: its border alone, as the published
-    test crops have it; ``strong``: ``Augmentation`` with the default settings; ``none``: the crops
-    as stored (``Augment``).
+
+def make_augmentation(name: str, face_model: MorphableModel) -> Augment:
+    """An augmentation by its name in ``AUGMENTATIONS``.
 
     Raises:
         ValueError: another name.
     """
-    made = {
-        "published": PublishedAugmentation,
-        "published-test": lambda: Augment(border=5),
-        "strong": lambda: Augmentation(face_model, AugmentationSettings()),
-        "none": Augment,
-    }
-    if name not in made:
-        raise ValueError(f"unknown augmentation {name!r}; expected one of: {', '.join(made)}")
-    return made[name]()
+    if name not in AUGMENTATIONS:
+        raise ValueError(
+            f"unknown augmentation {name!r}; expected one of: {', '.join(AUGMENTATIONS)}"
+        )
+    return AUGMENTATIONS[name](face_model)

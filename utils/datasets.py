@@ -22,6 +22,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ import torch
 from tqdm import tqdm
 
 from utils.augmentation import Batch
+from utils.cli import say
+from utils.distributed import local_rank
 from utils.files import atomic_write, new_folder, read_array_pickle, read_image, read_npz
 from utils.geometry import camera_angles
 from utils.morphable_model import NUM_PARAMETERS, MorphableModel, split_camera
@@ -246,7 +249,7 @@ MAX_SKEW = 0.05
 
 
 def _check_finite(rows: np.ndarray, what: str) -> None:
-    """One bad label would cost the whole of its batch, in every epoch."""
+    """Refuses rows with NaN or infinite numbers: one would cost its whole batch, in every epoch."""
     bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
     if bad.any():
         raise ValueError(
@@ -256,7 +259,7 @@ def _check_finite(rows: np.ndarray, what: str) -> None:
 
 
 def _check_cameras(parameters: np.ndarray, what: str) -> None:
-    """Cameras without a direction have no pose."""
+    """Refuses cameras with an axis of length zero: they have no pose."""
     lengths = np.linalg.norm(split_camera(parameters)[:, :2, :3], axis=2)  # (n, 2)
     bad = ~(lengths > 0).all(axis=1)
     if bad.any():
@@ -334,7 +337,7 @@ def split_held_out(faces: Faces, fraction: float, seed: int = 0) -> tuple[np.nda
     size. Sets without names are split by index.
 
     Args:
-        faces: anything with ``names`` and a length.
+        faces: anything with ``names``, a length and a ``folder``, which messages name.
         fraction: of the photos that is held out, in (0, 1).
         seed: another one holds out others.
 
@@ -374,7 +377,7 @@ def _fraction_of(text: str) -> float:
 # ---------------------------------------------------------------------------------------- drawing
 
 
-def pose_balanced_weights(yaw: np.ndarray) -> np.ndarray:
+def pose_balanced_probabilities(yaw: np.ndarray) -> np.ndarray:
     """(n,) drawing probabilities that favour the rare large poses.
 
     A bin of 15 degrees of |yaw| is drawn in proportion to the root of the number of its faces:
@@ -526,3 +529,30 @@ def pack(faces: Faces, folder: str | os.PathLike, workers: int = 4) -> None:
 
     with new_folder(folder) as partial:
         write_packed(partial, pictures(), len(faces), faces.side, **labels)
+
+
+def provide_pack(
+    data: str | os.PathLike, folder: str | os.PathLike, face_model: MorphableModel
+) -> None:
+    """Packs the set at ``data`` into ``folder`` unless that is done already.
+
+    Of the processes that ``torchrun`` started on a machine the first one packs, and the others wait
+    for it. Machines that share a disk may pack at the same time; the first result is used.
+
+    Raises:
+        OSError, ValueError: see ``open_training_set`` and ``pack``.
+    """
+    folder = Path(folder)
+    done = folder / "labels.npz"  # written last
+    if done.exists():
+        say(f"{folder}: packed already, used as it is; --data is not read")
+        return
+    if local_rank() == 0:
+        try:
+            pack(open_training_set(data, face_model), folder)
+        except OSError:
+            if not done.exists():
+                raise
+            say(f"{folder}: packed by another process meanwhile; using that")
+    while not done.exists():
+        time.sleep(1)

@@ -41,6 +41,11 @@ class World(NamedTuple):
             dist.barrier()
 
 
+def local_rank() -> int:
+    """The number of this process among those that ``torchrun`` started on this machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 @contextmanager
 def join_world(device: str = "auto") -> Iterator[World]:
     """The world that ``torchrun`` started this process in, or a world of one.
@@ -52,7 +57,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(device=choose_device(device))
         return
-    local = int(os.environ["LOCAL_RANK"])
+    local = local_rank()
     if device in ("auto", "cuda") and local < torch.cuda.device_count():
         torch.cuda.set_device(local)  # before it is tried, or all would take memory of the first
     chosen = choose_device(device)

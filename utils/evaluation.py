@@ -8,7 +8,6 @@ BenchmarkSet (utils/aflw2000.py)
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,17 +19,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model_building import SynergyNet, load_synergynet
+from loss_definition import runs_refiner
+from model_building import SynergyNet, evaluation_mode, load_synergynet
 from utils import metrics
-from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels, open_benchmark
+from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels
 from utils.boxes import overlaps
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.inference import Detector, detect
 from utils.morphable_model import MorphableModel, split_camera
-from utils.preprocessing import boxes_to_roi_boxes, crop_to_image, normalize_crops
+from utils.preprocessing import (
+    PROTOCOL_BORDER,
+    boxes_to_roi_boxes,
+    crop_to_image,
+    normalize_crops,
+)
 from utils.runtime import OnnxRegressor
 
-BORDER = 5  # pixels; the published protocol blackens the edge of the test crops
 BATCH = 128
 BINS = tuple(f"{low}_{high}" for low, high in metrics.YAW_BINS)
 PUBLISHED_LABELS = "fed6f9f3e2c3"  # ``labels_fingerprints`` of AFLW2000-3D as published: original
@@ -57,7 +61,7 @@ def torch_network(model: SynergyNet, device: torch.device) -> Network:
     The model is moved to the device; it must be in evaluation mode.
     """
     model = model.to(device)
-    loop = "backbone" if model.trained_loop == "backbone" else "refiner"
+    loop = "refiner" if runs_refiner(model.trained_loop) else "backbone"
 
     def network(crops: np.ndarray) -> CropOutput:
         with torch.inference_mode(), _full_precision():
@@ -141,7 +145,7 @@ def predict(
     network: Network,
     crops: Callable[[np.ndarray], np.ndarray],
     roi_boxes: np.ndarray,
-    border: int = BORDER,
+    border: int = PROTOCOL_BORDER,
     batch_size: int = BATCH,
     title: str | None = "predicting",
 ) -> Prediction:
@@ -428,13 +432,16 @@ def labels_of(column: str) -> str:
 
 
 def score_aflw2000(
-    model: SynergyNet, folder: str | os.PathLike, device: torch.device, border: int = BORDER
+    model: SynergyNet,
+    data: BenchmarkSet,
+    device: torch.device,
+    border: int = PROTOCOL_BORDER,
 ) -> dict[str, float]:
     """The benchmark's main numbers as one flat dict, for training to log after an epoch.
 
     Args:
         model: moved to ``device``, scored in evaluation mode and put back into the mode it was in.
-        folder: in the published layout.
+        data: from ``open_benchmark``.
         device: where it runs.
         border: as ``predict``.
 
@@ -444,16 +451,11 @@ def score_aflw2000(
         are pose lists ``aflw_pose_mae`` (published, degrees) and ``aflw_pose_exact``.
 
     Raises:
-        FileNotFoundError, ValueError: see ``open_benchmark``.
+        OSError, ValueError: see ``predict``.
     """
-    data = open_benchmark(folder)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         network = torch_network(model, device)
         prediction = predict(network, data.crops, data.roi_boxes, border, title=None)
-    finally:
-        model.train(was_training)
     scores, _ = score(data, prediction)
     result = {}
     for labels, found in scores["nme"].items():

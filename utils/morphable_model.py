@@ -176,6 +176,49 @@ def split_camera(parameters: Array) -> Array:
     return parameters[:, :CAMERA].reshape(-1, 3, 4)
 
 
+# ---------------------------------------------------------------------- moved pictures (torch only)
+
+
+def similarity_on_parameters(
+    parameters: torch.Tensor, linear: torch.Tensor, offset: torch.Tensor
+) -> torch.Tensor:
+    """Parameters of a face after its picture was moved by ``p -> linear @ p + offset``.
+
+    Args:
+        parameters: (B, 62) not whitened.
+        linear: (B, 2, 2) rotation times scale, y-down pixels.
+        offset: (B, 2).
+
+    Returns:
+        (B, 62): landmarks decoded from them are the moved landmarks; z is scaled alike.
+    """
+    import torch
+
+    camera = split_camera(parameters)  # (B, 3, 4), y up
+    rows = linear @ torch.stack([camera[:, 0, :3], -camera[:, 1, :3]], 1)  # (B, 2, 3), y down
+    centre = torch.stack([camera[:, 0, 3], Y_FLIP - camera[:, 1, 3]], 1)
+    centre = (linear @ centre[..., None])[..., 0] + offset  # (B, 2)
+    x = torch.cat([rows[:, 0], centre[:, :1]], 1)
+    y = torch.cat([-rows[:, 1], Y_FLIP - centre[:, 1:]], 1)
+    z = camera[:, 2] * _scale(linear)[:, None]
+    return torch.cat([x, y, z, parameters[:, CAMERA:]], 1)
+
+
+def similarity_on_points(
+    points: torch.Tensor, linear: torch.Tensor, offset: torch.Tensor
+) -> torch.Tensor:
+    """(B, 3, P) points moved likewise; z is scaled."""
+    import torch
+
+    moved = linear @ points[:, :2] + offset[..., None]
+    return torch.cat([moved, points[:, 2:] * _scale(linear)[:, None, None]], 1)
+
+
+def _scale(linear: torch.Tensor) -> torch.Tensor:
+    """(B, 2, 2) -> (B,); torch.linalg.det would make the host wait for a GPU."""
+    return (linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]).sqrt()
+
+
 # ---------------------------------------------------------------------- reading
 
 

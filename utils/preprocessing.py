@@ -10,6 +10,7 @@ import numpy as np
 
 CROP_SIZE = 120
 PIXEL_MEAN, PIXEL_STD = 127.5, 128.0
+PROTOCOL_BORDER = 5  # pixels at each edge of a crop that the published protocol sets to zero
 ROI_ENLARGEMENT = 1.2  # roi side over the detected box's height
 MAX_COORDINATE = 1e6  # pixels; a box beyond it lies in no picture
 MAX_ROI_SIDE = 32767  # OpenCV's resize addresses pixels with 16 bits

@@ -11,7 +11,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,18 +23,19 @@ from tqdm import tqdm
 
 from backbone_nets.fused_norm import fuse_batch_norm
 from backbone_nets.strided_depthwise import speed_up_strided_depthwise
-from loss_definition import SynergyLoss, total
-from model_building import SynergyNet, load_learnable
+from loss_definition import SynergyLoss, runs_inverse, runs_refiner, total
+from model_building import SynergyNet, evaluation_mode, load_learnable
 from utils.aflw2000 import DEFAULT_FOLDER, open_benchmark
 from utils.augmentation import Augment, Batch, make_augmentation
 from utils.checkpoint import check_face_model, read_checkpoint, write_checkpoint
+from utils.cli import say
 from utils.datasets import (
     Faces,
     Subset,
     batches,
     count_shared_faces,
     open_training_set,
-    pose_balanced_weights,
+    pose_balanced_probabilities,
     split_held_out,
 )
 from utils.distributed import World
@@ -44,11 +45,13 @@ from utils.geometry import camera_angles
 from utils.memory import keep_freed_memory
 from utils.metrics import YAW_BINS, angle_differences, bin_means, nme
 from utils.morphable_model import MorphableModel, split_camera
+from utils.preprocessing import PROTOCOL_BORDER
 from utils.training_log import TrainingLog
 
 # The published schedule: epochs of 80 at which a new factor of the peak rate begins.
 PUBLISHED_EPOCHS = 80
 PUBLISHED_SCHEDULE = ((0, 0.2), (5, 1.0), (48, 0.2), (64, 0.04))
+EPOCH_NAME = "SynergyNet_checkpoint_epoch_{}.pth.tar"  # of an epoch's weights, as published
 
 
 class NonFiniteError(RuntimeError):
@@ -64,7 +67,18 @@ class Progress:
     best_score: float = math.inf
     best_epoch: int = 0
     skipped: int = 0  # steps whose loss or gradient was not finite
-    sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms
+    counted: int = 0  # steps of this epoch that were not skipped
+    sums: dict[str, float] = field(default_factory=dict)  # of their loss terms
+
+    def count(self, terms: dict[str, float]) -> None:
+        """Adds the loss terms of a step."""
+        self.counted += 1
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """The epoch's loss terms so far; empty where every step was skipped."""
+        return {name: value / self.counted for name, value in self.sums.items()}
 
 
 # ------------------------------------------------------------------------------------- the pieces
@@ -83,8 +97,8 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model, self.criterion, self.amp = model, criterion, amp
         # what the loop leaves out takes no part in training (DDP would wait for its gradients)
-        model.forwardDirection.requires_grad_(criterion.loop != "backbone")
-        model.reverseDirection.requires_grad_("loss_Param_S2" in criterion.weights)
+        model.forwardDirection.requires_grad_(runs_refiner(criterion.loop))
+        model.reverseDirection.requires_grad_(runs_inverse(criterion.loop))
 
     def forward(self, images: Tensor, target: Tensor, landmarks: Tensor) -> dict[str, Tensor]:
         """Loss terms, each a scalar; ``images`` (B, 3, H, W), else as ``SynergyNet.loss``."""
@@ -93,33 +107,62 @@ class TrainingStep(nn.Module):
         return {name: term.mean() for name, term in terms.items()}
 
 
-def learning_rate(
-    epoch: int, step: int, steps_per_epoch: int, options: argparse.Namespace
-) -> float:
-    """Of a step (both counts from 0).
-
-    ``published``: epochs 1-5 of 80 at 0.2 times the peak, 6-48 at the peak, 49-64 at 0.2 and the
-    last at 0.04 times; the turning points scale with the number of epochs. ``linear``: warm-up over
-    steps, plateau, fall to zero over the last epochs.
-    """
-    if options.schedule == "published":
-        scale = options.epochs / PUBLISHED_EPOCHS
-        return options.lr * [f for start, f in PUBLISHED_SCHEDULE if epoch >= start * scale][-1]
-    done = epoch * steps_per_epoch + step
-    left = (options.epochs * steps_per_epoch - done) / max(1, options.cooldown * steps_per_epoch)
-    return options.lr * min(1.0, (done + 1) / max(1, options.warmup), left)
+def published_rate(epoch: int, epochs: int, peak: float) -> float:
+    """Learning rate of an epoch (from 0): 1-5 of 80 at 0.2 times the peak, 6-48 at the peak, 49-64
+    at 0.2 and the last at 0.04 times. The turning points scale with the number of epochs."""
+    scale = epochs / PUBLISHED_EPOCHS
+    return peak * [factor for start, factor in PUBLISHED_SCHEDULE if epoch >= start * scale][-1]
 
 
-def make_optimizer(model: nn.Module, options: argparse.Namespace) -> torch.optim.Optimizer:
-    """Nesterov SGD as published, or AdamW; there biases and norms do not decay."""
-    if options.optimizer == "sgd":
+def linear_rate(step: int, steps: int, peak: float, warmup: int, cooldown: int) -> float:
+    """Learning rate of a step (from 0) of a run: up to the peak over ``warmup`` steps, plateau,
+    down to zero over the last ``cooldown`` steps."""
+    return peak * min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, cooldown))
+
+
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:
+    """Parameter groups for AdamW: weights decay, biases and norms (of one dimension) do not."""
+    parameters = list(parameters)
+    decayed = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(
+    model: nn.Module, name: str, rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """``sgd``: Nesterov's, as published; ``adamw``: see ``decay_groups``."""
+    if name == "sgd":
         return torch.optim.SGD(
-            model.parameters(), options.lr, 0.9, weight_decay=options.weight_decay, nesterov=True
+            model.parameters(), rate, 0.9, weight_decay=weight_decay, nesterov=True
         )
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, options.lr, weight_decay=options.weight_decay)
+    return torch.optim.AdamW(decay_groups(model.parameters(), weight_decay), rate)
+
+
+def check_batch_size(batch_size: int, samples: int, world: World) -> None:
+    """Refuses batches that an epoch of ``samples``, batch norm or the processes cannot work with.
+
+    Raises:
+        ValueError: what is wrong with it, and what to give.
+    """
+    if batch_size > samples:
+        raise ValueError(
+            f"an epoch of {samples} samples has no full batch of {batch_size}; "
+            "give a smaller --batch-size"
+        )
+    least = world.size if world.device.type == "cpu" else 1  # batch norm is a process's own
+    if batch_size < 2 * least:
+        raise ValueError(
+            f"--batch-size {batch_size} leaves batch norm a single sample; give {2 * least} or more"
+        )
+    if batch_size % world.size:
+        raise ValueError(
+            f"--batch-size {batch_size} cannot be shared out among {world.size} "
+            "processes; give a multiple"
+        )
 
 
 def supports_bf16(device: torch.device) -> bool:
@@ -160,7 +203,7 @@ def validate(
     Args:
         model: scored in evaluation mode.
         faces: the set; every sample counts once.
-        loop: the refined landmarks are scored unless this is ``"backbone"``.
+        loop: a key of ``LOOPS``; the refined landmarks are scored where it runs the refiner.
         augment: without randomness: how the crops are cut.
         size: side of the crops, pixels.
         device: where the model is.
@@ -173,26 +216,24 @@ def validate(
     Raises:
         NonFiniteError: the network's answers are not finite.
     """
-    was_training = model.training
-    model.eval()
     raw, refined, pose = [], [], []
-    for indices in np.array_split(np.arange(len(faces)), math.ceil(len(faces) / 128)):
-        images, parameters, target = augment(
-            faces.batch(indices).to(device), torch.Generator(), size
-        )
-        output = model(images.contiguous(memory_format=torch.channels_last), loop)
-        predicted = model.face_model.dewhiten(output.parameters)
-        if not torch.isfinite(predicted).all():
-            raise NonFiniteError("the network's answers are not finite")
-        target = target.cpu().numpy()
-        raw.append(nme(output.landmarks.cpu().numpy(), target))
-        if output.refined is not None:
-            refined.append(nme(output.refined.cpu().numpy(), target))
-        found, labelled = (
-            camera_angles(split_camera(p.cpu().numpy())) for p in (predicted, parameters)
-        )
-        pose.append(angle_differences(found, labelled).mean(1))
-    model.train(was_training)
+    with evaluation_mode(model):
+        for indices in np.array_split(np.arange(len(faces)), math.ceil(len(faces) / 128)):
+            images, parameters, target = augment(
+                faces.batch(indices).to(device), torch.Generator(), size
+            )
+            output = model(images.contiguous(memory_format=torch.channels_last), loop)
+            predicted = model.face_model.dewhiten(output.parameters)
+            if not torch.isfinite(predicted).all():
+                raise NonFiniteError("the network's answers are not finite")
+            target = target.cpu().numpy()
+            raw.append(nme(output.landmarks.cpu().numpy(), target))
+            if output.refined is not None:
+                refined.append(nme(output.refined.cpu().numpy(), target))
+            found, labelled = (
+                camera_angles(split_camera(p.cpu().numpy())) for p in (predicted, parameters)
+            )
+            pose.append(angle_differences(found, labelled).mean(1))
     raw = np.concatenate(raw)
     bins = bin_means(raw, faces.yaw())
     result = {f"nme_{low}_{high}": float(v) for (low, high), v in zip(YAW_BINS, bins, strict=True)}
@@ -226,11 +267,22 @@ class Trainer:
     ) -> None:
         self.options, self.world = options, world
         self.device = world.device
-        self._open_data(face_model)
+        self.train_set, self.val_set = self._open_sets(face_model)
+        if options.report_aflw2000:
+            self.benchmark = open_benchmark(DEFAULT_FOLDER)
+        # by their parameters: scores on other faces are not to be compared
+        scored = np.ascontiguousarray(self.val_set.parameters)
+        self.validation = hashlib.sha256(scored).hexdigest()[:16]
+        self.probabilities = None
+        if options.pose_balanced:
+            self.probabilities = pose_balanced_probabilities(self.train_set.yaw())
+        self.samples = options.samples_per_epoch or len(self.train_set)
+        self.steps_per_epoch = self.samples // options.batch_size
+        check_batch_size(options.batch_size, self.samples, world)
 
         torch.manual_seed(options.seed)
-        self.model = SynergyNet(face_model, options.backbone, options.heads).to(self.device)
-        self.model.trained_loop = options.loop
+        self.model = SynergyNet(face_model, options.backbone, options.heads, options.loop)
+        self.model.to(self.device)
         if options.init:
             content = read_checkpoint(options.init)
             check_face_model(content, face_model, options.init)
@@ -242,8 +294,10 @@ class Trainer:
             keep_freed_memory()
         elif world.size > 1 and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.optimizer = make_optimizer(self.model, options)
-        self.progress, self.skipped_in_a_row = Progress(), 0
+        self.optimizer = make_optimizer(
+            self.model, options.optimizer, options.lr, options.weight_decay
+        )
+        self.progress, self.skipped_in_a_row, self.has_begun = Progress(), 0, False
         if options.resume:
             self._resume()
         done = torch.tensor([self.progress.epoch, self.progress.step], device=self.device).float()
@@ -252,21 +306,19 @@ class Trainer:
                 f"{self.last}: not every process found the same one; --out must be one folder that "
                 "all machines share"
             )
-        self.criterion = SynergyLoss(options.heads == "signed", options.loop)
+        self.criterion = SynergyLoss(options.loop)
         amp = options.amp == "bf16" or (options.amp == "auto" and supports_bf16(self.device))
         step = TrainingStep(self.model, self.criterion, amp)
         if options.compile:
             step.compile()
             if world.is_main:
-                tqdm.write("--compile: the first steps wait for the compiler, minutes on a CPU")
+                say("--compile: the first steps wait for the compiler, minutes on a CPU")
         if world.size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             step = DistributedDataParallel(step, device_ids=ids)
         self.step, self.snapshot = step, Snapshot(self.model)
         self.augment = make_augmentation(options.augment, face_model)
-        self.plain = make_augmentation(
-            "published-test" if options.augment == "published" else "none", face_model
-        )
+        self.plain = Augment(PROTOCOL_BORDER if options.augment == "published" else 0)
 
         self.sizes = (
             f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M weights, of which "
@@ -277,49 +329,25 @@ class Trainer:
             f"{'bfloat16 encoder' if amp else 'float32'}"
         )
 
-    def _open_data(self, face_model: MorphableModel) -> None:
-        options, world = self.options, self.world
+    def _open_sets(self, face_model: MorphableModel) -> tuple[Faces, Faces]:
+        """The faces to train on and those to validate on."""
+        options = self.options
         faces = open_training_set(options.pack or options.data, face_model)
-        if options.report_aflw2000:
-            open_benchmark(DEFAULT_FOLDER)  # missing files are told now, not after an epoch
         if options.val:
-            self.train_set, self.val_set = faces, open_training_set(options.val, face_model)
-            both = count_shared_faces(faces, self.val_set)
-            if both and world.is_main:
-                tqdm.write(
-                    f"{options.val}: {both:,} of its {len(self.val_set):,} faces are trained on "
+            train_set, val_set = faces, open_training_set(options.val, face_model)
+            both = count_shared_faces(train_set, val_set)
+            if both and self.world.is_main:
+                say(
+                    f"{options.val}: {both:,} of its {len(val_set):,} faces are trained on "
                     "too; the error on them says nothing of other faces"
                 )
         else:
-            train, val = split_held_out(faces, options.held_out, options.seed)
-            self.train_set, self.val_set = Subset(faces, train), Subset(faces, val)
-        # by their parameters: scores on other faces are not to be compared
-        scored = np.ascontiguousarray(self.val_set.parameters)
-        self.validation = hashlib.sha256(scored).hexdigest()[:16]
+            sides = split_held_out(faces, options.held_out, options.seed)
+            train_set, val_set = (Subset(faces, side) for side in sides)
         if options.limit:
-            keep = np.random.default_rng(options.seed).permutation(len(self.train_set))
-            self.train_set = Subset(self.train_set, np.sort(keep[: options.limit]))
-        self.probabilities = None
-        if options.pose_balanced:
-            self.probabilities = pose_balanced_weights(self.train_set.yaw())
-        self.samples = options.samples_per_epoch or len(self.train_set)
-        self.steps_per_epoch = self.samples // options.batch_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"an epoch of {self.samples} samples has no full batch of {options.batch_size}; "
-                "give a smaller --batch-size"
-            )
-        least = world.size if world.device.type == "cpu" else 1  # batch norm is a process's own
-        if options.batch_size < 2 * least:
-            raise ValueError(
-                f"--batch-size {options.batch_size} leaves batch norm a single sample; give "
-                f"{2 * least} or more"
-            )
-        if options.batch_size % world.size:
-            raise ValueError(
-                f"--batch-size {options.batch_size} cannot be shared out among {world.size} "
-                "processes; give a multiple"
-            )
+            keep = np.random.default_rng(options.seed).permutation(len(train_set))
+            train_set = Subset(train_set, np.sort(keep[: options.limit]))
+        return train_set, val_set
 
     # ------------------------------------------------------------------------------- checkpoints
 
@@ -350,15 +378,14 @@ class Trainer:
     def _save_last(self) -> None:
         if self.world.is_main:
             state = asdict(self.progress) | {"plan": self._plan(), "recipe": self._recipe()}
-            state |= {"validation": self.validation, "trained_loop": self.options.loop}
-            state["optimizer"] = self.optimizer.state_dict()
+            state |= {"validation": self.validation, "optimizer": self.optimizer.state_dict()}
             write_checkpoint(self.last, self.model.checkpoint(**state))
 
     def _resume(self) -> None:
         """Weights, optimiser, schedule, epoch and step, best score, from ``last.pth.tar``."""
         if not self.last.exists():
             if self.world.is_main:
-                tqdm.write(f"{self.last}: nothing saved yet, starting from the beginning")
+                say(f"{self.last}: nothing saved yet, starting from the beginning")
             return
         state = read_checkpoint(self.last)
         check_resumable(state, self.model, self.last)
@@ -370,7 +397,7 @@ class Trainer:
             )
         changed += differences(state["recipe"], self._recipe())
         if changed and self.world.is_main:
-            tqdm.write(f"{self.last}: goes on with other settings: {', '.join(changed)}")
+            say(f"{self.last}: goes on with other settings: {', '.join(changed)}")
         self.model.load_state_dict(state["state_dict"])
         settings = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}
@@ -397,7 +424,7 @@ class Trainer:
             )
         self.progress.best_score, self.progress.best_epoch = math.inf, 0
         if self.world.is_main:
-            tqdm.write(f"{self.last}: other validation faces; the best epoch is chosen anew")
+            say(f"{self.last}: other validation faces; the best epoch is chosen anew")
 
     # ---------------------------------------------------------------------------------- the loop
 
@@ -411,11 +438,13 @@ class Trainer:
         options, progress, world = self.options, self.progress, self.world
         log = None
         if world.is_main:
-            tqdm.write(self.sizes)
+            say(self.sizes)
             remove_partials(options.out)  # of a killed run: checkpoints in size
             log = TrainingLog(options.out, progress.epoch)
             self._say_beginning()
-        started = time.time()
+            if options.overwrite and not options.resume:
+                self._remove_old_run()
+        started, self.has_begun = time.time(), True
         while progress.epoch < options.epochs:
             epoch_started, seen = time.time(), progress.step
             self._train_epoch()
@@ -425,30 +454,37 @@ class Trainer:
             if world.is_main:
                 log.add(row)
                 self._save_last()  # from here on the epoch counts as done
-                tqdm.write("  ".join(f"{name} {value}" for name, value in row.items()))
+                say("  ".join(f"{name} {value}" for name, value in row.items()))
             world.wait()
         if world.is_main:
             best = "no epoch has a score"
             if progress.best_epoch:
                 best = f"best epoch {progress.best_epoch} with NME {progress.best_score:.3f} %"
                 best = f"{best}: {options.out / 'best.pth.tar'}"
-            tqdm.write(
+            say(
                 f"done: {progress.epoch} epochs in {(time.time() - started) / 60:.1f} minutes, "
                 f"{progress.skipped} steps skipped; {best}"
             )
 
+    def _remove_old_run(self) -> None:
+        """The checkpoints, log and curves of the run that is given up, so that nobody takes them
+        for those of the new one; first of all what ``--resume`` would go on from."""
+        self.last.unlink(missing_ok=True)
+        for name in ("best.pth.tar", EPOCH_NAME.format("*"), "log.csv", "curves.png"):
+            for path in self.options.out.glob(name):
+                path.unlink()
+
     def _say_beginning(self) -> None:
-        """What a run's scores are to be compared with, and whether it will ever get going."""
+        """Says what the weights of --init score, and warns of too long a warm-up."""
         options, total = self.options, self.options.epochs * self.steps_per_epoch
         if options.schedule == "linear" and options.warmup > total / 2:
-            tqdm.write(
+            say(
                 f"the warm-up (--warmup {options.warmup}) is more than half of the {total} steps; "
                 "give a smaller one, a smaller --batch-size, or more --epochs"
             )
         if options.init and self.progress.epoch == self.progress.step == 0:
-            where = self.plain, options.train_size, self.device
-            score = validate(self.model, self.val_set, options.loop, *where)["nme_balanced"]
-            tqdm.write(f"the weights of --init have NME {score:.3f} % (mean of the yaw bins)")
+            score = self._validate()["nme_balanced"]
+            say(f"the weights of --init have NME {score:.3f} % (mean of the yaw bins)")
 
     def _train_epoch(self) -> None:
         options, progress, world = self.options, self.progress, self.world
@@ -461,7 +497,6 @@ class Trainer:
             mininterval=2,
             disable=not world.is_main,
         )
-        sums = progress.sums
         with bar:
             for batch in self._batches():
                 terms = self.train_step(batch)
@@ -476,10 +511,9 @@ class Trainer:
                         )
                 else:
                     self.skipped_in_a_row = 0
-                    for name, value in {**terms, "steps": 1}.items():
-                        sums[name] = sums.get(name, 0.0) + value
-                    means = {n: v / sums["steps"] for n, v in sums.items() if n != "steps"}
-                    shown = {n.removeprefix("loss_"): f"{v:.3f}" for n, v in means.items()}
+                    progress.count(terms)
+                    means = progress.means().items()
+                    shown = {name.removeprefix("loss_"): f"{mean:.3f}" for name, mean in means}
                     bar.set_postfix(shown, refresh=False)
                 progress.step += 1
                 bar.update(options.batch_size)
@@ -490,14 +524,16 @@ class Trainer:
                     self._save_last()
 
     def _check_answers(self) -> None:
-        """Weights that a too long step has spoilt must not replace those that can be resumed."""
+        """Refuses weights with answers that are not finite (a too long step has spoilt them), so
+        that they do not replace those that can be resumed.
+
+        Raises:
+            NonFiniteError: the answers to noise, or the weights themselves, are not finite.
+        """
         size, generator = self.options.train_size, torch.Generator().manual_seed(0)
         noise = torch.rand(8, 3, size, size, generator=generator) * 2 - 1
-        was_training = self.model.training
-        self.model.eval()
-        with torch.inference_mode():
+        with evaluation_mode(self.model), torch.inference_mode():
             output = self.model(noise.to(self.device), "backbone")
-        self.model.train(was_training)
         answers = self.model.face_model.dewhiten(output.parameters)
         if all(torch.isfinite(t).all() for t in (answers, *self.model.state_dict().values())):
             return
@@ -525,6 +561,15 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
 
+    def _learning_rate(self, step: int) -> float:
+        """Of a step of the epoch under way."""
+        options, epoch, per_epoch = self.options, self.progress.epoch, self.steps_per_epoch
+        if options.schedule == "published":
+            return published_rate(epoch, options.epochs, options.lr)
+        done, steps = epoch * per_epoch + step, options.epochs * per_epoch
+        cooldown = options.cooldown * per_epoch
+        return linear_rate(done, steps, options.lr, options.warmup, cooldown)
+
     def train_step(self, batch: Batch) -> dict[str, float] | None:
         """One optimiser step; the loss terms and their sum, or None where it was skipped.
 
@@ -535,7 +580,7 @@ class Trainer:
         key = (options.seed, progress.epoch, progress.step, world.rank)
         torch.manual_seed(seed_of(*key))  # dropout
         generator = torch.Generator().manual_seed(seed_of(*key, 1))
-        rate = learning_rate(progress.epoch, progress.step, self.steps_per_epoch, options)
+        rate = self._learning_rate(progress.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         images, parameters, landmarks = self.augment(
@@ -560,10 +605,10 @@ class Trainer:
     def _close_epoch(self, seconds: float, steps: int) -> dict[str, float]:
         """The epoch's line of the log, its validation, and the weights to keep."""
         options, progress = self.options, self.progress
-        rate = learning_rate(progress.epoch, progress.step - 1, self.steps_per_epoch, options)
-        sums = progress.sums
-        done = sums.pop("steps", 0) or math.nan
-        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+        rate = self._learning_rate(progress.step - 1)
+        means = progress.means()
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        progress.counted, progress.sums = 0, {}
         if not self.world.is_main:
             return {}
         row = {
@@ -573,27 +618,28 @@ class Trainer:
             "lr": float(f"{rate:.6g}"),
             "skipped": progress.skipped,
         }
-        row |= {name: round(value / done, 5) for name, value in sums.items()}
-        scores = validate(
-            self.model, self.val_set, options.loop, self.plain, options.train_size, self.device
-        )
+        row |= {name: round(mean, 5) for name, mean in means.items()}
+        scores = self._validate()
         if options.report_aflw2000:
-            scores |= score_aflw2000(self.model, DEFAULT_FOLDER, self.device)
+            scores |= score_aflw2000(self.model, self.benchmark, self.device)
         row |= {name: round(value, 4) for name, value in scores.items()}
         score = scores["nme_balanced"]
         if score < progress.best_score:
             progress.best_score, progress.best_epoch = score, progress.epoch
             self._save_weights("best.pth.tar")
         if options.save_val_freq and progress.epoch % options.save_val_freq == 0:
-            self._save_weights(f"SynergyNet_checkpoint_epoch_{progress.epoch}.pth.tar")
+            self._save_weights(EPOCH_NAME.format(progress.epoch))
         return row
 
-    def _save_weights(self, name: str) -> None:
-        content = self.model.checkpoint(
-            epoch=self.progress.epoch,
-            best_score=self.progress.best_score,
-            trained_loop=self.options.loop,
+    def _validate(self) -> dict[str, float]:
+        options = self.options
+        return validate(
+            self.model, self.val_set, options.loop, self.plain, options.train_size, self.device
         )
+
+    def _save_weights(self, name: str) -> None:
+        progress = self.progress
+        content = self.model.checkpoint(epoch=progress.epoch, best_score=progress.best_score)
         write_checkpoint(self.options.out / name, content)
 
     def dry_run(self, steps: int = 6) -> None:
@@ -612,8 +658,8 @@ class Trainer:
         seconds = statistics.median(durations[len(durations) // 3 :])  # the first ones warm up
         epoch = seconds * self.steps_per_epoch
         if self.world.is_main:
-            tqdm.write(self.sizes)
-            tqdm.write(
+            say(self.sizes)
+            say(
                 f"{peak_memory(self.device)}; {seconds:.3f} s a step, "
                 f"{self.options.batch_size / seconds:.1f} images/s; "
                 f"{epoch / 60:.1f} minutes an epoch, "
@@ -640,9 +686,15 @@ def peak_memory(device: torch.device) -> str:
 
 
 def check_resumable(state: dict, model: SynergyNet, path: Path) -> None:
-    """Refuses to go on from a checkpoint of another network, face model or program."""
+    """Refuses to go on from a checkpoint of another network, face model or program; the loop may
+    change."""
     if "optimizer" not in state or "plan" not in state:
         raise ValueError(f"{path}: weights only, no training state; --resume needs last.pth.tar")
+    if missing := asdict(Progress()).keys() - state.keys():
+        raise ValueError(
+            f"{path}: of another version of this program (no {', '.join(sorted(missing))} in it); "
+            f"begin anew with --init {path}"
+        )
     for name, ours in model.checkpoint().items():
-        if name != "state_dict" and state.get(name) != ours:
+        if name not in ("state_dict", "trained_loop") and state.get(name) != ours:
             raise ValueError(f"{path}: trained with {name} {state.get(name)}, this run has {ours}")
