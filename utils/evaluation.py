@@ -51,7 +51,7 @@ class CropOutput(NamedTuple):
 Network = Callable[[np.ndarray], CropOutput]
 
 
-def torch_network(model: SynergyNet, device: torch.device) -> Network:
+def torch_network(model: SynergyNet, device: str | torch.device) -> Network:
     """SynergyNet, with its refiner where that was trained, in full precision and repeatable.
 
     The model is moved to the device; it must be in evaluation mode.
@@ -60,7 +60,7 @@ def torch_network(model: SynergyNet, device: torch.device) -> Network:
     loop = "backbone" if model.trained_loop == "backbone" else "refiner"
 
     def network(crops: np.ndarray) -> CropOutput:
-        with torch.inference_mode(), _full_precision():
+        with torch.inference_mode(), _without_tf32():
             images = torch.from_numpy(crops).to(device, memory_format=torch.channels_last)
             output = model(images, loop)
             parameters = model.face_model.dewhiten(output.parameters)
@@ -71,7 +71,7 @@ def torch_network(model: SynergyNet, device: torch.device) -> Network:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def _without_tf32() -> Iterator[None]:
     """GPUs round to TF32 (10 bits) in convolutions by default, and in products when asked to."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -103,8 +103,8 @@ def onnx_network(weights: Path, face_model: MorphableModel) -> Network:
     return torch_network(model, torch.device("cpu"))
 
 
-# What --engine offers: weights, face model, device -> Network.
-ENGINES: dict[str, Callable[[Path, MorphableModel, torch.device], Network]] = {
+# What benchmark.py --engine offers: weights, face model, device -> Network.
+NETWORKS: dict[str, Callable[[Path, MorphableModel, str | torch.device], Network]] = {
     "torch": lambda weights, face_model, device: torch_network(
         load_synergynet(weights, face_model), device
     ),
@@ -286,6 +286,10 @@ def face_scores(faces: np.ndarray, yaw: np.ndarray) -> dict[str, float]:
     }
 
 
+class OtherFaceModel(ValueError):
+    """Labels of mesh vertices do not belong to the face model."""
+
+
 def dense_errors(
     face_model: MorphableModel, dense: DenseLabels, data: BenchmarkSet, prediction: Prediction
 ) -> np.ndarray:
@@ -293,12 +297,12 @@ def dense_errors(
     landmarks' box, the norm of the landmarks' own errors.
 
     Raises:
-        ValueError: the labels belong to a face model with another number of vertices.
+        OtherFaceModel: the labels belong to a face model with another number of vertices.
     """
     if face_model.num_vertices != dense.num_vertices:
-        raise ValueError(
-            f"the labels are of a face model with {dense.num_vertices} vertices, "
-            f"{face_model.source} has {face_model.num_vertices}"
+        raise OtherFaceModel(
+            f"the dense labels are of a face model with {dense.num_vertices} vertices, "
+            f"not {face_model.num_vertices}"
         )
     chosen = replace(
         face_model,
@@ -496,3 +500,26 @@ def compare(
         result[name] = {"a": means[0], "b": means[1], "difference": means[1] - means[0]}
         result[name] |= {"low": low, "high": high}
     return result
+
+
+class DifferentFaces(ValueError):
+    """Two runs have not been on the same faces with the same original labels."""
+
+
+def compare_runs(a: dict, b: dict, seed: int = 0) -> tuple[dict[str, dict[str, float]], set[str]]:
+    """What can be compared of two runs (``benchmark_report.read_run``).
+
+    Returns:
+        see ``compare``; and which labels (``labels_fingerprints``) are not the same in both: the
+        errors against them are left out.
+
+    Raises:
+        DifferentFaces: the runs are on different faces, or their original labels differ.
+    """
+    columns, others = a["samples"], b["samples"]
+    same = a["settings"]["labels"] == b["settings"]["labels"]
+    if not same or len(columns["yaw"]) != len(others["yaw"]):
+        raise DifferentFaces("runs on different faces or labels cannot be compared")
+    foreign = {key for key, own in a["labels"].items() if b["labels"].get(key, own) != own}
+    columns = {name: errors for name, errors in columns.items() if labels_of(name) not in foreign}
+    return compare(columns, others, a["samples"]["yaw"], seed), foreign
