@@ -10,7 +10,6 @@ python -m tools.export_onnx -w pretrained/best_pose.pth.tar -o somewhere --forma
 
 import io
 import json
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from model_building import SynergyNet, load_synergynet
 from utils import assets
-from utils.cli import run_script, script_parser
+from utils.cli import complain, run_script, script_parser
 from utils.files import atomic_write
 from utils.geometry import POLE
 from utils.inference import faces_from_parameters
@@ -477,7 +476,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dense=not options.sparse,
         )
     except RuntimeError as error:
-        print(f"export_onnx: {error}", file=sys.stderr)
+        complain("export_onnx.py", error)
         return 1
     print("\n".join(lines))
     return 0

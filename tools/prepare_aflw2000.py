@@ -11,7 +11,6 @@ docs/benchmark.md).
 
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from utils.aflw2000 import (
     dense_indices,
     write_dense,
 )
-from utils.cli import first_lines, run_script, script_parser
+from utils.cli import complain, first_lines, run_script, script_parser
 from utils.files import new_folder, read_image, read_npy, read_npz, write_image
 from utils.matlab import read_mat
 from utils.metrics import bin_masks, label_rotation
@@ -323,9 +322,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--raw {options.raw}: no such folder")
     try:
         words, bad = prepare(**vars(options))
-    except (BadSamples, OSError, ValueError) as error:
-        print(f"prepare_aflw2000: {error}", file=sys.stderr)
-        return 1 if isinstance(error, BadSamples) else 2
+    except BadSamples as error:
+        complain("prepare_aflw2000.py", error)
+        return 1
     print(f"{options.out}: {words}")
     if words != PUBLISHED:
         print(f"    the published set: {PUBLISHED}")

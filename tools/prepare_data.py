@@ -8,7 +8,6 @@ python main_train.py --data runs/mine --held-out 0.1 ...     docs/training.md, "
 import csv
 import json
 import pickle
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from utils.assets import find_face_model, shown
 from utils.augmentation import similarity_on_parameters
-from utils.cli import first_lines, run_script, script_parser
+from utils.cli import at_least, complain, first_lines, run_script, script_parser
 from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
 from utils.draw import contact_sheet, draw_landmarks
 from utils.files import new_folder, read_image, write_image, write_npz
@@ -384,7 +383,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--photos", type=Path, help="where the photos of .json and .csv lie (default: beside them)")
     about = "2D jaw points: seen contour or 3D points (default: pts_3d the latter, else contour)"
     add("--jaw", choices=["auto", "contour", "model"], default="auto", help=about)
-    add("--max-error", type=float, default=5.0, help="of a fit, %% of sqrt(w*h) (default: 5)")
+    add(
+        "--max-error",
+        type=at_least(0, float),
+        default=5.0,
+        help="of a fit, %% of sqrt(w*h) (default: 5)",
+    )
     add(
         "--whitening",
         choices=["model", "set"],
@@ -392,11 +396,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="whose mean and deviation (default: the face model's, as existing weights want it)",
     )
     add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
-    add("--jobs", type=int, default=2, help="threads (default: 2)")
-    add("--seed", type=int, default=0, help="of the contact sheet's choice (default: 0)")
+    add("--jobs", type=at_least(1), default=2, help="threads (default: 2)")
+    add("--seed", type=at_least(0), default=0, help="of the contact sheet's choice (default: 0)")
     options = parser.parse_args(arguments)
-    if options.jobs < 1 or options.seed < 0 or not options.max_error > 0:
-        parser.error("--jobs must be at least 1, --seed not negative, --max-error above 0")
     cv2.setNumThreads(1)  # the threads are --jobs
     try:
         face_model = load_morphable_model(options.face_model or find_face_model())
@@ -412,11 +414,8 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
         )
     except NoneUsable as error:
-        print(f"prepare_data: {error}\n{_shown(error.samples)}", file=sys.stderr)
+        complain("prepare_data.py", f"{error}\n{_shown(error.samples)}")
         return 1
-    except (OSError, ValueError) as error:
-        print(f"prepare_data: {error}", file=sys.stderr)
-        return 2
     errors = [sample.error for sample in samples if not sample.reason]
     print(f"{options.out}: {len(errors)} faces, fitted with {shown(face_model.source)}")
     print(f"    fit error: mean {np.mean(errors):.2f} %, largest {max(errors):.2f} %; look at")
