@@ -14,7 +14,14 @@ import torch
 
 import benchmark
 from model_building import SynergyNet
-from utils import aflw2000, benchmark_report, benchmark_script, evaluation, metrics
+from utils import (
+    aflw2000,
+    benchmark_report,
+    benchmark_script,
+    evaluation,
+    geometry,
+    metrics,
+)
 from utils.aflw2000 import crop_published, open_aflw21, open_benchmark
 from utils.benchmark_report import Table, html_report, table_text
 from utils.checkpoint import write_checkpoint
@@ -90,7 +97,7 @@ def test_truth_scores_zero(data, truth):
 
 def test_past_the_profile_published_formulas_throw_the_face_over(copy, data, truth):
     past = np.isnan(data.angles).any(1)
-    angles = metrics.exact_angles(truth.rotation)
+    angles = geometry.exact_angles(truth.rotation)
     np.save(copy / aflw2000.POSE, angles[past][:, [1, 0, 2]])
     skipped = np.flatnonzero(~past)[:, None].astype(float)  # as MATLAB writes them
     np.save(copy / aflw2000.POSE_SKIPPED, skipped)

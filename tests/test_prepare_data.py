@@ -17,9 +17,9 @@ from utils.assets import FACE_MODELS
 from utils.datasets import open_training_set
 from utils.files import read_image
 from utils.fitting import whitening
-from utils.geometry import decompose_camera
+from utils.geometry import decompose_camera, exact_angles
 from utils.landmark_labels import find_labels, read_mat_labels, read_pts
-from utils.metrics import exact_angles, geodesic, nme
+from utils.metrics import geodesic, nme
 from utils.morphable_model import load_morphable_model, split_camera
 from utils.synthetic import FaceRenderer, random_background, random_parameters
 

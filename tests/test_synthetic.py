@@ -12,8 +12,8 @@ from utils import assets
 from utils.aflw2000 import crop_published
 from utils.datasets import open_training_set, source_photo
 from utils.files import read_array_pickle, read_image
-from utils.geometry import camera_angles, decompose_camera
-from utils.metrics import bin_means, exact_angles, nme
+from utils.geometry import camera_angles, decompose_camera, exact_angles
+from utils.metrics import bin_means, nme
 from utils.morphable_model import CAMERA, Y_FLIP, load_morphable_model, split_camera
 from utils.preprocessing import CROP_SIZE, crop_faces, crop_to_image
 from utils.synthetic import FaceRenderer, random_parameters

@@ -24,7 +24,7 @@ from model_building import SynergyNet, load_synergynet
 from utils import assets
 from utils.cli import complain, run_script, script_parser
 from utils.files import atomic_write
-from utils.geometry import POLE
+from utils.geometry import SINE_AT_POLE
 from utils.inference import faces_from_parameters
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.onnx_engine import (
@@ -131,7 +131,7 @@ def rotation_to_angles(rotation: Tensor) -> Tensor:
     """``utils.geometry.rotation_to_angles`` of (B, 3, 3) float64, poles included."""
     sin_yaw = rotation[:, 2, 0].clamp(-1, 1)
     yaw = arctan2(sin_yaw, ((1 - sin_yaw) * (1 + sin_yaw)).sqrt())
-    at_pole = sin_yaw.abs() > POLE
+    at_pole = sin_yaw.abs() > SINE_AT_POLE
     pitch = arctan2(rotation[:, 1, 2], torch.where(at_pole, rotation[:, 1, 1], rotation[:, 2, 2]))
     roll = arctan2(rotation[:, 0, 1], rotation[:, 0, 0])
     roll = torch.where(at_pole, torch.zeros_like(roll), roll)

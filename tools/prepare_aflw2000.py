@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.aflw2000 import (
+    ANGLE_LIMIT,
     CROPS,
     DEFAULT_FOLDER,
     LIST,
@@ -30,13 +31,14 @@ from utils.aflw2000 import (
     YAW,
     crop_published,
     dense_indices,
+    published_roi_box,
     write_dense,
 )
 from utils.cli import complain, first_lines, run_script, script_parser
 from utils.files import new_folder, read_image, read_npy, read_npz, write_image
+from utils.geometry import angles_to_rotation
 from utils.matlab import read_mat
-from utils.metrics import bin_masks, label_rotation
-from utils.synthetic_sets import ANGLE_LIMIT
+from utils.metrics import bin_masks
 
 EPILOG = """\
 written to OUT (rows in the order of the file names):
@@ -157,7 +159,7 @@ def dense_points(path: Path, bases: Bases, landmarks: np.ndarray, height: int) -
     arrays = _read_arrays(path, COEFFICIENTS)
     weights = np.concatenate([arrays["Shape_Para"], arrays["Exp_Para"]]).ravel()  # (228,)
     pitch, yaw, roll, *shift, scale = arrays["Pose_Para"][0].astype(np.float64)
-    rotation = label_rotation(np.degrees([[yaw, pitch, roll]]))[0]
+    rotation = angles_to_rotation(np.degrees([[yaw, pitch, roll]]))[0]
     face = bases.mean + np.tensordot(weights, bases.basis, 1)  # (3, P + 68)
     points = scale * rotation @ face + np.array(shift)[:, None]
     points[1] = height + 1 - points[1]
@@ -171,10 +173,7 @@ def dense_points(path: Path, bases: Bases, landmarks: np.ndarray, height: int) -
 
 
 def landmarks_to_roi_box(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The published crop's box: a square on the landmarks' box, cut to the picture.
-
-    Its side is sqrt(2) times the longer side of the landmarks' box; corner and side are rounded
-    each by itself. Found from the published labels and boxes: gives all 2,000 of them exactly.
+    """The published crop's box (``published_roi_box``), cut to the picture.
 
     Args:
         landmarks: (2+, 68) 1-based pixels.
@@ -186,13 +185,9 @@ def landmarks_to_roi_box(landmarks: np.ndarray, height: int, width: int) -> np.n
     Raises:
         ValueError: nothing of the box lies in the picture, or the landmarks have no extent.
     """
-    points = np.asarray(landmarks, dtype=np.float64)[:2]
-    low, high = points.min(1), points.max(1)
-    side = np.sqrt(2) * (high - low).max()
-    corner = np.round((low + high) / 2 - side / 2)
-    box = np.concatenate([corner, corner + np.round(side)])
-    box = box.clip(1, [width, height] * 2)
+    box = published_roi_box(landmarks).clip(1, [width, height] * 2)
     if not (box[2:] > box[:2]).all():
+        low, high = landmarks[:2].min(1), landmarks[:2].max(1)
         raise ValueError(
             f"expected landmarks in the picture of {width}x{height}, found x from {low[0]:.1f} to "
             f"{high[0]:.1f} and y from {low[1]:.1f} to {high[1]:.1f}"

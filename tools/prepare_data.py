@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils.aflw2000 import BOX_TO_LABEL_FRAME, published_roi_box
 from utils.assets import find_face_model, shown
 from utils.augmentation import similarity_on_parameters
 from utils.cli import at_least, complain, first_lines, run_script, script_parser
@@ -58,7 +59,6 @@ MAX_OUTSIDE = 0.25  # share of a face's points outside the picture; more are ano
 MIN_SIDE = 16  # pixels of a face's box
 FACING_AWAY = -0.3  # cosine of the angle between the face and the viewer: some 17 past a profile
 MAX_TURN = 30.0  # degrees between the fitted pose and the one that a label file states
-ROI_SIDE = np.sqrt(2)  # of the landmark box's longer side: the published rule
 SHEET = (4, 8)  # rows of the worst fits and as many of others; columns
 REPORT = (
     *("photo", "crop", "x1", "y1", "x2", "y2"),  # the crop's square in the photo
@@ -144,13 +144,10 @@ def _misfit(face_model: MorphableModel, sample: Sample, max_error: float) -> str
 def roi_box(landmarks: np.ndarray) -> np.ndarray:
     """The square around landmarks (2+, 68) that is cut out: (4,) x1 y1 x2 y2, image frame.
 
-    The published rule (``prepare_aflw2000.landmarks_to_roi_box``), but not cut to the picture:
-    training crops show a face at one scale across and down.
+    The published rule, but not cut to the picture: training crops show a face at one scale across
+    and down.
     """
-    low, high = landmarks[:2].min(1), landmarks[:2].max(1)
-    side = ROI_SIDE * (high - low).max()
-    corner = np.round((low + high) / 2 - side / 2)
-    return np.concatenate([corner, corner + np.round(side) + 1])
+    return published_roi_box(landmarks[:2] + 1) - BOX_TO_LABEL_FRAME
 
 
 def to_crop(parameters: np.ndarray, box: np.ndarray) -> np.ndarray:

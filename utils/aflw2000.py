@@ -46,6 +46,8 @@ AFLW_CROPS, AFLW_LIST = "AFLW_crop", "AFLW_crop.list"
 AFLW_POINTS, AFLW_YAW = "eval/AFLW.pts21.npy", "eval/AFLW.pose.npy"
 AFLW_ROI_BOXES = "eval/AFLW_crop.roi_box.npy"
 
+ROI_SIDE = np.sqrt(2)  # of a crop's square, over the longer side of the landmarks' box
+ANGLE_LIMIT = 99.0  # degrees; pose errors leave out faces with any angle beyond it
 DENSE_POINTS = 1000  # so many vertices say as much as all, and 2,000 faces are 24 MB
 
 # image frame, x2 y2 outside the box -> label frame, x2 y2 inside
@@ -161,6 +163,25 @@ class Aflw21(CropSet):
     """
 
     landmarks: np.ndarray
+
+
+def published_roi_box(landmarks: np.ndarray) -> np.ndarray:
+    """The square that the published crops are cut along, before it is cut to the picture.
+
+    Its side is sqrt(2) times the longer side of the landmarks' box; corner and side are rounded
+    each by itself. Found from the published labels and boxes: gives all 2,000 of them exactly.
+
+    Args:
+        landmarks: (2+, 68), label frame.
+
+    Returns:
+        (4,) float64 x1 y1 x2 y2, whole numbers, label frame: x2 y2 belong to the crop.
+    """
+    points = np.asarray(landmarks, dtype=np.float64)[:2]
+    low, high = points.min(1), points.max(1)
+    side = ROI_SIDE * (high - low).max()
+    corner = np.round((low + high) / 2 - side / 2)
+    return np.concatenate([corner, corner + np.round(side)])
 
 
 def crop_published(image: np.ndarray, roi_box: np.ndarray) -> np.ndarray:

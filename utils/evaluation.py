@@ -24,7 +24,13 @@ from model_building import SynergyNet, load_synergynet
 from utils import metrics
 from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels, open_benchmark
 from utils.boxes import overlaps
-from utils.geometry import decompose_camera, rotation_to_angles
+from utils.geometry import (
+    angles_to_rotation,
+    decompose_camera,
+    exact_angles,
+    nearest_rotation,
+    rotation_to_angles,
+)
 from utils.inference import Detector, detect
 from utils.morphable_model import MorphableModel, split_camera
 from utils.preprocessing import boxes_to_roi_boxes, crop_to_image, normalize_crops
@@ -348,8 +354,8 @@ def pose_scores(
     has = np.isfinite(data.angles).all(1)
     labels, yaw = data.angles[has], data.yaw[has]
     published = np.abs(rotation_to_angles(rotation[has]) - labels)  # (m, 3)
-    exact = metrics.angle_differences(metrics.exact_angles(rotation[has]), labels)
-    turn = metrics.geodesic(metrics.nearest_rotation(rotation[has]), metrics.label_rotation(labels))
+    exact = metrics.angle_differences(exact_angles(rotation[has]), labels)
+    turn = metrics.geodesic(nearest_rotation(rotation[has]), angles_to_rotation(labels))
     scores, columns = {}, {}
 
     def column(values: np.ndarray) -> np.ndarray:

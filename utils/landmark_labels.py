@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.geometry import angles_to_rotation
 from utils.matlab import read_mat
-from utils.metrics import label_rotation
 from utils.morphable_model import NUM_LANDMARKS
 from utils.results import PHOTO_SUFFIXES
 
@@ -39,7 +39,7 @@ class LabelledFace:
         points: (2 or 3, 68) float64, image frame, NaN where unknown; None where ``reason`` says
             why there are none.
         visible_contour: whether the jaw's points lie on the visible contour.
-        rotation: (3, 3) that the label file states, as ``label_rotation`` gives it, or None.
+        rotation: (3, 3) that the label file states, as ``angles_to_rotation`` gives it, or None.
         reason: why the face cannot be used; empty where it can.
     """
 
@@ -95,7 +95,7 @@ def read_mat_labels(path: Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
     points -= _FROM_ONE[: len(points)]
     pose = arrays.get("Pose_Para", np.zeros(0)).ravel()[:3]  # pitch, yaw, roll
     stated = len(pose) == 3 and np.isfinite(pose).all()
-    rotation = label_rotation(np.degrees(pose[[1, 0, 2]])[None])[0] if stated else None
+    rotation = angles_to_rotation(np.degrees(pose[[1, 0, 2]])[None])[0] if stated else None
     return points, name.endswith("2d"), rotation
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from scipy.spatial import cKDTree
-from scipy.spatial.transform import Rotation
 
 import Sim3DR
 from utils.draw import PARTS
-from utils.geometry import rotation_to_angles
+from utils.geometry import angles_to_rotation, rotation_to_angles
+from utils.metrics import yaw_bin
 from utils.morphable_model import CAMERA, Y_FLIP, MorphableModel
 from utils.preprocessing import CROP_SIZE
 
@@ -63,9 +63,9 @@ def random_parameters(
     spread = 1.0
     while wrong.any():
         pitch, roll = rng.normal(size=(2, wrong.sum())).clip(-limit, limit) * spread
-        angles = np.stack([-PITCH * pitch, -yaw[wrong], -ROLL * roll], axis=1)
-        rotation[wrong] = Rotation.from_euler("XYZ", angles, degrees=True).as_matrix()
-        wrong = _yaw_bin(rotation_to_angles(rotation)[:, 0]) != _yaw_bin(yaw)
+        angles = np.stack([yaw[wrong], PITCH * pitch, ROLL * roll], axis=1)
+        rotation[wrong] = angles_to_rotation(angles)
+        wrong = yaw_bin(rotation_to_angles(rotation)[:, 0]) != yaw_bin(yaw)
         spread *= 0.9  # ends: without pitch and roll the formulas are exact
 
     parameters = np.tile(face_model.param_mean.astype(np.float64), (count, 1))
@@ -86,10 +86,6 @@ def random_parameters(
     cameras[:, 2, 3] = face_model.param_mean[CAMERA - 1]
     parameters[:, :CAMERA] = cameras.reshape(count, CAMERA)
     return face_model.whiten(parameters).astype(np.float32)
-
-
-def _yaw_bin(yaw: np.ndarray) -> np.ndarray:
-    return np.digitize(np.abs(yaw), (30, 60), right=True)
 
 
 def random_background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from utils import aflw2000
 from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
 from utils.files import new_folder
-from utils.geometry import decompose_camera
-from utils.metrics import exact_angles
+from utils.geometry import decompose_camera, exact_angles
+from utils.metrics import YAW_BINS
 from utils.morphable_model import MorphableModel, split_camera
 from utils.preprocessing import CROP_SIZE, crop_to_image
 from utils.synthetic import FaceRenderer, damage, random_background, random_parameters
@@ -28,7 +28,6 @@ NUM_STORED = 102  # the published rows end in 40 texture values that are not use
 PHOTO_SIDE = 450  # pixels, as AFLW2000-3D's pictures
 ROI_SIDES = (191, 340)  # pixels, the range of AFLW2000-3D's roi boxes
 REANNOTATION_NOISE = 0.01  # standard deviation per coordinate, of the landmark box's sqrt(w * h)
-ANGLE_LIMIT = 99.0  # degrees; pose errors leave out faces with any angle beyond it
 DESCRIPTION = "rendered.json"
 VERSION = {"training": 1, "aflw2000": 2}  # of what a seed gives
 
@@ -94,8 +93,9 @@ def write_benchmark_set(
     rng = _generator(count, seed, least=3)
     third = np.arange(count) % 3
     beyond = (third == 2) & (np.arange(count) % 24 == 23)
-    low = np.where(beyond, ANGLE_LIMIT, np.choose(third, (0, 30, 60))) + 0.5
-    yaw = rng.uniform(low, np.where(beyond, 105, np.choose(third, (30, 60, 90))))
+    low, high = np.array(YAW_BINS)[third].T
+    low = np.where(beyond, aflw2000.ANGLE_LIMIT, low) + 0.5
+    yaw = rng.uniform(low, np.where(beyond, 105, high))
     yaw *= rng.choice([-1, 1], count)
     whitened = random_parameters(face_model, yaw, rng)
     parameters, renderer = face_model.dewhiten(whitened), FaceRenderer(face_model)
@@ -108,7 +108,7 @@ def write_benchmark_set(
     noise = rng.normal(0, REANNOTATION_NOISE, landmarks[:, :2].shape) * size
     rotation = decompose_camera(split_camera(parameters))[1]
     angles = exact_angles(rotation)[:, [1, 0, 2]]  # pitch, yaw, roll
-    skipped = (np.abs(angles) > ANGLE_LIMIT).any(1)
+    skipped = (np.abs(angles) > aflw2000.ANGLE_LIMIT).any(1)
     marked = aflw2000.dense_indices(face_model.num_vertices)
     dense = np.concatenate(
         [
