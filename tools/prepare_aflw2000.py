@@ -21,18 +21,12 @@ from utils.aflw2000 import (
     ANGLE_LIMIT,
     CROPS,
     DEFAULT_FOLDER,
-    LIST,
-    ORIGINAL,
     PHOTOS,
-    POSE,
-    POSE_SKIPPED,
-    REANNOTATED,
-    ROI_BOXES,
-    YAW,
     crop_published,
     dense_indices,
     published_roi_box,
     write_dense,
+    write_labels,
 )
 from utils.cli import complain, first_lines, run_script, script_parser
 from utils.files import new_folder, read_image, read_npy, read_npz, write_image
@@ -195,6 +189,44 @@ def landmarks_to_roi_box(landmarks: np.ndarray, height: int, width: int) -> np.n
     return box.astype(np.float32)
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Labels of one face of the download.
+
+    Attributes:
+        landmarks: (3, 68) float32, label frame.
+        angles: (3,) float32 pitch, yaw, roll, degrees.
+        roi_box: (4,) float32 x1 y1 x2 y2, label frame.
+        dense: (3, P) float32 labelled vertices, label frame; None without bases.
+    """
+
+    landmarks: np.ndarray
+    angles: np.ndarray
+    roi_box: np.ndarray
+    dense: np.ndarray | None
+
+
+def read_sample(raw: Path, name: str, bases: Bases | None) -> tuple[Sample, np.ndarray]:
+    """The labels of one face, and its picture (H, W, 3) uint8 BGR.
+
+    Args:
+        raw: the folder of the download.
+        name: of the picture and its ``.mat`` file, without extension.
+        bases: of the face model that the coefficients belong to; None for no dense labels.
+
+    Raises:
+        FileNotFoundError: one of the two files is not there.
+        ValueError: one is damaged, or they do not fit together.
+    """
+    labels = raw / f"{name}.mat"
+    landmarks, angles = read_labels(labels)
+    image = read_image(raw / f"{name}.jpg")
+    height, width = image.shape[:2]
+    roi_box = landmarks_to_roi_box(landmarks, height, width)
+    dense = None if bases is None else dense_points(labels, bases, landmarks, height)
+    return Sample(landmarks, angles, roi_box, dense), image
+
+
 def sample_names(raw: Path) -> list[str]:
     """Names without extension, sorted, of all pictures and ``.mat`` files of the download.
 
@@ -240,16 +272,13 @@ def prepare(
     names = sample_names(raw)
     second_labels = None if reannotated is None else _read_reannotated(reannotated, len(names))
     whole = None if bases is None else read_bases(bases)
-    rows, landmarks, angles, boxes, dense, bad = [], [], [], [], [], []
+    samples: dict[int, Sample] = {}  # by the row of ``names``
+    bad = []
     with new_folder(out) as partial:
         for row, name in enumerate(tqdm(names, desc="cropping", unit="img")):
             picture = f"{name}.jpg"
             try:
-                points, turn = read_labels(raw / f"{name}.mat")
-                image = read_image(raw / picture)
-                box = landmarks_to_roi_box(points, *image.shape[:2])
-                if whole is not None:
-                    dense.append(dense_points(raw / f"{name}.mat", whole, points, image.shape[0]))
+                sample, image = read_sample(raw, name, whole)
             except FileNotFoundError as error:
                 bad.append(f"{error.filename}: missing; each .jpg needs its .mat and vice versa")
                 continue
@@ -257,39 +286,32 @@ def prepare(
                 said = str(error)
                 bad.append(said if name in said else f"{raw / name}.mat: {said}")
                 continue
-            write_image(partial / CROPS / picture, crop_published(image, box))
+            write_image(partial / CROPS / picture, crop_published(image, sample.roi_box))
             if photos:
                 (partial / PHOTOS).mkdir(exist_ok=True)
                 shutil.copyfile(raw / picture, partial / PHOTOS / picture)
-            rows.append(row)
-            landmarks.append(points)
-            angles.append(turn)
-            boxes.append(box)
-        if not rows or (bad and not skip_bad):
-            advice = "get them again" + (", or leave them out with --skip-bad" if rows else "")
+            samples[row] = sample
+        if not samples or (bad and not skip_bad):
+            advice = "get them again" + (", or leave them out with --skip-bad" if samples else "")
             raise BadSamples(f"{len(bad)} bad of {len(names)}: {advice}\n{first_lines(bad)}")
-        angles = np.stack(angles)  # (n, 3) pitch, yaw, roll
-        beyond = (np.abs(angles) > ANGLE_LIMIT).any(1)
-        arrays = {
-            ORIGINAL: np.stack(landmarks),
-            YAW: angles[:, 1],
-            ROI_BOXES: np.stack(boxes),
-            POSE: angles[~beyond],
-            POSE_SKIPPED: np.flatnonzero(beyond),
-        }
-        if second_labels is not None:
-            arrays[REANNOTATED] = second_labels[rows]
-        for name, array in arrays.items():
-            (partial / name).parent.mkdir(exist_ok=True)
-            np.save(partial / name, array)
+        rows = list(samples)
+        angles = np.stack([sample.angles for sample in samples.values()])
+        beyond = write_labels(
+            partial,
+            [f"{names[row]}.jpg" for row in rows],
+            landmarks=np.stack([sample.landmarks for sample in samples.values()]),
+            yaw=angles[:, 1],
+            roi_boxes=np.stack([sample.roi_box for sample in samples.values()]),
+            angles=angles,
+            reannotated=None if second_labels is None else second_labels[rows],
+        )
         if whole is not None:
-            write_dense(partial, np.stack(dense), whole.indices, whole.num_vertices)
-        listing = "".join(f"{names[row]}.jpg\n" for row in rows)
-        (partial / LIST).write_text(listing)
+            dense = np.stack([sample.dense for sample in samples.values()])
+            write_dense(partial, dense, whole.indices, whole.num_vertices)
         if bad:
             (partial / "left_out.txt").write_text("".join(f"{line}\n" for line in bad))
     bins = " / ".join(f"{chosen.sum():,}" for chosen in bin_masks(angles[:, 1]))
-    words = f"{len(rows):,} samples, {bins} by yaw, {beyond.sum()} beyond {ANGLE_LIMIT:.0f} degrees"
+    words = f"{len(rows):,} samples, {bins} by yaw, {beyond} beyond {ANGLE_LIMIT:.0f} degrees"
     return words, bad
 
 

@@ -20,7 +20,7 @@ from utils.aflw2000 import BOX_TO_LABEL_FRAME, published_roi_box
 from utils.assets import find_face_model, shown
 from utils.augmentation import similarity_on_parameters
 from utils.cli import at_least, complain, first_lines, run_script, script_parser
-from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
+from utils.datasets import PUBLISHED_CROPS, write_published_labels
 from utils.draw import contact_sheet, draw_landmarks
 from utils.files import new_folder, read_image, write_image, write_npz
 from utils.fitting import MIN_POINTS, fit_landmarks, whitening
@@ -36,7 +36,6 @@ from utils.morphable_model import (
 )
 from utils.parallel import in_order
 from utils.preprocessing import CROP_SIZE, MAX_COORDINATE, crop_faces
-from utils.synthetic_sets import NUM_STORED
 
 EPILOG = """\
 labels, 68 points of the 300-W scheme, x right, y down, z (if any) to the viewer in pixels:
@@ -280,22 +279,18 @@ class NoneUsable(ValueError):
 def write_labels(
     folder: Path, face_model: MorphableModel, used: list[Sample], own_whitening: bool
 ) -> None:
-    """List, whitened parameters and whitening, in the published layout (``datasets``)."""
+    """List, whitened parameters and whitening, in the published layout (``utils/datasets.py``)."""
     parameters = np.stack([sample.parameters for sample in used])  # (n, 62)
     mean, std = face_model.param_mean, face_model.param_std
     if own_whitening:
         mean, std = whitening(parameters)
         arrays = face_model_arrays(face_model) | {"param_mean": mean, "param_std": std}
         write_npz(folder / "face_model.npz", arrays)
-    stored = np.zeros((len(used), NUM_STORED), np.float32)
-    stored[:, : parameters.shape[1]] = (parameters - mean) / std
-    pickles = {PUBLISHED_PARAMETERS: stored}
-    pickles["3dmm_data/param_whitening.pkl"] = {"param_mean": mean, "param_std": std}
-    (folder / PUBLISHED_LIST).parent.mkdir()
-    for name, content in pickles.items():
-        (folder / name).write_bytes(pickle.dumps(content, protocol=4))
-    lines = "".join(f"{sample.crop}\n" for sample in used)
-    (folder / PUBLISHED_LIST).write_text(lines, encoding="utf-8")
+    names = [sample.crop for sample in used]
+    write_published_labels(folder, names, (parameters - mean) / std)
+    whitened_by = {"param_mean": mean, "param_std": std}
+    path = folder / "3dmm_data" / "param_whitening.pkl"
+    path.write_bytes(pickle.dumps(whitened_by, protocol=4))
 
 
 def face_model_arrays(face_model: MorphableModel) -> dict[str, np.ndarray]:

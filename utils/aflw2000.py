@@ -246,6 +246,45 @@ def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:
     )
 
 
+def write_labels(
+    folder: Path,
+    names: list[str],
+    *,
+    landmarks: np.ndarray,
+    yaw: np.ndarray,
+    roi_boxes: np.ndarray,
+    angles: np.ndarray,
+    reannotated: np.ndarray | None = None,
+) -> int:
+    """Writes the list and the labels of a set in the published layout (see the module).
+
+    Args:
+        names: of n crops, which are written apart from this.
+        landmarks: (n, 3, 68), label frame.
+        yaw: (n,) degrees; decides the yaw bin.
+        roi_boxes: (n, 4) x1 y1 x2 y2, label frame.
+        angles: (n, 3) pitch, yaw, roll in degrees. Faces with one beyond ``ANGLE_LIMIT`` are left
+            out of the pose lists.
+        reannotated: (n, 2, 68), label frame.
+
+    Returns:
+        How many faces the pose lists leave out.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    beyond = (np.abs(angles) > ANGLE_LIMIT).any(1)
+    arrays = {ORIGINAL: landmarks, YAW: yaw, ROI_BOXES: roi_boxes, POSE: angles[~beyond]}
+    if reannotated is not None:
+        arrays[REANNOTATED] = reannotated
+    arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+    (folder / ORIGINAL).parent.mkdir(exist_ok=True)
+    for name, array in {**arrays, POSE_SKIPPED: np.flatnonzero(beyond)}.items():
+        np.save(folder / name, array)
+    (folder / LIST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    return int(beyond.sum())
+
+
 def dense_indices(num_vertices: int) -> np.ndarray:
     """(P,) int64 the vertices that our tools label: evenly spaced, ``DENSE_POINTS`` at most."""
     count = min(num_vertices, DENSE_POINTS)

@@ -67,6 +67,9 @@ def read_pts(path: Path) -> np.ndarray:
     return _points(rows, path)[0] - _FROM_ONE[: len(rows[0])]
 
 
+_MAT_POINTS = ("pt3d_68", "pts_3d", "pt2d", "pts_2d")  # the best first
+
+
 def read_mat_labels(path: Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
     """Labels of a ``.mat`` file of AFLW2000-3D or 300W-LP.
 
@@ -79,17 +82,15 @@ def read_mat_labels(path: Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
         ValueError: not a MATLAB file of version 5 to 7, or none of its arrays holds 68 points.
     """
     arrays = read_mat(path)
-    for name in ("pt3d_68", "pts_3d", "pt2d", "pts_2d"):
-        array = arrays.get(name, np.zeros(0))
-        if array.ndim == 2 and NUM_LANDMARKS in array.shape:
-            rows = array.T if array.shape[1] == NUM_LANDMARKS else array
-            points = _points(rows, path)[0]
-            break
-    else:
-        found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise ValueError(
-            f"{path}: expected 68 points (pt3d_68, pts_3d, pt2d, pts_2d), found {found}"
-        )
+    shapes = {name: array.shape for name, array in arrays.items()}
+    fitting = [name for name, shape in shapes.items() if len(shape) == 2 and NUM_LANDMARKS in shape]
+    name = next((name for name in _MAT_POINTS if name in fitting), None)
+    if name is None:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "nothing"
+        raise ValueError(f"{path}: expected 68 points ({', '.join(_MAT_POINTS)}), found {found}")
+    array = arrays[name]
+    rows = array.T if array.shape[1] == NUM_LANDMARKS else array
+    points = _points(rows, path)[0]
     if name == "pt2d":
         points[:, (points == -1).all(0)] = np.nan  # hidden
     points -= _FROM_ONE[: len(points)]
