@@ -367,7 +367,7 @@ def aflw_folder(copy, data):
     points = metrics.to_aflw21(data.landmarks["original"])[:, :2]
     points[:, :, metrics.AFLW_EARS[0]] = data.landmarks["original"][:, :2, 0]
     points[np.abs(data.yaw) > 60, :, :6], points[3, :, 7:10] = -1, np.nan
-    np.save(copy / aflw2000.AFLW_POINTS, points)
+    np.save(copy / aflw2000.AFLW_LANDMARKS, points)
     return copy
 
 
@@ -383,12 +383,12 @@ def test_aflw21(aflw_folder, truth, data):
     found = evaluation.aflw21_scores(aflw, replace(truth, landmarks={"raw": shifted}))
     assert found["nme"]["raw"]["mean"] == pytest.approx(5, abs=0.01)
 
-    points = np.load(aflw_folder / aflw2000.AFLW_POINTS)
+    points = np.load(aflw_folder / aflw2000.AFLW_LANDMARKS)
     for bad, message in (
         (points[:-1], "AFLW_crop.list names 30"),
         (np.full_like(points, -1), "row 0 .*visible"),
     ):
-        np.save(aflw_folder / aflw2000.AFLW_POINTS, bad)
+        np.save(aflw_folder / aflw2000.AFLW_LANDMARKS, bad)
         with pytest.raises(ValueError, match=message):
             open_aflw21(aflw_folder)
     (aflw_folder / aflw2000.AFLW_YAW).unlink()

@@ -43,7 +43,7 @@ POSE = "eval/ALFW2000-3D_pose_3ANG_excl.npy"
 POSE_SKIPPED = "eval/ALFW2000-3D_pose_3ANG_skip.npy"
 DENSE = "eval/AFLW2000-3D.dense.npz"
 AFLW_CROPS, AFLW_LIST = "AFLW_crop", "AFLW_crop.list"
-AFLW_POINTS, AFLW_YAW = "eval/AFLW.pts21.npy", "eval/AFLW.pose.npy"
+AFLW_LANDMARKS, AFLW_YAW = "eval/AFLW.pts21.npy", "eval/AFLW.pose.npy"
 AFLW_ROI_BOXES = "eval/AFLW_crop.roi_box.npy"
 
 ROI_SIDE = np.sqrt(2)  # of a crop's square, over the longer side of the landmarks' box
@@ -303,12 +303,14 @@ def open_aflw21(folder: str | os.PathLike) -> Aflw21:
     folder = Path(folder)
     crops = _open_crops(folder, AFLW_CROPS, AFLW_LIST, AFLW_YAW, AFLW_ROI_BOXES, AFLW_WHERE)
     what, shape = "AFLW's landmarks", (len(crops), 2, 21)
-    points = _read(folder, AFLW_POINTS, shape, what, AFLW_LIST, AFLW_WHERE, finite=False)
+    points = _read(folder, AFLW_LANDMARKS, shape, what, AFLW_LIST, AFLW_WHERE, finite=False)
     hidden = (points == -1).all(1) | ~np.isfinite(points).all(1)  # (n, 21)
     points = np.where(hidden[:, None], np.nan, points)
     scored = np.delete(points, metrics.AFLW_EARS, axis=2)
     spans = np.fmax.reduce(scored, axis=2) > np.fmin.reduce(scored, axis=2)  # false for NaN
-    _check_rows(folder / AFLW_POINTS, spans, "visible landmarks that span a box without the ears")
+    _check_rows(
+        folder / AFLW_LANDMARKS, spans, "visible landmarks that span a box without the ears"
+    )
     points.flags.writeable = False
     return Aflw21(**vars(crops), landmarks=points)
 

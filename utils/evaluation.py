@@ -438,7 +438,7 @@ def labels_of(column: str) -> str:
 
 
 def score_aflw2000(
-    model: SynergyNet, folder: str | os.PathLike, device: torch.device, border: int = BORDER
+    model: SynergyNet, folder: str | os.PathLike, device: torch.device
 ) -> dict[str, float]:
     """The benchmark's main numbers as one flat dict, for training to log after an epoch.
 
@@ -446,7 +446,6 @@ def score_aflw2000(
         model: moved to ``device``, scored in evaluation mode and put back into the mode it was in.
         folder: in the published layout.
         device: where it runs.
-        border: as ``predict``.
 
     Returns:
         per label set ``aflw_original``, ``aflw_original_0_30`` ... (raw landmarks, mean of the bins
@@ -461,7 +460,7 @@ def score_aflw2000(
     model.eval()
     try:
         network = torch_network(model, device)
-        prediction = predict(network, data.crops, data.roi_boxes, border, title=None)
+        prediction = predict(network, data.crops, data.roi_boxes, title=None)
     finally:
         model.train(was_training)
     scores, _ = score(data, prediction)

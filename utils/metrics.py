@@ -11,13 +11,15 @@ PARTS = {  # of the 68 landmarks
     "eyes": slice(36, 48),
     "mouth": slice(48, 68),
 }
-AFLW_POINTS = (  # AFLW's 21 points in its order, each the mean of some of the 68; the ears are not
+# AFLW's 21 points in its order, each the mean of some of the 68 landmarks; empty: an ear, which the
+# 68 lack
+AFLW_FROM_68 = (
     *((17,), (19,), (21,), (22,), (24,), (26,)),  # brows: outer end, middle, inner end; inner ...
     *((36,), (37, 38, 40, 41), (39,), (42,), (43, 44, 46, 47), (45,)),  # eyes: corner, centre, ...
     *((), (31,), (30,), (35,), ()),  # ear, nose: left, tip, right; ear
     *((48,), (62, 66), (54,), (8,)),  # mouth: left, centre, right; chin
 )
-AFLW_EARS = [i for i, points in enumerate(AFLW_POINTS) if not points]
+AFLW_EARS = [i for i, points in enumerate(AFLW_FROM_68) if not points]
 
 # ------------------------------------------------------------------------------------- landmarks
 
@@ -58,7 +60,7 @@ def nme(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 def to_aflw21(landmarks: np.ndarray) -> np.ndarray:
     """(n, C, 68) landmarks -> (n, C, 21) AFLW's points; NaN at the ears, which the 68 lack."""
     nothing = np.full(landmarks.shape[:2], np.nan)
-    points = [landmarks[:, :, list(p)].mean(2) if p else nothing for p in AFLW_POINTS]
+    points = [landmarks[:, :, list(p)].mean(2) if p else nothing for p in AFLW_FROM_68]
     return np.stack(points, axis=2)
 
 
@@ -86,9 +88,9 @@ def bin_deviations(errors: np.ndarray, yaw: np.ndarray) -> np.ndarray:
     return np.array([errors[c].std() if c.any() else np.nan for c in bin_masks(yaw)])
 
 
-def failure_rate(errors: np.ndarray, limit: float = FAILURE) -> float:
-    """Percent of the errors above ``limit``."""
-    return float(100 * np.mean(np.asarray(errors) > limit))
+def failure_rate(errors: np.ndarray) -> float:
+    """Percent of the errors (n,) in percent that are above ``FAILURE``."""
+    return float(100 * np.mean(np.asarray(errors) > FAILURE))
 
 
 def cumulative_errors(errors: np.ndarray, limits: np.ndarray) -> np.ndarray:
@@ -97,12 +99,12 @@ def cumulative_errors(errors: np.ndarray, limits: np.ndarray) -> np.ndarray:
     return 100 * np.searchsorted(ordered, limits, side="right") / len(ordered)
 
 
-def area_under_curve(errors: np.ndarray, limit: float = FAILURE) -> float:
-    """Area under the cumulative error curve from 0 to ``limit``, percent of the largest possible.
+def area_under_curve(errors: np.ndarray) -> float:
+    """Area under the cumulative error curve from 0 to ``FAILURE``, percent of the largest possible.
 
-    Exact, no sampling: a face with error e is under the curve from e to ``limit``.
+    Exact, no sampling: a face with error e is under the curve from e to ``FAILURE``.
     """
-    return float(100 * np.mean(np.clip(1 - np.asarray(errors) / limit, 0, 1)))
+    return float(100 * np.mean(np.clip(1 - np.asarray(errors) / FAILURE, 0, 1)))
 
 
 # ------------------------------------------------------------------------------------- head pose
