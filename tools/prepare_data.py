@@ -53,10 +53,12 @@ face), report.json (summary), contact_sheet.png (worst fits, then some others),
 
 exit code: 0 all done, 1 some faces were left out (report.csv says why), 2 wrong usage
 """
-NOISE = {2: 0.02, 3: 0.01}  # of labels, by dimensions; see fit_landmarks. People's 2D labels: 1.6 %
-MAX_OUTSIDE = 0.25  # share of a face's points outside the picture; more are another picture's
+# Standard deviation of 2D and 3D labels, as ``fit_landmarks`` takes it; people's 2D labels have
+# 1.6 %.
+NOISE = {2: 0.02, 3: 0.01}
+MAX_OUTSIDE = 0.25  # share of a face's points outside the picture; with more it is another's
 MIN_SIDE = 16  # pixels of a face's box
-FACING_AWAY = -0.3  # cosine of the angle between the face and the viewer: some 17 past a profile
+FACING_AWAY = -0.3  # cosine of the angle between the face and the viewer: 17 degrees past profile
 MAX_TURN = 30.0  # degrees between the fitted pose and the one that a label file states
 SHEET = (4, 8)  # rows of the worst fits and as many of others; columns
 REPORT = (

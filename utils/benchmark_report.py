@@ -204,7 +204,7 @@ def published_tables(run: dict) -> list[Table]:
     note = "" if run["settings"]["labels"] == PUBLISHED_LABELS else OTHER_FACES
 
     def ranked(rows: tuple, own: tuple) -> list[tuple]:
-        # what has no mean (an empty yaw bin) is first, the place of the worst
+        # without a mean, because a yaw bin is empty, a row stands first, where the worst one does
         return sorted((*rows, own), key=lambda row: -row[4] if math.isfinite(row[4]) else -math.inf)
 
     numbers = scores["nme"]["original"]["raw"]

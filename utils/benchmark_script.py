@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from FaceBoxes import FaceBoxes
 from utils import assets, evaluation
 from utils import benchmark_report as report
@@ -35,7 +33,7 @@ class Inputs:
     face_model: MorphableModel
     network: evaluation.Network
     detector: Detector | None
-    device: str | torch.device
+    device: str
     settings: dict[str, str | int]
 
 
@@ -172,7 +170,7 @@ def compare_runs(a: Path, b: Path, seed: int) -> None:
     runs = [report.read_run(path) for path in (a, b)]
     try:
         compared, foreign = evaluation.compare_runs(*runs, seed)
-    except evaluation.DifferentFaces as error:
+    except ValueError as error:
         raise ValueError(f"{a} and {b}: {error}") from error
     table = report.comparison_table(compared, str(a), str(b))
     say_lines(f"{report.table_text(table)}\n{table.note}")

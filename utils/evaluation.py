@@ -39,10 +39,11 @@ from utils.runtime import OnnxRegressor
 BORDER = 5  # pixels; the published protocol blackens the edge of the test crops
 BATCH = 128
 BINS = tuple(f"{low}_{high}" for low, high in metrics.YAW_BINS)
-PUBLISHED_LABELS = "fed6f9f3e2c3"  # ``labels_fingerprints`` of AFLW2000-3D as published: original
+# ``labels_fingerprints(data)["original"]`` of AFLW2000-3D as published
+PUBLISHED_LABELS = "fed6f9f3e2c3"
 ANGLES = ("yaw", "pitch", "roll")
-JITTER = 0.1  # of the roi box's side: largest shift either way, and largest change of size
-LEAST_OVERLAP = 0.1  # of a detection with the landmarks' box (IoU), to be taken for this face's
+JITTER = 0.1  # largest shift of a roi box and largest change of its size, as shares of its side
+LEAST_OVERLAP = 0.1  # IoU with the landmarks' box from which a detection is this face's
 
 
 class CropOutput(NamedTuple):
@@ -507,10 +508,6 @@ def compare(
     return result
 
 
-class DifferentFaces(ValueError):
-    """Two runs have not been on the same faces with the same original labels."""
-
-
 def compare_runs(a: dict, b: dict, seed: int = 0) -> tuple[dict[str, dict[str, float]], set[str]]:
     """What can be compared of two runs (``benchmark_report.read_run``).
 
@@ -519,12 +516,12 @@ def compare_runs(a: dict, b: dict, seed: int = 0) -> tuple[dict[str, dict[str, f
         errors against them are left out.
 
     Raises:
-        DifferentFaces: the runs are on different faces, or their original labels differ.
+        ValueError: the runs are on different faces, or their original labels differ.
     """
     columns, others = a["samples"], b["samples"]
     same = a["settings"]["labels"] == b["settings"]["labels"]
     if not same or len(columns["yaw"]) != len(others["yaw"]):
-        raise DifferentFaces("runs on different faces or labels cannot be compared")
+        raise ValueError("runs on different faces or labels cannot be compared")
     foreign = {key for key, own in a["labels"].items() if b["labels"].get(key, own) != own}
     columns = {name: errors for name, errors in columns.items() if labels_of(name) not in foreign}
     return compare(columns, others, a["samples"]["yaw"], seed), foreign

@@ -8,8 +8,8 @@ Head angles in degrees, as seen by the viewer of the picture:
 
 import numpy as np
 
-# from the one, up to the other, pitch and roll turn about the same axis
-SINE_AT_POLE, COSINE_AT_POLE = 1 - 1e-9, 1e-6  # of yaw, without their signs
+# Pitch and roll turn about the same axis from this |sin(yaw)| on, and up to this |cos(yaw)|.
+SINE_AT_POLE, COSINE_AT_POLE = 1 - 1e-9, 1e-6
 
 
 def decompose_camera(camera: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -65,13 +65,13 @@ def to_aflw21(landmarks: np.ndarray) -> np.ndarray:
 
 
 def yaw_bin(yaw: np.ndarray) -> np.ndarray:
-    """(n,) number of the yaw bin |yaw| <= 30, <= 60, > 60 that each of (n,) finite yaws lies in."""
+    """(n,) which yaw bin, |yaw| <= 30, <= 60, > 60, each of (n,) yaws lies in; NaN in the last."""
     return np.digitize(np.abs(yaw), [high for _, high in YAW_BINS[:-1]], right=True)
 
 
 def bin_masks(yaw: np.ndarray) -> np.ndarray:
     """(3, n) bool: which samples lie in each yaw bin |yaw| <= 30, <= 60, > 60; NaN in none."""
-    return (yaw_bin(yaw) == np.arange(len(YAW_BINS))[:, None]) & np.isfinite(yaw)
+    return (yaw_bin(yaw) == np.arange(len(YAW_BINS))[:, None]) & ~np.isnan(yaw)
 
 
 def bin_means(errors: np.ndarray, yaw: np.ndarray) -> np.ndarray:

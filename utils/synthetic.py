@@ -23,9 +23,10 @@ from utils.metrics import yaw_bin
 from utils.morphable_model import CAMERA, Y_FLIP, MorphableModel
 from utils.preprocessing import CROP_SIZE
 
-FACE_SIZE = (0.707, 0.03)  # landmark box's longer side over the roi's: mean, standard deviation
-SHIFT = 0.025  # of the landmark box's centre, standard deviation, of the roi's side
-COEFFICIENTS = 0.8  # standard deviation of shape and expression in the model's own
+# Mean and standard deviation of the landmark box's longer side over the roi box's.
+FACE_SIZE = (0.707, 0.03)
+SHIFT = 0.025  # standard deviation of the landmark box's centre, as a share of the roi box's side
+COEFFICIENTS = 0.8  # standard deviation of shape and expression over the model's own
 PITCH, ROLL = 12.0, 12.0  # degrees, standard deviation; both are cut at 2.5 of them
 SUPERSAMPLING = 1.5  # at 2 it is a third slower and looks hardly better
 
@@ -70,7 +71,7 @@ def random_parameters(
         angles = np.stack([yaw[wrong], PITCH * pitch, ROLL * roll], axis=1)
         rotation[wrong] = angles_to_rotation(angles)
         wrong = yaw_bin(rotation_to_angles(rotation)[:, 0]) != yaw_bin(yaw)
-        spread *= 0.9  # ends: without pitch and roll the formulas are exact
+        spread *= 0.9  # this ends, because without pitch and roll the formulas are exact
 
     parameters = np.tile(face_model.param_mean.astype(np.float64), (count, 1))
     spreads = face_model.param_std[CAMERA:] * COEFFICIENTS
@@ -83,7 +84,7 @@ def random_parameters(
     fraction = rng.normal(*FACE_SIZE, size=count).clip(0.6, 0.82)
     scale = fraction * CROP_SIZE / (high - low).max(1)  # (n,)
     centre = (CROP_SIZE - 1) / 2 + rng.normal(size=(count, 2)).clip(-2, 2) * SHIFT * CROP_SIZE
-    offset = np.float64([0, Y_FLIP])  # of the crop frame's y, which no scale changes
+    offset = np.float64([0, Y_FLIP])  # y down is Y_FLIP - y up; a camera's scale leaves Y_FLIP
     shift = centre - offset - scale[:, None] * ((low + high) / 2 - offset)  # y down
     cameras = cameras * scale[:, None, None]
     cameras[:, :2, 3] = shift * (1, -1)

@@ -25,9 +25,10 @@ from utils.synthetic import FaceRenderer, damage, random_background, random_para
 
 PHOTO_SIDE = 450  # pixels, as AFLW2000-3D's pictures
 ROI_SIDES = (191, 340)  # pixels, the range of AFLW2000-3D's roi boxes
-REANNOTATION_NOISE = 0.01  # standard deviation per coordinate, of the landmark box's sqrt(w * h)
+# Standard deviation per coordinate, as a share of the landmark box's sqrt(w * h).
+REANNOTATION_NOISE = 0.01
 DESCRIPTION = "rendered.json"
-VERSION = {"training": 1, "aflw2000": 2}  # of what a seed gives
+VERSION = {"training": 1, "aflw2000": 3}  # goes up when the same seed gives something else
 
 
 def write_training_set(
