@@ -35,7 +35,7 @@ MOVED := $(if $(subst x$(shell cat '$(VENV)/.built' 2>/dev/null),,x$(CURDIR)),FO
 .PHONY: help venv build demo train-demo benchmark-demo test fuzz test-oldest lint format published gui clean FORCE
 
 help: ## Show this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 venv: $(VENV)/.torch-installed ## Create the virtual environment (.venv) with torch in it
 

@@ -151,10 +151,11 @@ def main() -> None:
 
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     moved, products = work(plain)
+    print(f"{name}, torch {torch.__version__}")
     print(
-        f"{name}, torch {torch.__version__}; a crop: {moved / 1e6:.1f} M values read and written, "
+        f"a crop: {moved / 1e6:.1f} M values read and written, {products / 1e6:.0f} M "
+        "multiplications"
     )
-    print(f"{products / 1e6:.0f} M multiplications")
     floors = {}
     for dtype in (torch.float32, torch.bfloat16):
         copied, multiplied = speeds(device, dtype)

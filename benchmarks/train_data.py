@@ -9,14 +9,12 @@ second, CPU time per image (all threads and processes; less disturbed by other j
 to the published way, the median over rounds.
 
 The published way is a plain writing of it, sample by sample in the processes of a DataLoader:
-OpenCV decode, brightness, contrast and saturation in random order by Pillow (or the same
-arithmetic in numpy where Pillow is not installed), 5-pixel border, occlusion, normalisation, one
-float32 tensor, collated. Starting its processes is not counted.
+OpenCV decode, brightness, contrast and saturation in random order by Pillow, 5-pixel border,
+occlusion, normalisation, one float32 tensor, collated. Starting its processes is not counted.
 """
 
 import argparse
 import os
-import pickle
 import resource
 import tempfile
 import time
@@ -26,33 +24,27 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils.assets import find_face_model
+from utils.assets import ROOT, find_face_model
 from utils.augmentation import PublishedAugmentation, make_augmentation
 from utils.cli import at_least, run_script
 from utils.datasets import (
     PUBLISHED_CROPS,
-    PUBLISHED_LIST,
-    PUBLISHED_PARAMETERS,
     Faces,
     PackedFaces,
     PublishedFaces,
     batches,
     pack,
+    write_published_labels,
 )
 from utils.files import read_image, write_image
 from utils.memory import keep_freed_memory
 from utils.morphable_model import CAMERA, MorphableModel, load_morphable_model
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
 
-try:
-    from PIL import Image, ImageEnhance
-except ImportError:  # no dependency of ours
-    Image = None
-
-ROOT = Path(__file__).resolve().parents[1]
 BATCH = 128
 
 
@@ -73,9 +65,7 @@ def write_set(folder: Path, count: int, face_model: MorphableModel) -> None:
     upright = np.column_stack([5e-4 * np.eye(3), [60, 60, 0]]).ravel()
     camera = (upright - face_model.param_mean[:CAMERA]) / face_model.param_std[:CAMERA]
     whitened[:, :CAMERA] = camera
-    (folder / PUBLISHED_LIST).parent.mkdir(exist_ok=True)
-    (folder / PUBLISHED_LIST).write_text("\n".join(names))
-    (folder / PUBLISHED_PARAMETERS).write_bytes(pickle.dumps(whitened))
+    write_published_labels(folder, names, whitened)
 
 
 # ----------------------------------------------------------------------------- the published way
@@ -110,17 +100,11 @@ class SampleBySample(Dataset):
 def jitter(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(120, 120, 3) uint8 with brightness, contrast and saturation changed in random order."""
     factors = rng.uniform(0.6, 1.4, 3)
-    if Image is not None:
-        changes = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
-        image = Image.fromarray(crop)
-        for kind in rng.permutation(3):
-            image = changes[kind](image).enhance(factors[kind])
-        return np.asarray(image)
+    changes = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+    image = Image.fromarray(crop)
     for kind in rng.permutation(3):
-        grey = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY).astype(np.float32)[..., None]
-        other = (0.0, grey.mean(), grey)[kind]
-        crop = np.clip(other + (crop - other) * np.float32(factors[kind]), 0, 255).astype(np.uint8)
-    return crop
+        image = changes[kind](image).enhance(factors[kind])
+    return np.asarray(image)
 
 
 # -------------------------------------------------------------------------------- what is measured
@@ -195,11 +179,9 @@ def main() -> None:
         for _ in tqdm(range(args.rounds), desc="rounds"):
             for name, way in ways.items():
                 results[name].append(measure(way))
-    jitter_by = "numpy" if Image is None else "Pillow"
     print(
         f"{args.pictures} pictures, batches of {BATCH}, {args.workers} workers, "
-        f"{torch.get_num_threads()} torch threads, our augmentation on {device}, jitter of the "
-        f"published way by {jitter_by}\n"
+        f"{torch.get_num_threads()} torch threads, our augmentation on {device}\n"
     )
     print("| way | images/s | quartiles | ratio | CPU ms per image | ratio |")
     print("|---|---|---|---|---|---|")

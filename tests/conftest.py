@@ -16,6 +16,7 @@ import torch
 from scipy.spatial import Delaunay
 
 from utils.augmentation import MIRRORED_LANDMARKS
+from utils.cli import run_script
 from utils.morphable_model import MorphableModel, load_morphable_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,3 +155,10 @@ def call(capsys):
         return code, captured.out + captured.err
 
     return call
+
+
+def exit_code(main: Callable[[list[str]], int | None], *arguments: object) -> int:
+    """A script's, run as from the command line: wrong input is a line on stderr, not an error."""
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: main([str(argument) for argument in arguments]))
+    return ended.value.code or 0

@@ -14,7 +14,14 @@ import torch
 
 import benchmark
 from model_building import SynergyNet
-from utils import aflw2000, benchmark_report, evaluation, metrics
+from utils import (
+    aflw2000,
+    benchmark_report,
+    benchmark_script,
+    evaluation,
+    geometry,
+    metrics,
+)
 from utils.aflw2000 import crop_published, open_aflw21, open_benchmark
 from utils.benchmark_report import Table, html_report, table_text
 from utils.checkpoint import write_checkpoint
@@ -90,7 +97,7 @@ def test_truth_scores_zero(data, truth):
 
 def test_past_the_profile_published_formulas_throw_the_face_over(copy, data, truth):
     past = np.isnan(data.angles).any(1)
-    angles = metrics.exact_angles(truth.rotation)
+    angles = geometry.exact_angles(truth.rotation)
     np.save(copy / aflw2000.POSE, angles[past][:, [1, 0, 2]])
     skipped = np.flatnonzero(~past)[:, None].astype(float)  # as MATLAB writes them
     np.save(copy / aflw2000.POSE_SKIPPED, skipped)
@@ -360,7 +367,7 @@ def aflw_folder(copy, data):
     points = metrics.to_aflw21(data.landmarks["original"])[:, :2]
     points[:, :, metrics.AFLW_EARS[0]] = data.landmarks["original"][:, :2, 0]
     points[np.abs(data.yaw) > 60, :, :6], points[3, :, 7:10] = -1, np.nan
-    np.save(copy / aflw2000.AFLW_POINTS, points)
+    np.save(copy / aflw2000.AFLW_LANDMARKS, points)
     return copy
 
 
@@ -376,12 +383,12 @@ def test_aflw21(aflw_folder, truth, data):
     found = evaluation.aflw21_scores(aflw, replace(truth, landmarks={"raw": shifted}))
     assert found["nme"]["raw"]["mean"] == pytest.approx(5, abs=0.01)
 
-    points = np.load(aflw_folder / aflw2000.AFLW_POINTS)
+    points = np.load(aflw_folder / aflw2000.AFLW_LANDMARKS)
     for bad, message in (
         (points[:-1], "AFLW_crop.list names 30"),
         (np.full_like(points, -1), "row 0 .*visible"),
     ):
-        np.save(aflw_folder / aflw2000.AFLW_POINTS, bad)
+        np.save(aflw_folder / aflw2000.AFLW_LANDMARKS, bad)
         with pytest.raises(ValueError, match=message):
             open_aflw21(aflw_folder)
     (aflw_folder / aflw2000.AFLW_YAW).unlink()
@@ -491,13 +498,97 @@ def test_compare(command, done, no_plots, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "because the labels are not the same: angles" in printed
     assert "geodesic" not in printed and "yaw_exact" not in printed and "nme_dense" in printed
-    del foreign["labels"]  # as older versions wrote it
-    (tmp_path / "x.json").write_text(json.dumps(foreign))
-    assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 0
-    assert "because the labels are not known: angles, dense, rean" in capsys.readouterr().out
     foreign["settings"]["labels"] = "another"
     (tmp_path / "x.json").write_text(json.dumps(foreign))
     assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 2
+
+
+def test_runs_that_cannot_be_compared_are_refused(done, tmp_path, capsys):
+    _, out = done
+    run = json.loads((out / "results.json").read_text())
+    settings, path = run["settings"], tmp_path / "x.json"
+
+    def compare():
+        code = benchmark.main(["--compare", str(out), str(path)])
+        return code, capsys.readouterr().err
+
+    without = {name: value for name, value in settings.items() if name != "border"}
+    for spoilt in (
+        {"settings": {"labels": settings["labels"]}},
+        {"settings": without},
+        {"settings": {**settings, "weights": 3}},
+        {"labels": None},
+        {"labels": ["angles"]},
+        {"labels": {"angles": {}}},
+        {"samples": {name: [[value] for value in run["samples"][name]] for name in ("yaw",)}},
+    ):
+        path.write_text(json.dumps({**run, **spoilt}))
+        assert compare() == (2, f"benchmark.py: {path}: not a results.json of benchmark.py\n")
+    del run["labels"]
+    path.write_text(json.dumps(run))
+    assert compare()[0] == 2
+    run["labels"] = {}
+    fewer = {name: column[:-1] for name, column in run["samples"].items()}
+    path.write_text(json.dumps({**run, "samples": fewer}))
+    code, error = compare()
+    assert code == 2 and "runs on different faces" in error
+
+
+@pytest.mark.parametrize("closed", ["at once", "after the report"])
+def test_a_closed_pipe_loses_no_report(
+    closed, command, folder, no_plots, tmp_path, capfd, monkeypatch
+):
+    """`python benchmark.py | head -1`: nothing can be printed from some moment on."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    kept = os.dup(1)
+
+    def close(*arguments):
+        os.dup2(writer, 1)
+        return write(*arguments) if arguments else None
+
+    write = benchmark_report.write_results
+    try:
+        with open(1, "w", closefd=False) as stdout:
+            monkeypatch.setattr("sys.stdout", stdout)
+            if closed == "at once":
+                close()
+            else:
+                monkeypatch.setattr(benchmark_report, "write_results", close)
+            assert benchmark.main([*command, str(folder), "-o", str(tmp_path)]) == 0
+    finally:
+        os.dup2(kept, 1)
+        for descriptor in (kept, writer):
+            os.close(descriptor)
+    assert (tmp_path / "report.html").exists() and (tmp_path / "results.json").exists()
+    printed, error = capfd.readouterr()
+    assert "benchmark.py:" not in error
+    assert ("Facial Alignment" in printed) == (closed != "at once")
+
+
+def test_labels_of_another_face_model_are_not_scored(command, copy, no_plots, tmp_path, capsys):
+    arrays = dict(np.load(copy / aflw2000.DENSE))
+    np.savez(copy / aflw2000.DENSE, **{**arrays, "num_vertices": 9999})
+    assert benchmark.main([*command, str(copy), "-o", str(tmp_path)]) == 0
+    said = "the dense labels are of a face model with 9999 vertices, not 150: the dense mesh is not"
+    assert said in capsys.readouterr().out
+    assert "dense" not in json.loads((tmp_path / "results.json").read_text())["scores"]
+
+
+@pytest.mark.parametrize("rows", [benchmark_report.PUBLISHED_NME, benchmark_report.PUBLISHED_POSE])
+def test_the_plots_show_synergynet_as_its_paper_has_it(rows):
+    found = benchmark_report._synergynet(rows)
+    assert np.isfinite(found).all()
+    assert ("SynergyNet", *found, benchmark_report.PAPER) in rows
+
+
+def test_a_run_with_an_empty_bin_is_not_ranked_best(data, truth):
+    scores, _ = evaluation.score(data, truth)
+    scores["nme"]["original"]["raw"]["balanced"] = float("nan")
+    run = {"scores": scores, "settings": {"weights": "w", "labels": ""}}
+    nme, pose = benchmark_report.published_tables(run)
+    assert nme.rows[0][0] == "→ w" and nme.rows[-1][0] == "SynergyNet"
+    assert pose.rows[-1][0] == "→ w"
 
 
 def test_each_set_of_labels_has_a_fingerprint_of_its_own(data):
@@ -579,12 +670,14 @@ def test_detector_boxes_and_aflw(
     command, folder, data, face_model, aflw_folder, no_plots, monkeypatch, capsys
 ):
     engine = {"torch": lambda *_: perfect(folder, face_model)}
-    monkeypatch.setattr(evaluation, "ENGINES", engine)
+    monkeypatch.setattr(evaluation, "NETWORKS", engine)
     out = aflw_folder / "out"
     points = data.landmarks["original"][:, :2]
     boxes = np.concatenate([points.min(2) - 1, points.max(2) - 1, np.ones((COUNT, 1))], 1)
     calls = iter(boxes)
-    monkeypatch.setattr(benchmark, "FaceBoxes", lambda *_, **__: lambda image: next(calls)[None])
+    monkeypatch.setattr(
+        benchmark_script, "FaceBoxes", lambda *_, **__: lambda image: next(calls)[None]
+    )
     arguments = [*command, str(folder), "-o", str(out), "--boxes", "detector"]
     assert benchmark.main([*arguments, "--aflw", str(aflw_folder)]) == 0
     printed = capsys.readouterr().out
@@ -595,7 +688,9 @@ def test_detector_boxes_and_aflw(
     page = (out / "report.html").read_text()
     assert "AFLW, NME" in page and "no ear lobes" in page
 
-    monkeypatch.setattr(benchmark, "FaceBoxes", lambda *_, **__: lambda image: np.zeros((0, 5)))
+    monkeypatch.setattr(
+        benchmark_script, "FaceBoxes", lambda *_, **__: lambda image: np.zeros((0, 5))
+    )
     assert benchmark.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "the detector found none of the faces" in printed and "AFLW's 21 points are" in printed

@@ -1,7 +1,5 @@
 """The pictures of the conventions in docs/: up to date, legible, and right about the signs."""
 
-from types import SimpleNamespace
-
 import cv2
 import numpy as np
 import pytest
@@ -57,9 +55,8 @@ def test_the_signs_are_what_one_sees(face_model, name, sign):
 
 
 def test_other_angles_than_asked_for_are_an_error(face_model, monkeypatch):
-    mirrored = Rotation.from_euler("y", 10, degrees=True)  # yaw -10
-    stub = SimpleNamespace(from_euler=lambda *_, **__: mirrored)
-    monkeypatch.setattr(conventions, "Rotation", stub)
+    mirrored = Rotation.from_euler("y", 10, degrees=True).as_matrix()[None]  # yaw -10
+    monkeypatch.setattr(conventions, "angles_to_rotation", lambda _: mirrored)
     with pytest.raises(ValueError, match=r"asked for yaw 10.* give -10\.000"):
         conventions.mean_face(face_model, yaw=10)
 

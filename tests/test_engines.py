@@ -131,7 +131,7 @@ def test_threads_share_a_network(face_model, weights):
 def test_the_benchmark_scores_both_engines_alike(face_model, weights):
     cpu = torch.device("cpu")
     ours, theirs = (
-        evaluation.ENGINES[engine](weights, face_model, cpu)(CROPS) for engine in ("onnx", "torch")
+        evaluation.NETWORKS[engine](weights, face_model, cpu)(CROPS) for engine in ("onnx", "torch")
     )
     for name, expected in theirs._asdict().items():
         close(getattr(ours, name), expected)

@@ -370,7 +370,7 @@ def test_a_failed_export_writes_nothing(small, tmp_path, call, monkeypatch):
 
     monkeypatch.setattr(export_onnx, "export_torchscript", fail)
     code, told = call(export_onnx.main, *small, "-o", tmp_path / "out")
-    assert code == 1 and "export_onnx: the traced form computes something else" in told
+    assert code == 1 and "export_onnx.py: the traced form computes something else" in told
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -2,8 +2,16 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from utils.geometry import decompose_camera, rotation_to_angles
+from utils.geometry import (
+    angles_to_rotation,
+    decompose_camera,
+    exact_angles,
+    nearest_rotation,
+    rotation_to_angles,
+)
+from utils.metrics import geodesic
 
 
 def turned(axis: str, degrees: float) -> np.ndarray:
@@ -98,3 +106,67 @@ def test_no_camera():
 def test_cameras_without_a_pose_are_refused(bad):
     with pytest.raises(ValueError, match="camera"):
         decompose_camera(bad)
+
+
+# ------------------------------------------------------------------------------- exact angles
+
+
+def test_labelled_angles_are_one_turn_after_the_other():
+    for yaw, pitch, roll in np.random.default_rng(0).uniform(-180, 180, (50, 3)):
+        expected = turned("x", -pitch) @ turned("y", -yaw) @ turned("z", -roll)
+        found = angles_to_rotation([[yaw, pitch, roll]])
+        np.testing.assert_allclose(found, expected[None], atol=1e-14)
+    assert angles_to_rotation(np.zeros((0, 3))).shape == (0, 3, 3)
+
+
+def sphere() -> np.ndarray:
+    """(n, 3, 3): random rotations, all quarter turns, and the neighbourhood of the poles."""
+    quarter = np.stack(np.meshgrid(*[np.arange(-180, 181, 45.0)] * 3), -1).reshape(-1, 3)
+    near = np.array(
+        [[s * (90 + d), p, 20.0] for s in (1, -1) for d in (0, 1e-4, -3) for p in (0, 50)]
+    )
+    made = angles_to_rotation(np.concatenate([quarter, near]))
+    return np.concatenate([Rotation.random(2000, random_state=0).as_matrix(), made])  # fmt: skip
+
+
+def test_exact_angles_round_trip_over_the_whole_sphere():
+    rotation = sphere()
+    again = angles_to_rotation(exact_angles(rotation))
+    assert geodesic(again, rotation).max() < 1e-4
+
+
+def test_exact_angles_return_what_people_hold_their_heads_at():
+    yaw, pitch, roll = np.meshgrid(
+        np.linspace(-99, 99, 46), np.linspace(-40, 40, 9), [-35, -9, 0, 35]
+    )
+    angles = np.stack([yaw, pitch, roll], -1).reshape(-1, 3)
+    assert np.abs(np.abs(angles[:, 0]) - 90).min() > 0  # no pole among them
+    np.testing.assert_allclose(exact_angles(angles_to_rotation(angles)), angles, atol=1e-9)
+    poles = exact_angles(angles_to_rotation([[90, 20, 5], [-90, 20, 5]]))
+    np.testing.assert_allclose(poles, [[90, 15, 0], [-90, 25, 0]], atol=1e-6)
+
+
+def test_published_formulas_agree_for_single_turns():
+    turns = np.array(
+        [[a if i == k else 0 for i in range(3)] for k in range(3) for a in (-70, 8, 40)]
+    )
+    rotation = angles_to_rotation(turns)
+    np.testing.assert_allclose(rotation_to_angles(rotation), turns, atol=1e-9)
+    combined = angles_to_rotation([[40, 20, 30]])
+    assert np.abs(rotation_to_angles(combined)[0] - [40, 20, 30]).round(6).tolist()[1:] == [0, 0]
+    assert abs(rotation_to_angles(combined)[0, 0] - 40) > 1  # published yaw mixes the others in
+
+
+def test_nearest_rotation_undoes_a_shear_and_makes_no_mirror():
+    rotation = Rotation.random(50, random_state=3).as_matrix()
+    spoilt = rotation + np.random.default_rng(4).normal(0, 0.02, (50, 3, 3))
+    found = nearest_rotation(spoilt)
+    np.testing.assert_allclose(
+        found @ found.transpose(0, 2, 1), np.tile(np.eye(3), (50, 1, 1)), atol=1e-12
+    )
+    np.testing.assert_allclose(np.linalg.det(found), 1)
+    assert (
+        np.linalg.norm(found - spoilt, axis=(1, 2)) < np.linalg.norm(rotation - spoilt, axis=(1, 2))
+    ).all()
+    np.testing.assert_allclose(nearest_rotation(rotation), rotation, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(nearest_rotation(-rotation)), 1)

@@ -24,8 +24,8 @@ from utils import aflw2000
 from utils.aflw2000 import BenchmarkSet, open_benchmark
 from utils.evaluation import BINS, PUBLISHED_LABELS, Prediction, labels_fingerprints, score
 from utils.fitting import similarity_align
-from utils.geometry import decompose_camera, rotation_to_angles
-from utils.metrics import bin_masks, bin_means, exact_angles, nme
+from utils.geometry import decompose_camera, exact_angles, rotation_to_angles
+from utils.metrics import bin_masks, bin_means, nme
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.preprocessing import crop_to_image
 from utils.render import render_mesh_overlay

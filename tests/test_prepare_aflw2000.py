@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from conftest import asset
+from conftest import asset, exit_code
 from scipy.spatial.transform import Rotation
 
 from tools import prepare_aflw2000
@@ -56,7 +56,7 @@ def raw(tmp_path) -> Path:
 
 def run(raw: Path, *arguments: object) -> int:
     out = raw.parent / "out"
-    return prepare_aflw2000.main(["--raw", str(raw), "--out", str(out), *map(str, arguments)])
+    return exit_code(prepare_aflw2000.main, "--raw", raw, "--out", out, *arguments)
 
 
 # ------------------------------------------------------------------ the rules

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
+from conftest import exit_code
 
 import main_train
 from tools import prepare_data
@@ -16,9 +17,9 @@ from utils.assets import FACE_MODELS
 from utils.datasets import open_training_set
 from utils.files import read_image
 from utils.fitting import whitening
-from utils.geometry import decompose_camera
+from utils.geometry import decompose_camera, exact_angles
 from utils.landmark_labels import find_labels, read_mat_labels, read_pts
-from utils.metrics import exact_angles, geodesic, nme
+from utils.metrics import geodesic, nme
 from utils.morphable_model import load_morphable_model, split_camera
 from utils.synthetic import FaceRenderer, random_background, random_parameters
 
@@ -97,7 +98,7 @@ def write_pts(photo, points):
 
 
 def run(*arguments) -> int:
-    return prepare_data.main([*map(str, arguments), "--face-model", str(STARTER)])
+    return exit_code(prepare_data.main, *arguments, "--face-model", STARTER)
 
 
 def report(out):
@@ -232,8 +233,30 @@ def test_nothing_is_written_without_a_usable_face(labelled, tmp_path, capsys):
     assert "none of 8 faces" in capsys.readouterr().err
 
 
+def test_a_name_moves_no_cursor(labelled, tmp_path, capsys):
+    path = labelled("json")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"\x1b[31mevil.jpg": content["photo_0.png"], **content}))
+    assert run(path, "--out", tmp_path / "set") == 1
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\\x1b[31mevil.jpg: missing" in said
+    path.write_text(json.dumps({"\x1b[31mevil.jpg": content["photo_0.png"]}))
+    assert run(path, "--out", tmp_path / "none") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "\x1b" not in said and "\\x1b[31mevil.jpg: missing" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--jobs", 0), ("--seed", -1), ("--max-error", "nan")]
+)
+def test_numbers_out_of_their_range(option, value, tmp_path, capsys):
+    assert run(tmp_path, "--out", tmp_path / "set", option, value) == 2
+    assert option in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fault", ["exists", "no labels", "no source", "damaged", "empty"])
-def test_wrong_usage(fault, labelled, tmp_path, capsys):
+def test_wrong_usage(fault, labelled, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["tools/prepare_data.py"])
     source = labelled("json")
     if fault == "exists":
         (tmp_path / "set").mkdir()
@@ -246,7 +269,7 @@ def test_wrong_usage(fault, labelled, tmp_path, capsys):
         source.write_text("{" if fault == "damaged" else "{}")
     assert run(source, "--out", tmp_path / "set") == 2
     error = capsys.readouterr().err
-    assert error.startswith("prepare_data: ") and error.count("\n") == 1
+    assert error.startswith("prepare_data.py: ") and error.count("\n") == 1
     assert str(tmp_path) in error
 
 

@@ -5,14 +5,15 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from conftest import exit_code
 
 from tools import render_faces
 from utils import assets
 from utils.aflw2000 import crop_published
 from utils.datasets import open_training_set, source_photo
 from utils.files import read_array_pickle, read_image
-from utils.geometry import camera_angles, decompose_camera
-from utils.metrics import bin_means, exact_angles, nme
+from utils.geometry import camera_angles, decompose_camera, exact_angles
+from utils.metrics import bin_means, nme
 from utils.morphable_model import CAMERA, Y_FLIP, load_morphable_model, split_camera
 from utils.preprocessing import CROP_SIZE, crop_faces, crop_to_image
 from utils.synthetic import FaceRenderer, random_parameters
@@ -221,11 +222,14 @@ def test_counts_and_seeds(tmp_path, face_model, write, count, seed):
 
 def test_the_script(tmp_path, face_folder, capsys):
     out = tmp_path / "out"
-    arguments = [str(out), "--count", "2", "--face-model", str(face_folder)]
-    assert render_faces.main(arguments) == 0
+    arguments = [render_faces.main, out, "--count", "2", "--face-model", face_folder]
+    assert exit_code(*arguments) == 0
     assert "2 faces" in capsys.readouterr().out
-    assert render_faces.main(arguments) == 2
+    assert exit_code(*arguments) == 2
     assert "exists" in capsys.readouterr().err
     shutil.rmtree(out)
-    assert render_faces.main([*arguments[:-1], str(tmp_path / "none.npz")]) == 2
+    assert exit_code(*arguments[:-1], tmp_path / "none.npz") == 2
     assert "none.npz" in capsys.readouterr().err
+    for option, wrong in (("--count", "0"), ("--seed", "-1"), ("--jobs", "0")):
+        assert exit_code(*arguments, option, wrong) == 2
+        assert option in capsys.readouterr().err

@@ -51,7 +51,7 @@ from model_building import SynergyNet as Network
 from synergy3DMM import SynergyNet
 from utils import assets, training, training_log
 from utils.checkpoint import read_checkpoint, write_checkpoint
-from utils.cli import quiet, run_script, script_parser
+from utils.cli import at_least, quiet, run_script, script_parser
 from utils.datasets import PUBLISHED_LIST, PUBLISHED_PARAMETERS, provide_pack
 from utils.files import read_array_pickle, read_image, read_npz, write_image
 from utils.morphable_model import load_morphable_model
@@ -260,7 +260,10 @@ EPOCHS, STEPS, EVERY = 2, 5, 2  # of the training: steps an epoch, and from one 
 
 
 def train(arguments: list[str], count: Path) -> int:
-    """``main_train.main``; the steps done are counted in a file, the curves are no drawing."""
+    """``main_train.main``; the steps done are counted in a file.
+
+    In place of the curves a small plain picture is written: matplotlib would take most of the time.
+    """
     real = training.Trainer.train_step
 
     def counted(trainer: training.Trainer, batch) -> dict | None:
@@ -269,7 +272,7 @@ def train(arguments: list[str], count: Path) -> int:
         os.pwrite(file, f"{done:8}".encode(), 0)
         return terms
 
-    def drawn(rows: list[dict], path: Path) -> None:  # matplotlib would take most of the time
+    def drawn(rows: list[dict], path: Path) -> None:
         write_image(path, np.full((8, 8, 3), len(rows), np.uint8))
 
     file = os.open(count, os.O_WRONLY | os.O_CREAT)
@@ -518,14 +521,12 @@ def table(tallies: list[Tally]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = script_parser(__doc__, module="tools.check_faults")
     add = parser.add_argument
-    add("--rounds", type=int, default=100, help="kills of each kind (default: 100)")
-    add("--seed", type=int, default=0, help="of the moments (default: 0)")
+    add("--rounds", type=at_least(1), default=100, help="kills of each kind (default: 100)")
+    add("--seed", type=at_least(0), default=0, help="of the moments (default: 0)")
     add("--minutes", type=float, default=math.inf, help="of each kind at most; then fewer rounds")
     add("--only", type=comma_list(tuple(KINDS)), default=tuple(KINDS), metavar="LIST",
         help=f"some of {','.join(KINDS)}")  # fmt: skip
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.seed < 0:
-        parser.error("--rounds must be at least 1, --seed not negative")
     if "training" in options.only:  # torch imports it at the first step, and needs seconds
         _CONTEXT.set_forkserver_preload([*_IMPORTS, "torch._dynamo"])
     tallies = []

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from Sim3DR import Lighting
 from utils.assets import FACE_MODELS, ROOT, shown
 from utils.cli import run_script, script_parser
 from utils.draw import AXES, FONT, OUTLINE, PARTS, Colour, Part, draw_pose_axes
 from utils.files import write_image
+from utils.geometry import angles_to_rotation
 from utils.inference import Face, faces_from_parameters
 from utils.morphable_model import CAMERA, Y_FLIP, MorphableModel, load_morphable_model
 from utils.preprocessing import CROP_SIZE
@@ -87,7 +87,7 @@ def mean_face(
     Raises:
         ValueError: the angles that come out are not those that were asked for.
     """
-    turn = Rotation.from_euler("XYZ", (-pitch, -yaw, -roll), degrees=True).as_matrix()
+    (turn,) = angles_to_rotation([[yaw, pitch, roll]])
     low, high = face_model.mean.min(1), face_model.mean.max(1)
     matrix = turn * fill * CROP_SIZE / (high[1] - low[1])
     # the camera is 1-based and y up (utils/morphable_model.py)

@@ -13,6 +13,7 @@ pictures go further so, if weights are to be compared.
 (n, 3, 68) in 1/32 pixel): how many of the faces are found, by source.
 """
 
+import argparse
 import json
 import time
 import zipfile
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from FaceBoxes import FaceBoxes
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils.boxes import overlaps
-from utils.cli import run_script, script_parser
+from utils.cli import plain, run_script, script_parser
 from utils.files import atomic_write, read_npz, read_zipped_image, require_files
 from utils.runtime import choose_device
 
@@ -173,79 +174,85 @@ def faces_found(detectors: list[FaceBoxes], faces: Path) -> dict[str, list[str]]
     }
 
 
-def main() -> None:
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = script_parser(
         __doc__, usage="WEIGHTS [WEIGHTS] [options]", module="tools.evaluate_detector"
     )
-    parser.add_argument("weights", type=Path, nargs="+")
-    parser.add_argument("--data", type=Path, help="PREFIX of PREFIX.zip and PREFIX.json")
-    parser.add_argument(
-        "--unsure-from", type=Path, metavar="WEIGHTS", help="the detector that made the labels"
-    )
-    parser.add_argument(
-        "--copies", type=float, nargs="+", metavar="SCALE",
+    add = parser.add_argument
+    add("weights", type=Path, nargs="+")
+    add("--data", type=Path, help="PREFIX of PREFIX.zip and PREFIX.json")
+    add("--unsure-from", type=Path, metavar="WEIGHTS", help="the detector that made the labels")
+    add("--copies", type=float, nargs="+", metavar="SCALE",
         help="evaluate on mirrored copies of these sizes (1: as large); needs --unsure-from",
     )  # fmt: skip
-    parser.add_argument(
-        "--write-labels",
-        type=Path,
-        metavar="JSON",
+    add("--write-labels", type=Path, metavar="JSON",
         help="write the boxes of the (first) weights above 0.05 on the pictures, and stop",
-    )
-    parser.add_argument("--faces", type=Path, help="PREFIX of PREFIX.zip and PREFIX_labels.npz")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    if not (args.data or (args.faces and not args.write_labels)):
+    )  # fmt: skip
+    add("--faces", type=Path, help="PREFIX of PREFIX.zip and PREFIX_labels.npz")
+    add("--device", default="cpu")
+    options = parser.parse_args(arguments)
+    if not (options.data or (options.faces and not options.write_labels)):
         parser.error("nothing to evaluate on: give --data or --faces")
-    if args.copies and not (args.data and args.unsure_from):
+    if options.copies and not (options.data and options.unsure_from):
         parser.error("--copies needs --data and --unsure-from, whose boxes are their labels")
-    if args.copies and not all(0.1 <= scale <= 10 for scale in args.copies):
+    if options.copies and not all(0.1 <= scale <= 10 for scale in options.copies):
         parser.error("--copies takes factors of 0.1 to 10")
     needed = []
-    if args.data:
+    if options.data:
         what = "--data PREFIX stands for PREFIX.zip and PREFIX.json"
-        endings = [".zip"] if args.write_labels else [".zip", ".json"]
-        needed += [(beside(args.data, ending), what) for ending in endings]
-    if args.faces:
+        endings = [".zip"] if options.write_labels else [".zip", ".json"]
+        needed += [(beside(options.data, ending), what) for ending in endings]
+    if options.faces:
         what = "--faces PREFIX stands for PREFIX.zip and PREFIX_labels.npz"
-        needed += [(beside(args.faces, ending), what) for ending in (".zip", "_labels.npz")]
+        needed += [(beside(options.faces, ending), what) for ending in (".zip", "_labels.npz")]
     require_files(needed)
     try:
-        args.device = str(choose_device(args.device))
+        options.device = str(choose_device(options.device))
     except RuntimeError as error:
         parser.error(str(error))
-    detectors = [FaceBoxes(path, args.device, score_threshold=0.05) for path in args.weights]
-    if args.write_labels:
-        write_labels(detectors[0], args.data, args.write_labels)
+    return options
+
+
+def print_outcomes(weights: list[Path], runs: list[tuple[dict[str, Outcome], float]]) -> None:
+    """A table of each one's result of ``run``, and of two how they compare."""
+    for path, (outcomes, milliseconds) in zip(weights, runs, strict=True):
+        print(f"\n{path}  ({milliseconds:.1f} ms a picture)")
+        print("score > 0.5:   faces  recall  precision   recall at precision", *LEVELS)
+        for kind, outcome in outcomes.items():
+            recall, precision = outcome.at(0.5)
+            levels = "  ".join(f"{100 * outcome.recall_at_precision(p):5.1f}" for p in LEVELS)
+            print(
+                f"{plain(kind):>12}  {outcome.faces:6d}  {100 * recall:6.1f}  "
+                f"{100 * precision:9.1f}   {'':19}  {levels}"
+            )
+    if len(runs) == 2:
+        print("\nrecall at the precision that the other one has at score 0.5:")
+        for mine, other in ((0, 1), (1, 0)):
+            precision = runs[other][0]["all"].at(0.5)[1]
+            recall = runs[mine][0]["all"].recall_at_precision(precision)
+            print(f"{weights[mine]}: {100 * recall:.1f} at {100 * precision:.1f}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_options(arguments)
+
+    def detector(weights: Path) -> FaceBoxes:
+        return FaceBoxes(weights, options.device, score_threshold=0.05)
+
+    detectors = [detector(path) for path in options.weights]
+    if options.write_labels:
+        write_labels(detectors[0], options.data, options.write_labels)
         return
-    if args.data:
-        labeller = None
-        if args.unsure_from:
-            labeller = FaceBoxes(args.unsure_from, args.device, score_threshold=0.05)
-        pictures = read_pictures(args.data, None if args.copies else labeller)
-        if args.copies:
-            pictures = copies(pictures, args.copies, labeller)
-        runs = [run(detector, pictures) for detector in detectors]
-        for path, (outcomes, milliseconds) in zip(args.weights, runs, strict=True):
-            print(f"\n{path}  ({milliseconds:.1f} ms a picture)")
-            print("score > 0.5:   faces  recall  precision   recall at precision", *LEVELS)
-            for kind, outcome in outcomes.items():
-                recall, precision = outcome.at(0.5)
-                levels = "  ".join(f"{100 * outcome.recall_at_precision(p):5.1f}" for p in LEVELS)
-                print(
-                    f"{kind:>12}  {outcome.faces:6d}  {100 * recall:6.1f}  {100 * precision:9.1f}"
-                    f"   {'':19}  {levels}"
-                )
-        if len(runs) == 2:
-            print("\nrecall at the precision that the other one has at score 0.5:")
-            for mine, other in ((0, 1), (1, 0)):
-                precision = runs[other][0]["all"].at(0.5)[1]
-                recall = runs[mine][0]["all"].recall_at_precision(precision)
-                print(f"{args.weights[mine]}: {100 * recall:.1f} at {100 * precision:.1f}")
-    if args.faces:
-        print("\nsingle faces found at score 0.5, percent:", *args.weights)
-        for source, shares in faces_found(detectors, args.faces).items():
-            print(f"{source:>12}", *shares)
+    if options.data:
+        labeller = detector(options.unsure_from) if options.unsure_from else None
+        pictures = read_pictures(options.data, None if options.copies else labeller)
+        if options.copies:
+            pictures = copies(pictures, options.copies, labeller)
+        print_outcomes(options.weights, [run(one, pictures) for one in detectors])
+    if options.faces:
+        print("\nsingle faces found at score 0.5, percent:", *options.weights)
+        for source, shares in faces_found(detectors, options.faces).items():
+            print(f"{plain(source):>12}", *shares)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ python -m tools.export_onnx -w pretrained/best_pose.pth.tar -o somewhere --forma
 
 import io
 import json
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,9 +22,9 @@ from torch import Tensor, nn
 
 from model_building import SynergyNet, load_synergynet
 from utils import assets
-from utils.cli import run_script, script_parser
+from utils.cli import complain, run_script, script_parser
 from utils.files import atomic_write
-from utils.geometry import POLE
+from utils.geometry import SINE_AT_POLE
 from utils.inference import faces_from_parameters
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.onnx_engine import (
@@ -132,7 +131,7 @@ def rotation_to_angles(rotation: Tensor) -> Tensor:
     """``utils.geometry.rotation_to_angles`` of (B, 3, 3) float64, poles included."""
     sin_yaw = rotation[:, 2, 0].clamp(-1, 1)
     yaw = arctan2(sin_yaw, ((1 - sin_yaw) * (1 + sin_yaw)).sqrt())
-    at_pole = sin_yaw.abs() > POLE
+    at_pole = sin_yaw.abs() > SINE_AT_POLE
     pitch = arctan2(rotation[:, 1, 2], torch.where(at_pole, rotation[:, 1, 1], rotation[:, 2, 2]))
     roll = arctan2(rotation[:, 0, 1], rotation[:, 0, 0])
     roll = torch.where(at_pole, torch.zeros_like(roll), roll)
@@ -477,7 +476,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dense=not options.sparse,
         )
     except RuntimeError as error:
-        print(f"export_onnx: {error}", file=sys.stderr)
+        complain("export_onnx.py", error)
         return 1
     print("\n".join(lines))
     return 0

@@ -9,7 +9,6 @@ hand is used when it lies in published_downloads/ as NAME or NAME.zip, NAME.tar.
 Exit codes: 0 all done, 1 some failed, 2 wrong usage.
 """
 
-import argparse
 import errno
 import os
 import shutil
@@ -18,10 +17,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from utils.cli import run_script
+from utils.assets import ROOT
+from utils.cli import run_script, script_parser
 from utils.unpack import ArchiveError, Limits, member_names, unpack
 
-ROOT = Path(__file__).resolve().parents[1]
 # The published folders: an archive's member below one of these names goes to that place, whatever
 # stands in front of it in the archive.
 FOLDERS = ("3dmm_data", "aflw2000_data", "train_aug_120x120", "art-all", "uv_art", "texture_data")
@@ -281,11 +280,8 @@ def fetch(name: str, root: Path, force: bool = False, limits: Limits | None = No
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     table = "\n".join(f"  {name:13} {item.about}" for name, item in PUBLISHED.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.fetch_published",
-        description="Fetch the published SynergyNet files and put them in place.",
-        epilog=f"names:\n{table}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = script_parser(
+        __doc__, f"names:\n{table}", "[NAME ...] [--force]", module="tools.fetch_published"
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch (all)")
     parser.add_argument("--force", action="store_true", help="replace files that are there")

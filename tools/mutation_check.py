@@ -1,11 +1,13 @@
-"""Whether the tests notice when the numerics are wrong: ``python -m tools.mutation_check``.
+"""Whether the tests notice when the numerics are wrong.
+
+python -m tools.mutation_check
+python -m tools.mutation_check --only utils/geometry.py
 
 Each mutation changes one line of a copy of the tree and runs the tests that should fail then; a
 mutant that they pass is a gap in them. The unchanged copy must pass first. Run it after changing
 numerics or their tests. It takes some three minutes, most of it to start tests and to compile.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cli import run_script
+from utils.assets import ROOT
+from utils.cli import run_script, script_parser
 
-ROOT = Path(__file__).resolve().parents[1]
+EPILOG = "exit code: 0 all mutants are noticed, 1 some survive, 2 the tests fail anyway"
 # what is not needed to run the tests, and large
 LEFT_OUT = (".git", ".venv*", ".ci", "build", "runs", "inference_output", "__pycache__", ".*_cache")
 
@@ -211,10 +214,7 @@ def run_tests(tests: list[str], tree: Path) -> subprocess.CompletedProcess:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog="exit code: 0 all mutants are noticed, 1 some survive, 2 the tests fail anyway",
-    )
+    parser = script_parser(__doc__, EPILOG, module="tools.mutation_check")
     parser.add_argument("--only", default="", metavar="TEXT", help="mutations of files with TEXT")
     options = parser.parse_args(arguments)
     chosen = [m for m in MUTATIONS if options.only in m.file]

@@ -11,7 +11,6 @@ docs/benchmark.md).
 
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,25 +18,21 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.aflw2000 import (
+    ANGLE_LIMIT,
     CROPS,
     DEFAULT_FOLDER,
-    LIST,
-    ORIGINAL,
     PHOTOS,
-    POSE,
-    POSE_SKIPPED,
-    REANNOTATED,
-    ROI_BOXES,
-    YAW,
     crop_published,
     dense_indices,
+    published_roi_box,
     write_dense,
+    write_labels,
 )
-from utils.cli import first_lines, run_script, script_parser
+from utils.cli import complain, first_lines, run_script, script_parser
 from utils.files import new_folder, read_image, read_npy, read_npz, write_image
+from utils.geometry import angles_to_rotation
 from utils.matlab import read_mat
-from utils.metrics import bin_masks, label_rotation
-from utils.synthetic_sets import ANGLE_LIMIT
+from utils.metrics import bin_masks
 
 EPILOG = """\
 written to OUT (rows in the order of the file names):
@@ -158,7 +153,7 @@ def dense_points(path: Path, bases: Bases, landmarks: np.ndarray, height: int) -
     arrays = _read_arrays(path, COEFFICIENTS)
     weights = np.concatenate([arrays["Shape_Para"], arrays["Exp_Para"]]).ravel()  # (228,)
     pitch, yaw, roll, *shift, scale = arrays["Pose_Para"][0].astype(np.float64)
-    rotation = label_rotation(np.degrees([[yaw, pitch, roll]]))[0]
+    rotation = angles_to_rotation(np.degrees([[yaw, pitch, roll]]))[0]
     face = bases.mean + np.tensordot(weights, bases.basis, 1)  # (3, P + 68)
     points = scale * rotation @ face + np.array(shift)[:, None]
     points[1] = height + 1 - points[1]
@@ -172,10 +167,7 @@ def dense_points(path: Path, bases: Bases, landmarks: np.ndarray, height: int) -
 
 
 def landmarks_to_roi_box(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The published crop's box: a square on the landmarks' box, cut to the picture.
-
-    Its side is sqrt(2) times the longer side of the landmarks' box; corner and side are rounded
-    each by itself. Found from the published labels and boxes: gives all 2,000 of them exactly.
+    """The published crop's box (``published_roi_box``), cut to the picture.
 
     Args:
         landmarks: (2+, 68) 1-based pixels.
@@ -187,18 +179,52 @@ def landmarks_to_roi_box(landmarks: np.ndarray, height: int, width: int) -> np.n
     Raises:
         ValueError: nothing of the box lies in the picture, or the landmarks have no extent.
     """
-    points = np.asarray(landmarks, dtype=np.float64)[:2]
-    low, high = points.min(1), points.max(1)
-    side = np.sqrt(2) * (high - low).max()
-    corner = np.round((low + high) / 2 - side / 2)
-    box = np.concatenate([corner, corner + np.round(side)])
-    box = box.clip(1, [width, height] * 2)
+    box = published_roi_box(landmarks).clip(1, [width, height] * 2)
     if not (box[2:] > box[:2]).all():
+        low, high = landmarks[:2].min(1), landmarks[:2].max(1)
         raise ValueError(
             f"expected landmarks in the picture of {width}x{height}, found x from {low[0]:.1f} to "
             f"{high[0]:.1f} and y from {low[1]:.1f} to {high[1]:.1f}"
         )
     return box.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Labels of one face of the download.
+
+    Attributes:
+        landmarks: (3, 68) float32, label frame.
+        angles: (3,) float32 pitch, yaw, roll, degrees.
+        roi_box: (4,) float32 x1 y1 x2 y2, label frame.
+        dense: (3, P) float32 labelled vertices, label frame; None without bases.
+    """
+
+    landmarks: np.ndarray
+    angles: np.ndarray
+    roi_box: np.ndarray
+    dense: np.ndarray | None
+
+
+def read_sample(raw: Path, name: str, bases: Bases | None) -> tuple[Sample, np.ndarray]:
+    """The labels of one face, and its picture (H, W, 3) uint8 BGR.
+
+    Args:
+        raw: the folder of the download.
+        name: of the picture and its ``.mat`` file, without extension.
+        bases: of the face model that the coefficients belong to; None for no dense labels.
+
+    Raises:
+        FileNotFoundError: one of the two files is not there.
+        ValueError: one is damaged, or they do not fit together.
+    """
+    labels = raw / f"{name}.mat"
+    landmarks, angles = read_labels(labels)
+    image = read_image(raw / f"{name}.jpg")
+    height, width = image.shape[:2]
+    roi_box = landmarks_to_roi_box(landmarks, height, width)
+    dense = None if bases is None else dense_points(labels, bases, landmarks, height)
+    return Sample(landmarks, angles, roi_box, dense), image
 
 
 def sample_names(raw: Path) -> list[str]:
@@ -246,16 +272,13 @@ def prepare(
     names = sample_names(raw)
     second_labels = None if reannotated is None else _read_reannotated(reannotated, len(names))
     whole = None if bases is None else read_bases(bases)
-    rows, landmarks, angles, boxes, dense, bad = [], [], [], [], [], []
+    samples: dict[int, Sample] = {}  # by the row of ``names``
+    bad = []
     with new_folder(out) as partial:
         for row, name in enumerate(tqdm(names, desc="cropping", unit="img")):
             picture = f"{name}.jpg"
             try:
-                points, turn = read_labels(raw / f"{name}.mat")
-                image = read_image(raw / picture)
-                box = landmarks_to_roi_box(points, *image.shape[:2])
-                if whole is not None:
-                    dense.append(dense_points(raw / f"{name}.mat", whole, points, image.shape[0]))
+                sample, image = read_sample(raw, name, whole)
             except FileNotFoundError as error:
                 bad.append(f"{error.filename}: missing; each .jpg needs its .mat and vice versa")
                 continue
@@ -263,39 +286,32 @@ def prepare(
                 said = str(error)
                 bad.append(said if name in said else f"{raw / name}.mat: {said}")
                 continue
-            write_image(partial / CROPS / picture, crop_published(image, box))
+            write_image(partial / CROPS / picture, crop_published(image, sample.roi_box))
             if photos:
                 (partial / PHOTOS).mkdir(exist_ok=True)
                 shutil.copyfile(raw / picture, partial / PHOTOS / picture)
-            rows.append(row)
-            landmarks.append(points)
-            angles.append(turn)
-            boxes.append(box)
-        if not rows or (bad and not skip_bad):
-            advice = "get them again" + (", or leave them out with --skip-bad" if rows else "")
+            samples[row] = sample
+        if not samples or (bad and not skip_bad):
+            advice = "get them again" + (", or leave them out with --skip-bad" if samples else "")
             raise BadSamples(f"{len(bad)} bad of {len(names)}: {advice}\n{first_lines(bad)}")
-        angles = np.stack(angles)  # (n, 3) pitch, yaw, roll
-        beyond = (np.abs(angles) > ANGLE_LIMIT).any(1)
-        arrays = {
-            ORIGINAL: np.stack(landmarks),
-            YAW: angles[:, 1],
-            ROI_BOXES: np.stack(boxes),
-            POSE: angles[~beyond],
-            POSE_SKIPPED: np.flatnonzero(beyond),
-        }
-        if second_labels is not None:
-            arrays[REANNOTATED] = second_labels[rows]
-        for name, array in arrays.items():
-            (partial / name).parent.mkdir(exist_ok=True)
-            np.save(partial / name, array)
+        rows = list(samples)
+        angles = np.stack([sample.angles for sample in samples.values()])
+        beyond = write_labels(
+            partial,
+            [f"{names[row]}.jpg" for row in rows],
+            landmarks=np.stack([sample.landmarks for sample in samples.values()]),
+            yaw=angles[:, 1],
+            roi_boxes=np.stack([sample.roi_box for sample in samples.values()]),
+            angles=angles,
+            reannotated=None if second_labels is None else second_labels[rows],
+        )
         if whole is not None:
-            write_dense(partial, np.stack(dense), whole.indices, whole.num_vertices)
-        listing = "".join(f"{names[row]}.jpg\n" for row in rows)
-        (partial / LIST).write_text(listing)
+            dense = np.stack([sample.dense for sample in samples.values()])
+            write_dense(partial, dense, whole.indices, whole.num_vertices)
         if bad:
             (partial / "left_out.txt").write_text("".join(f"{line}\n" for line in bad))
     bins = " / ".join(f"{chosen.sum():,}" for chosen in bin_masks(angles[:, 1]))
-    words = f"{len(rows):,} samples, {bins} by yaw, {beyond.sum()} beyond {ANGLE_LIMIT:.0f} degrees"
+    words = f"{len(rows):,} samples, {bins} by yaw, {beyond} beyond {ANGLE_LIMIT:.0f} degrees"
     return words, bad
 
 
@@ -323,9 +339,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--raw {options.raw}: no such folder")
     try:
         words, bad = prepare(**vars(options))
-    except (BadSamples, OSError, ValueError) as error:
-        print(f"prepare_aflw2000: {error}", file=sys.stderr)
-        return 1 if isinstance(error, BadSamples) else 2
+    except BadSamples as error:
+        complain("prepare_aflw2000.py", error)
+        return 1
     print(f"{options.out}: {words}")
     if words != PUBLISHED:
         print(f"    the published set: {PUBLISHED}")

@@ -8,7 +8,6 @@ python main_train.py --data runs/mine --held-out 0.1 ...     docs/training.md, "
 import csv
 import json
 import pickle
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +16,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils.aflw2000 import BOX_TO_LABEL_FRAME, published_roi_box
 from utils.assets import find_face_model, shown
-from utils.cli import first_lines, run_script, script_parser
-from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
+from utils.cli import at_least, complain, first_lines, run_script, script_parser
+from utils.datasets import PUBLISHED_CROPS, write_published_labels
 from utils.draw import contact_sheet, draw_landmarks
 from utils.files import new_folder, read_image, write_image, write_npz
 from utils.fitting import MIN_POINTS, fit_landmarks, whitening
@@ -36,7 +36,6 @@ from utils.morphable_model import (
 )
 from utils.parallel import in_order
 from utils.preprocessing import CROP_SIZE, MAX_COORDINATE, crop_faces
-from utils.synthetic_sets import NUM_STORED
 
 EPILOG = """\
 labels, 68 points of the 300-W scheme, x right, y down, z (if any) to the viewer in pixels:
@@ -54,12 +53,13 @@ face), report.json (summary), contact_sheet.png (worst fits, then some others),
 
 exit code: 0 all done, 1 some faces were left out (report.csv says why), 2 wrong usage
 """
-NOISE = {2: 0.02, 3: 0.01}  # of labels, by dimensions; see fit_landmarks. People's 2D labels: 1.6 %
-MAX_OUTSIDE = 0.25  # share of a face's points outside the picture; more are another picture's
+# Standard deviation of 2D and 3D labels, as ``fit_landmarks`` takes it; people's 2D labels have
+# 1.6 %.
+NOISE = {2: 0.02, 3: 0.01}
+MAX_OUTSIDE = 0.25  # share of a face's points outside the picture; with more it is another's
 MIN_SIDE = 16  # pixels of a face's box
-FACING_AWAY = -0.3  # cosine of the angle between the face and the viewer: some 17 past a profile
+FACING_AWAY = -0.3  # cosine of the angle between the face and the viewer: 17 degrees past profile
 MAX_TURN = 30.0  # degrees between the fitted pose and the one that a label file states
-ROI_SIDE = np.sqrt(2)  # of the landmark box's longer side: the published rule
 SHEET = (4, 8)  # rows of the worst fits and as many of others; columns
 REPORT = (
     *("photo", "crop", "x1", "y1", "x2", "y2"),  # the crop's square in the photo
@@ -145,13 +145,10 @@ def _misfit(face_model: MorphableModel, sample: Sample, max_error: float) -> str
 def roi_box(landmarks: np.ndarray) -> np.ndarray:
     """The square around landmarks (2+, 68) that is cut out: (4,) x1 y1 x2 y2, image frame.
 
-    The published rule (``prepare_aflw2000.landmarks_to_roi_box``), but not cut to the picture:
-    training crops show a face at one scale across and down.
+    The published rule, but not cut to the picture: training crops show a face at one scale across
+    and down.
     """
-    low, high = landmarks[:2].min(1), landmarks[:2].max(1)
-    side = ROI_SIDE * (high - low).max()
-    corner = np.round((low + high) / 2 - side / 2)
-    return np.concatenate([corner, corner + np.round(side) + 1])
+    return published_roi_box(landmarks[:2] + 1) - BOX_TO_LABEL_FRAME
 
 
 def to_crop(parameters: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -284,22 +281,18 @@ class NoneUsable(ValueError):
 def write_labels(
     folder: Path, face_model: MorphableModel, used: list[Sample], own_whitening: bool
 ) -> None:
-    """List, whitened parameters and whitening, in the published layout (``datasets``)."""
+    """List, whitened parameters and whitening, in the published layout (``utils/datasets.py``)."""
     parameters = np.stack([sample.parameters for sample in used])  # (n, 62)
     mean, std = face_model.param_mean, face_model.param_std
     if own_whitening:
         mean, std = whitening(parameters)
         arrays = face_model_arrays(face_model) | {"param_mean": mean, "param_std": std}
         write_npz(folder / "face_model.npz", arrays)
-    stored = np.zeros((len(used), NUM_STORED), np.float32)
-    stored[:, : parameters.shape[1]] = (parameters - mean) / std
-    pickles = {PUBLISHED_PARAMETERS: stored}
-    pickles["3dmm_data/param_whitening.pkl"] = {"param_mean": mean, "param_std": std}
-    (folder / PUBLISHED_LIST).parent.mkdir()
-    for name, content in pickles.items():
-        (folder / name).write_bytes(pickle.dumps(content, protocol=4))
-    lines = "".join(f"{sample.crop}\n" for sample in used)
-    (folder / PUBLISHED_LIST).write_text(lines, encoding="utf-8")
+    names = [sample.crop for sample in used]
+    write_published_labels(folder, names, (parameters - mean) / std)
+    whitened_by = {"param_mean": mean, "param_std": std}
+    path = folder / "3dmm_data" / "param_whitening.pkl"
+    path.write_bytes(pickle.dumps(whitened_by, protocol=4))
 
 
 def face_model_arrays(face_model: MorphableModel) -> dict[str, np.ndarray]:
@@ -384,7 +377,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--photos", type=Path, help="where the photos of .json and .csv lie (default: beside them)")
     about = "2D jaw points: seen contour or 3D points (default: pts_3d the latter, else contour)"
     add("--jaw", choices=["auto", "contour", "model"], default="auto", help=about)
-    add("--max-error", type=float, default=5.0, help="of a fit, %% of sqrt(w*h) (default: 5)")
+    add(
+        "--max-error",
+        type=at_least(0, float),
+        default=5.0,
+        help="of a fit, %% of sqrt(w*h) (default: 5)",
+    )
     add(
         "--whitening",
         choices=["model", "set"],
@@ -392,11 +390,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="whose mean and deviation (default: the face model's, as existing weights want it)",
     )
     add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
-    add("--jobs", type=int, default=2, help="threads (default: 2)")
-    add("--seed", type=int, default=0, help="of the contact sheet's choice (default: 0)")
+    add("--jobs", type=at_least(1), default=2, help="threads (default: 2)")
+    add("--seed", type=at_least(0), default=0, help="of the contact sheet's choice (default: 0)")
     options = parser.parse_args(arguments)
-    if options.jobs < 1 or options.seed < 0 or not options.max_error > 0:
-        parser.error("--jobs must be at least 1, --seed not negative, --max-error above 0")
     cv2.setNumThreads(1)  # the threads are --jobs
     try:
         face_model = load_morphable_model(options.face_model or find_face_model())
@@ -412,11 +408,8 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
         )
     except NoneUsable as error:
-        print(f"prepare_data: {error}\n{_shown(error.samples)}", file=sys.stderr)
+        complain("prepare_data.py", f"{error}\n{_shown(error.samples)}")
         return 1
-    except (OSError, ValueError) as error:
-        print(f"prepare_data: {error}", file=sys.stderr)
-        return 2
     errors = [sample.error for sample in samples if not sample.reason]
     print(f"{options.out}: {len(errors)} faces, fitted with {shown(face_model.source)}")
     print(f"    fit error: mean {np.mean(errors):.2f} %, largest {max(errors):.2f} %; look at")

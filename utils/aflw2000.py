@@ -43,9 +43,11 @@ POSE = "eval/ALFW2000-3D_pose_3ANG_excl.npy"
 POSE_SKIPPED = "eval/ALFW2000-3D_pose_3ANG_skip.npy"
 DENSE = "eval/AFLW2000-3D.dense.npz"
 AFLW_CROPS, AFLW_LIST = "AFLW_crop", "AFLW_crop.list"
-AFLW_POINTS, AFLW_YAW = "eval/AFLW.pts21.npy", "eval/AFLW.pose.npy"
+AFLW_LANDMARKS, AFLW_YAW = "eval/AFLW.pts21.npy", "eval/AFLW.pose.npy"
 AFLW_ROI_BOXES = "eval/AFLW_crop.roi_box.npy"
 
+ROI_SIDE = np.sqrt(2)  # of a crop's square, over the longer side of the landmarks' box
+ANGLE_LIMIT = 99.0  # degrees; pose errors leave out faces with any angle beyond it
 DENSE_POINTS = 1000  # so many vertices say as much as all, and 2,000 faces are 24 MB
 
 # image frame, x2 y2 outside the box -> label frame, x2 y2 inside
@@ -163,6 +165,25 @@ class Aflw21(CropSet):
     landmarks: np.ndarray
 
 
+def published_roi_box(landmarks: np.ndarray) -> np.ndarray:
+    """The square that the published crops are cut along, before it is cut to the picture.
+
+    Its side is sqrt(2) times the longer side of the landmarks' box; corner and side are rounded
+    each by itself. Found from the published labels and boxes: gives all 2,000 of them exactly.
+
+    Args:
+        landmarks: (2+, 68), label frame.
+
+    Returns:
+        (4,) float64 x1 y1 x2 y2, whole numbers, label frame: x2 y2 belong to the crop.
+    """
+    points = np.asarray(landmarks, dtype=np.float64)[:2]
+    low, high = points.min(1), points.max(1)
+    side = ROI_SIDE * (high - low).max()
+    corner = np.round((low + high) / 2 - side / 2)
+    return np.concatenate([corner, corner + np.round(side)])
+
+
 def crop_published(image: np.ndarray, roi_box: np.ndarray) -> np.ndarray:
     """The (120, 120, 3) uint8 crop of a picture along a published roi box (4,), label frame."""
     return crop_faces(image, roi_box[None] - BOX_TO_LABEL_FRAME)[0]
@@ -225,6 +246,45 @@ def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:
     )
 
 
+def write_labels(
+    folder: Path,
+    names: list[str],
+    *,
+    landmarks: np.ndarray,
+    yaw: np.ndarray,
+    roi_boxes: np.ndarray,
+    angles: np.ndarray,
+    reannotated: np.ndarray | None = None,
+) -> int:
+    """Writes the list and the labels of a set in the published layout (see the module).
+
+    Args:
+        names: of n crops, which are written apart from this.
+        landmarks: (n, 3, 68), label frame.
+        yaw: (n,) degrees; decides the yaw bin.
+        roi_boxes: (n, 4) x1 y1 x2 y2, label frame.
+        angles: (n, 3) pitch, yaw, roll in degrees. Faces with one beyond ``ANGLE_LIMIT`` are left
+            out of the pose lists.
+        reannotated: (n, 2, 68), label frame.
+
+    Returns:
+        How many faces the pose lists leave out.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    beyond = (np.abs(angles) > ANGLE_LIMIT).any(1)
+    arrays = {ORIGINAL: landmarks, YAW: yaw, ROI_BOXES: roi_boxes, POSE: angles[~beyond]}
+    if reannotated is not None:
+        arrays[REANNOTATED] = reannotated
+    arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+    (folder / ORIGINAL).parent.mkdir(exist_ok=True)
+    for name, array in {**arrays, POSE_SKIPPED: np.flatnonzero(beyond)}.items():
+        np.save(folder / name, array)
+    (folder / LIST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    return int(beyond.sum())
+
+
 def dense_indices(num_vertices: int) -> np.ndarray:
     """(P,) int64 the vertices that our tools label: evenly spaced, ``DENSE_POINTS`` at most."""
     count = min(num_vertices, DENSE_POINTS)
@@ -243,12 +303,14 @@ def open_aflw21(folder: str | os.PathLike) -> Aflw21:
     folder = Path(folder)
     crops = _open_crops(folder, AFLW_CROPS, AFLW_LIST, AFLW_YAW, AFLW_ROI_BOXES, AFLW_WHERE)
     what, shape = "AFLW's landmarks", (len(crops), 2, 21)
-    points = _read(folder, AFLW_POINTS, shape, what, AFLW_LIST, AFLW_WHERE, finite=False)
+    points = _read(folder, AFLW_LANDMARKS, shape, what, AFLW_LIST, AFLW_WHERE, finite=False)
     hidden = (points == -1).all(1) | ~np.isfinite(points).all(1)  # (n, 21)
     points = np.where(hidden[:, None], np.nan, points)
     scored = np.delete(points, metrics.AFLW_EARS, axis=2)
     spans = np.fmax.reduce(scored, axis=2) > np.fmin.reduce(scored, axis=2)  # false for NaN
-    _check_rows(folder / AFLW_POINTS, spans, "visible landmarks that span a box without the ears")
+    _check_rows(
+        folder / AFLW_LANDMARKS, spans, "visible landmarks that span a box without the ears"
+    )
     points.flags.writeable = False
     return Aflw21(**vars(crops), landmarks=points)
 

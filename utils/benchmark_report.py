@@ -204,7 +204,8 @@ def published_tables(run: dict) -> list[Table]:
     note = "" if run["settings"]["labels"] == PUBLISHED_LABELS else OTHER_FACES
 
     def ranked(rows: tuple, own: tuple) -> list[tuple]:
-        return sorted((*rows, own), key=lambda row: -row[4] if math.isfinite(row[4]) else 0)
+        # without a mean, because a yaw bin is empty, a row stands first, where the worst one does
+        return sorted((*rows, own), key=lambda row: -row[4] if math.isfinite(row[4]) else -math.inf)
 
     numbers = scores["nme"]["original"]["raw"]
     own = (f"→ {ours}", *(numbers[key] for key in (*BINS, "balanced")), "this run")
@@ -228,6 +229,11 @@ def published_tables(run: dict) -> list[Table]:
             )
         )
     return tables
+
+
+def _synergynet(rows: tuple) -> list[float]:
+    """The four numbers of the SynergyNet paper itself in a table of published results."""
+    return next(list(row[1:5]) for row in rows if row[0] == "SynergyNet")
 
 
 def comparison_table(compared: dict[str, dict[str, float]], a: str, b: str) -> Table:
@@ -305,7 +311,7 @@ def draw_plots(run: dict) -> bytes:
 
     groups = {(k, n): [numbers[key] for key in (*BINS, "balanced")] for k, n, numbers in nme}
     if published:
-        groups["SynergyNet", "published"] = list(PUBLISHED_NME[-2][1:5])
+        groups["SynergyNet", "published"] = _synergynet(PUBLISHED_NME)
     _bars(axes[1], groups, [*DEGREES, "mean"])
     axes[1].set(title="NME by yaw", ylabel="%")
 
@@ -326,7 +332,7 @@ def draw_plots(run: dict) -> bytes:
             ("pose", k): [pose[k][key] for key in (*ANGLES, "mean")] for k in ("published", "exact")
         }
         if published:
-            groups["SynergyNet", "published"] = list(PUBLISHED_POSE[-2][1:5])
+            groups["SynergyNet", "published"] = _synergynet(PUBLISHED_POSE)
         _bars(axes[4], groups, [*ANGLES, "mean"])
         axes[4].set(title="head pose error by angle", ylabel="degrees")
         _bars(axes[5], {("pose", k): [pose[k][key] for key in BINS] for k in pose}, list(DEGREES))
@@ -490,8 +496,10 @@ def read_run(path: Path) -> dict:
         run = json.loads(path.read_text(encoding="utf-8"))
         samples = {k: np.array(v, dtype=np.float64) for k, v in run["samples"].items()}
         fine = len({len(column) for column in samples.values()}) == 1 and "yaw" in samples
-        fine = fine and isinstance(run["settings"]["labels"], str)
-        fine = fine and isinstance(run.get("labels", {}), dict)
+        fine = fine and all(column.ndim == 1 for column in samples.values())
+        told = [run["settings"][name] for name in ("labels", "weights", "border")]
+        told += run["labels"].values()
+        fine = fine and all(isinstance(text, str) for text in told)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fine = False
     if not fine:

@@ -76,9 +76,12 @@ def at_least(least: float, kind: type = int) -> Callable[[str], float]:
 
 
 def first_lines(lines: Sequence[str]) -> str:
-    """A list for the screen: indented, and past the tenth line only how many more there are."""
+    """A list for the screen: indented, and past the tenth line only how many more there are.
+
+    Control characters are shown as ``plain`` shows them.
+    """
     more = [f"... and {len(lines) - MAX_SHOWN} more"] if len(lines) > MAX_SHOWN else []
-    return "\n".join(f"  {line}" for line in [*lines[:MAX_SHOWN], *more])
+    return "\n".join(f"  {plain(line)}" for line in [*lines[:MAX_SHOWN], *more])
 
 
 class ShortHelp(argparse.RawDescriptionHelpFormatter):

@@ -20,6 +20,7 @@ Two kinds, with one interface (``Faces``):
 
 import hashlib
 import os
+import pickle
 import re
 import shutil
 import time
@@ -556,3 +557,24 @@ def provide_pack(
             say(f"{folder}: packed by another process meanwhile; using that")
     while not done.exists():
         time.sleep(1)
+
+
+NUM_STORED = 102  # the published rows end in 40 texture values that are not used
+
+
+def write_published_labels(folder: Path, names: Sequence[str], whitened: np.ndarray) -> None:
+    """Writes list and parameters of a training set in the published layout (see the module).
+
+    Args:
+        folder: where the crops are written to, too.
+        names: of n crops, in the parameters' order.
+        whitened: (n, 62) parameters.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    stored = np.zeros((len(names), NUM_STORED), np.float32)
+    stored[:, :NUM_PARAMETERS] = whitened
+    (folder / PUBLISHED_PARAMETERS).parent.mkdir(exist_ok=True)
+    (folder / PUBLISHED_PARAMETERS).write_bytes(pickle.dumps(stored, protocol=4))
+    (folder / PUBLISHED_LIST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")

@@ -24,7 +24,13 @@ from model_building import SynergyNet, evaluation_mode, load_synergynet
 from utils import metrics
 from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels
 from utils.boxes import overlaps
-from utils.geometry import decompose_camera, rotation_to_angles
+from utils.geometry import (
+    angles_to_rotation,
+    decompose_camera,
+    exact_angles,
+    nearest_rotation,
+    rotation_to_angles,
+)
 from utils.inference import Detector, detect
 from utils.morphable_model import MorphableModel, split_camera
 from utils.preprocessing import (
@@ -37,10 +43,11 @@ from utils.runtime import OnnxRegressor
 
 BATCH = 128
 BINS = tuple(f"{low}_{high}" for low, high in metrics.YAW_BINS)
-PUBLISHED_LABELS = "fed6f9f3e2c3"  # ``labels_fingerprints`` of AFLW2000-3D as published: original
+# ``labels_fingerprints(data)["original"]`` of AFLW2000-3D as published
+PUBLISHED_LABELS = "fed6f9f3e2c3"
 ANGLES = ("yaw", "pitch", "roll")
-JITTER = 0.1  # of the roi box's side: largest shift either way, and largest change of size
-LEAST_OVERLAP = 0.1  # of a detection with the landmarks' box (IoU), to be taken for this face's
+JITTER = 0.1  # largest shift of a roi box and largest change of its size, as shares of its side
+LEAST_OVERLAP = 0.1  # IoU with the landmarks' box from which a detection is this face's
 
 
 class CropOutput(NamedTuple):
@@ -55,7 +62,7 @@ class CropOutput(NamedTuple):
 Network = Callable[[np.ndarray], CropOutput]
 
 
-def torch_network(model: SynergyNet, device: torch.device) -> Network:
+def torch_network(model: SynergyNet, device: str | torch.device) -> Network:
     """SynergyNet, with its refiner where that was trained, in full precision and repeatable.
 
     The model is moved to the device; it must be in evaluation mode.
@@ -64,7 +71,7 @@ def torch_network(model: SynergyNet, device: torch.device) -> Network:
     loop = "refiner" if runs_refiner(model.trained_loop) else "backbone"
 
     def network(crops: np.ndarray) -> CropOutput:
-        with torch.inference_mode(), _full_precision():
+        with torch.inference_mode(), _without_tf32():
             images = torch.from_numpy(crops).to(device, memory_format=torch.channels_last)
             output = model(images, loop)
             parameters = model.face_model.dewhiten(output.parameters)
@@ -75,7 +82,7 @@ def torch_network(model: SynergyNet, device: torch.device) -> Network:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def _without_tf32() -> Iterator[None]:
     """GPUs round to TF32 (10 bits) in convolutions by default, and in products when asked to."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -107,8 +114,8 @@ def onnx_network(weights: Path, face_model: MorphableModel) -> Network:
     return torch_network(model, torch.device("cpu"))
 
 
-# What --engine offers: weights, face model, device -> Network.
-ENGINES: dict[str, Callable[[Path, MorphableModel, torch.device], Network]] = {
+# What benchmark.py --engine offers: weights, face model, device -> Network.
+NETWORKS: dict[str, Callable[[Path, MorphableModel, str | torch.device], Network]] = {
     "torch": lambda weights, face_model, device: torch_network(
         load_synergynet(weights, face_model), device
     ),
@@ -290,6 +297,10 @@ def face_scores(faces: np.ndarray, yaw: np.ndarray) -> dict[str, float]:
     }
 
 
+class OtherFaceModel(ValueError):
+    """Labels of mesh vertices do not belong to the face model."""
+
+
 def dense_errors(
     face_model: MorphableModel, dense: DenseLabels, data: BenchmarkSet, prediction: Prediction
 ) -> np.ndarray:
@@ -297,12 +308,12 @@ def dense_errors(
     landmarks' box, the norm of the landmarks' own errors.
 
     Raises:
-        ValueError: the labels belong to a face model with another number of vertices.
+        OtherFaceModel: the labels belong to a face model with another number of vertices.
     """
     if face_model.num_vertices != dense.num_vertices:
-        raise ValueError(
-            f"the labels are of a face model with {dense.num_vertices} vertices, "
-            f"{face_model.source} has {face_model.num_vertices}"
+        raise OtherFaceModel(
+            f"the dense labels are of a face model with {dense.num_vertices} vertices, "
+            f"not {face_model.num_vertices}"
         )
     chosen = replace(
         face_model,
@@ -348,8 +359,8 @@ def pose_scores(
     has = np.isfinite(data.angles).all(1)
     labels, yaw = data.angles[has], data.yaw[has]
     published = np.abs(rotation_to_angles(rotation[has]) - labels)  # (m, 3)
-    exact = metrics.angle_differences(metrics.exact_angles(rotation[has]), labels)
-    turn = metrics.geodesic(metrics.nearest_rotation(rotation[has]), metrics.label_rotation(labels))
+    exact = metrics.angle_differences(exact_angles(rotation[has]), labels)
+    turn = metrics.geodesic(nearest_rotation(rotation[has]), angles_to_rotation(labels))
     scores, columns = {}, {}
 
     def column(values: np.ndarray) -> np.ndarray:
@@ -431,19 +442,13 @@ def labels_of(column: str) -> str:
     return "angles"
 
 
-def score_aflw2000(
-    model: SynergyNet,
-    data: BenchmarkSet,
-    device: torch.device,
-    border: int = PROTOCOL_BORDER,
-) -> dict[str, float]:
+def score_aflw2000(model: SynergyNet, data: BenchmarkSet, device: torch.device) -> dict[str, float]:
     """The benchmark's main numbers as one flat dict, for training to log after an epoch.
 
     Args:
         model: moved to ``device``, scored in evaluation mode and put back into the mode it was in.
         data: from ``open_benchmark``.
         device: where it runs.
-        border: as ``predict``.
 
     Returns:
         per label set ``aflw_original``, ``aflw_original_0_30`` ... (raw landmarks, mean of the bins
@@ -455,7 +460,7 @@ def score_aflw2000(
     """
     with evaluation_mode(model):
         network = torch_network(model, device)
-        prediction = predict(network, data.crops, data.roi_boxes, border, title=None)
+        prediction = predict(network, data.crops, data.roi_boxes, title=None)
     scores, _ = score(data, prediction)
     result = {}
     for labels, found in scores["nme"].items():
@@ -498,3 +503,22 @@ def compare(
         result[name] = {"a": means[0], "b": means[1], "difference": means[1] - means[0]}
         result[name] |= {"low": low, "high": high}
     return result
+
+
+def compare_runs(a: dict, b: dict, seed: int = 0) -> tuple[dict[str, dict[str, float]], set[str]]:
+    """What can be compared of two runs (``benchmark_report.read_run``).
+
+    Returns:
+        see ``compare``; and which labels (``labels_fingerprints``) are not the same in both: the
+        errors against them are left out.
+
+    Raises:
+        ValueError: the runs are on different faces, or their original labels differ.
+    """
+    columns, others = a["samples"], b["samples"]
+    same = a["settings"]["labels"] == b["settings"]["labels"]
+    if not same or len(columns["yaw"]) != len(others["yaw"]):
+        raise ValueError("runs on different faces or labels cannot be compared")
+    foreign = {key for key, own in a["labels"].items() if b["labels"].get(key, own) != own}
+    columns = {name: errors for name, errors in columns.items() if labels_of(name) not in foreign}
+    return compare(columns, others, a["samples"]["yaw"], seed), foreign

@@ -16,6 +16,11 @@ MIN_POINTS = 20  # labelled points that a face needs at least
 BATCH = 32  # faces fitted together: they all go on until the slowest is done
 HIDING = 2.0  # of the size of a face, times 1 - cos(yaw): how far off a far jaw label may be
 OUTLIER = 2.5  # label deviations from which a point's pull fades
+# Weight of the coefficients' squared sum where no noise is given, relative to the mean diagonal of
+# the normal matrix.
+RIDGE = 1e-5
+MAX_STEPS = 100
+TOLERANCE = 1e-6  # of the size of a face: ends when no face's landmarks move further in a step
 
 
 def similarity_align(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,9 +61,6 @@ def fit_landmarks(
     *,
     noise: float | None = None,
     visible_contour: bool = False,
-    ridge: float = 1e-5,
-    iterations: int = 100,
-    tolerance: float = 1e-6,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit the model to landmark labels by Gauss-Newton steps on camera and coefficients at once.
 
@@ -83,11 +85,6 @@ def fit_landmarks(
             NaN: not labelled.
         noise: standard deviation of the labels, as a share of sqrt(w·h) of their box.
         visible_contour: x and y of points 0 to 16 lie on the visible contour.
-        ridge: without noise: weight of the coefficients' squared sum, relative to the mean diagonal
-            of the normal matrix.
-        iterations: at most so many steps.
-        tolerance: stop when no face's landmarks move further in one step than this share of
-            sqrt(w·h), root mean square.
 
     Returns:
         parameters (B, 12 + S + E) float32, un-whitened; t_z is the whitening's mean, since nothing
@@ -118,7 +115,7 @@ def fit_landmarks(
     if not len(labels):  # older releases of scipy rotate no empty batch
         return np.zeros((0, NUM_PARAMETERS), np.float32), np.zeros(0, np.float32)
     fits = [
-        _Fit(face_model, part, noise, visible_contour, ridge).run(iterations, tolerance)
+        _Fit(face_model, part, noise, visible_contour).run()
         for part in np.array_split(labels, max(1, -(-len(labels) // BATCH)))
     ]
     parameters, errors = (np.concatenate(parts) for parts in zip(*fits, strict=True))
@@ -137,7 +134,6 @@ class _Fit:
         labels: np.ndarray,
         noise: float | None,
         visible_contour: bool,
-        ridge: float,
     ) -> None:
         self.target = labels.transpose(0, 2, 1).copy()  # (b, K, D)
         self.target[:, :, 1] = Y_FLIP - self.target[:, :, 1]
@@ -153,7 +149,7 @@ class _Fit:
         self.start_depth = face_model.param_mean[CAMERA - 1]
         if noise is None:
             centre = np.zeros(len(basis))
-            self.prior = np.full(len(basis), ridge * (basis**2).sum() / len(basis))
+            self.prior = np.full(len(basis), RIDGE * (basis**2).sum() / len(basis))
         else:
             centre = face_model.param_mean[CAMERA:].astype(np.float64)
             self.prior = 1 / face_model.param_std[CAMERA:].astype(np.float64) ** 2
@@ -181,13 +177,13 @@ class _Fit:
         offset = (self.target - placed[:, :, : self.target.shape[2]]) * weight[:, :, None]
         self.shift = offset.sum(1) / weight.sum(1)[:, None]
 
-    def run(self, iterations: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    def run(self) -> tuple[np.ndarray, np.ndarray]:
         before = np.full_like(self.target, np.inf)
-        for _ in range(iterations):
+        for _ in range(MAX_STEPS):
             now = self._step()
             moved = np.sqrt(((now - before) ** 2).sum(2).mean(1)) / self.size
             before = now
-            if (moved < tolerance).all():
+            if (moved < TOLERANCE).all():
                 break
         distance = np.linalg.norm((self._place()[0] - self.target)[:, :, :2], axis=2)
         certainty = self.known * self._certainty() ** 2

@@ -8,7 +8,8 @@ Head angles in degrees, as seen by the viewer of the picture:
 
 import numpy as np
 
-POLE = 1 - 1e-9  # |sin(yaw)| from which pitch and roll turn about the same axis
+# Pitch and roll turn about the same axis from this |sin(yaw)| on, and up to this |cos(yaw)|.
+SINE_AT_POLE, COSINE_AT_POLE = 1 - 1e-9, 1e-6
 
 
 def decompose_camera(camera: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -54,7 +55,63 @@ def rotation_to_angles(rotation: np.ndarray) -> np.ndarray:
     sin_yaw = np.clip(rotation[:, 2, 0], -1, 1)  # rounding can push it past 1
     pitch = np.arctan2(rotation[:, 1, 2], rotation[:, 2, 2])
     roll = np.arctan2(rotation[:, 0, 1], rotation[:, 0, 0])
-    at_pole = np.abs(sin_yaw) > POLE
+    at_pole = np.abs(sin_yaw) > SINE_AT_POLE
     pitch = np.where(at_pole, np.arctan2(rotation[:, 1, 2], rotation[:, 1, 1]), pitch)
     roll = np.where(at_pole, 0.0, roll)
     return np.degrees(np.stack([np.arcsin(sin_yaw), pitch, roll], axis=1))
+
+
+def angles_to_rotation(angles: np.ndarray) -> np.ndarray:
+    """The rotation that AFLW2000-3D's labelled angles mean: Rx(pitch) Ry(yaw) Rz(roll).
+
+    For a turn about one axis ``rotation_to_angles`` gives the angle back, for all others
+    ``exact_angles`` does.
+
+    Args:
+        angles: (n, 3) yaw, pitch, roll, degrees.
+
+    Returns:
+        (n, 3, 3) float64, model frame to image axes with y up, as ``decompose_camera`` gives it.
+    """
+    # imported here: it takes a while, and singleImage.py needs this module but no scipy
+    from scipy.spatial.transform import Rotation
+
+    turns = -np.asarray(angles, dtype=np.float64)[:, [1, 0, 2]]
+    if not len(turns):  # older releases of scipy rotate no empty batch
+        return np.zeros((0, 3, 3))
+    return Rotation.from_euler("XYZ", turns, degrees=True).as_matrix()
+
+
+def exact_angles(rotation: np.ndarray) -> np.ndarray:
+    """The inverse of ``angles_to_rotation``: (n, 3, 3) -> (n, 3) yaw, pitch, roll in degrees.
+
+    It differs from the published formulas (``rotation_to_angles``) in two ways. Yaw is read from
+    R[0, 2], which holds it alone; R[2, 0] mixes pitch and roll in. And of the two triples that
+    mean one rotation, the one with the smaller turns is taken, so that a head turned past the
+    profile keeps its pitch and roll. At yaw = +-90 roll is 0 and pitch takes the turn.
+    """
+    r = np.asarray(rotation, dtype=np.float64)
+    cosine = np.hypot(r[:, 0, 0], r[:, 0, 1])
+    both = []
+    for sign in (1, -1):  # of cos(yaw)
+        yaw = np.arctan2(-r[:, 0, 2], sign * cosine)
+        pitch = np.arctan2(sign * r[:, 1, 2], sign * r[:, 2, 2])
+        roll = np.arctan2(sign * r[:, 0, 1], sign * r[:, 0, 0])
+        both.append(np.stack([yaw, pitch, roll], axis=1))
+    first, second = both
+    smaller = np.abs(first).sum(1) <= np.abs(second).sum(1)
+    angles = np.where(smaller[:, None], first, second)
+    at_pole = cosine <= COSINE_AT_POLE
+    turn = np.arctan2(-np.sign(r[:, 0, 2]) * r[:, 1, 0], r[:, 1, 1])
+    angles[at_pole, 1], angles[at_pole, 2] = turn[at_pole], 0.0
+    return np.degrees(angles)
+
+
+def nearest_rotation(matrices: np.ndarray) -> np.ndarray:
+    """(n, 3, 3) -> the rotations with the least sum of squared differences (Schönemann 1966).
+
+    A network's camera rows are not exactly at right angles, and a turn is one between rotations.
+    """
+    u, _, v = np.linalg.svd(np.asarray(matrices, dtype=np.float64))
+    u[:, :, 2] *= np.linalg.det(u @ v)[:, None]  # no mirrors
+    return u @ v

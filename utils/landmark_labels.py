@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.geometry import angles_to_rotation
 from utils.matlab import read_mat
-from utils.metrics import label_rotation
 from utils.morphable_model import NUM_LANDMARKS
 from utils.results import PHOTO_SUFFIXES
 
@@ -39,7 +39,7 @@ class LabelledFace:
         points: (2 or 3, 68) float64, image frame, NaN where unknown; None where ``reason`` says
             why there are none.
         visible_contour: whether the jaw's points lie on the visible contour.
-        rotation: (3, 3) that the label file states, as ``label_rotation`` gives it, or None.
+        rotation: (3, 3) that the label file states, as ``angles_to_rotation`` gives it, or None.
         reason: why the face cannot be used; empty where it can.
     """
 
@@ -67,6 +67,9 @@ def read_pts(path: Path) -> np.ndarray:
     return _points(rows, path)[0] - _FROM_ONE[: len(rows[0])]
 
 
+_MAT_POINTS = ("pt3d_68", "pts_3d", "pt2d", "pts_2d")  # the best first
+
+
 def read_mat_labels(path: Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
     """Labels of a ``.mat`` file of AFLW2000-3D or 300W-LP.
 
@@ -79,23 +82,21 @@ def read_mat_labels(path: Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
         ValueError: not a MATLAB file of version 5 to 7, or none of its arrays holds 68 points.
     """
     arrays = read_mat(path)
-    for name in ("pt3d_68", "pts_3d", "pt2d", "pts_2d"):
-        array = arrays.get(name, np.zeros(0))
-        if array.ndim == 2 and NUM_LANDMARKS in array.shape:
-            rows = array.T if array.shape[1] == NUM_LANDMARKS else array
-            points = _points(rows, path)[0]
-            break
-    else:
-        found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise ValueError(
-            f"{path}: expected 68 points (pt3d_68, pts_3d, pt2d, pts_2d), found {found}"
-        )
+    shapes = {name: array.shape for name, array in arrays.items()}
+    fitting = [name for name, shape in shapes.items() if len(shape) == 2 and NUM_LANDMARKS in shape]
+    name = next((name for name in _MAT_POINTS if name in fitting), None)
+    if name is None:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "nothing"
+        raise ValueError(f"{path}: expected 68 points ({', '.join(_MAT_POINTS)}), found {found}")
+    array = arrays[name]
+    rows = array.T if array.shape[1] == NUM_LANDMARKS else array
+    points = _points(rows, path)[0]
     if name == "pt2d":
         points[:, (points == -1).all(0)] = np.nan  # hidden
     points -= _FROM_ONE[: len(points)]
     pose = arrays.get("Pose_Para", np.zeros(0)).ravel()[:3]  # pitch, yaw, roll
     stated = len(pose) == 3 and np.isfinite(pose).all()
-    rotation = label_rotation(np.degrees(pose[[1, 0, 2]])[None])[0] if stated else None
+    rotation = angles_to_rotation(np.degrees(pose[[1, 0, 2]])[None])[0] if stated else None
     return points, name.endswith("2d"), rotation
 
 

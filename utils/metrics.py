@@ -11,14 +11,15 @@ PARTS = {  # of the 68 landmarks
     "eyes": slice(36, 48),
     "mouth": slice(48, 68),
 }
-AFLW_POINTS = (  # AFLW's 21 points in its order, each the mean of some of the 68; the ears are not
+# AFLW's 21 points in its order, each the mean of some of the 68 landmarks; empty: an ear, which the
+# 68 lack
+AFLW_FROM_68 = (
     *((17,), (19,), (21,), (22,), (24,), (26,)),  # brows: outer end, middle, inner end; inner ...
     *((36,), (37, 38, 40, 41), (39,), (42,), (43, 44, 46, 47), (45,)),  # eyes: corner, centre, ...
     *((), (31,), (30,), (35,), ()),  # ear, nose: left, tip, right; ear
     *((48,), (62, 66), (54,), (8,)),  # mouth: left, centre, right; chin
 )
-AFLW_EARS = [i for i, points in enumerate(AFLW_POINTS) if not points]
-POLE = 1e-6  # |cos(yaw)| up to which pitch and roll turn about the same axis
+AFLW_EARS = [i for i, points in enumerate(AFLW_FROM_68) if not points]
 
 # ------------------------------------------------------------------------------------- landmarks
 
@@ -59,14 +60,18 @@ def nme(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 def to_aflw21(landmarks: np.ndarray) -> np.ndarray:
     """(n, C, 68) landmarks -> (n, C, 21) AFLW's points; NaN at the ears, which the 68 lack."""
     nothing = np.full(landmarks.shape[:2], np.nan)
-    points = [landmarks[:, :, list(p)].mean(2) if p else nothing for p in AFLW_POINTS]
+    points = [landmarks[:, :, list(p)].mean(2) if p else nothing for p in AFLW_FROM_68]
     return np.stack(points, axis=2)
 
 
+def yaw_bin(yaw: np.ndarray) -> np.ndarray:
+    """(n,) which yaw bin, |yaw| <= 30, <= 60, > 60, each of (n,) yaws lies in; NaN in the last."""
+    return np.digitize(np.abs(yaw), [high for _, high in YAW_BINS[:-1]], right=True)
+
+
 def bin_masks(yaw: np.ndarray) -> np.ndarray:
-    """(3, n) bool: which samples lie in each yaw bin |yaw| <= 30, <= 60, > 60."""
-    magnitude = np.abs(yaw)
-    return np.stack([magnitude <= 30, (magnitude > 30) & (magnitude <= 60), magnitude > 60])
+    """(3, n) bool: which samples lie in each yaw bin |yaw| <= 30, <= 60, > 60; NaN in none."""
+    return (yaw_bin(yaw) == np.arange(len(YAW_BINS))[:, None]) & ~np.isnan(yaw)
 
 
 def bin_means(errors: np.ndarray, yaw: np.ndarray) -> np.ndarray:
@@ -83,9 +88,9 @@ def bin_deviations(errors: np.ndarray, yaw: np.ndarray) -> np.ndarray:
     return np.array([errors[c].std() if c.any() else np.nan for c in bin_masks(yaw)])
 
 
-def failure_rate(errors: np.ndarray, limit: float = FAILURE) -> float:
-    """Percent of the errors above ``limit``."""
-    return float(100 * np.mean(np.asarray(errors) > limit))
+def failure_rate(errors: np.ndarray) -> float:
+    """Percent of the errors (n,) in percent that are above ``FAILURE``."""
+    return float(100 * np.mean(np.asarray(errors) > FAILURE))
 
 
 def cumulative_errors(errors: np.ndarray, limits: np.ndarray) -> np.ndarray:
@@ -94,80 +99,21 @@ def cumulative_errors(errors: np.ndarray, limits: np.ndarray) -> np.ndarray:
     return 100 * np.searchsorted(ordered, limits, side="right") / len(ordered)
 
 
-def area_under_curve(errors: np.ndarray, limit: float = FAILURE) -> float:
-    """Area under the cumulative error curve from 0 to ``limit``, percent of the largest possible.
+def area_under_curve(errors: np.ndarray) -> float:
+    """Area under the cumulative error curve from 0 to ``FAILURE``, percent of the largest possible.
 
-    Exact, no sampling: a face with error e is under the curve from e to ``limit``.
+    Exact, no sampling: a face with error e is under the curve from e to ``FAILURE``.
     """
-    return float(100 * np.mean(np.clip(1 - np.asarray(errors) / limit, 0, 1)))
+    return float(100 * np.mean(np.clip(1 - np.asarray(errors) / FAILURE, 0, 1)))
 
 
 # ------------------------------------------------------------------------------------- head pose
-
-
-def label_rotation(angles: np.ndarray) -> np.ndarray:
-    """The rotation that AFLW2000-3D's labelled angles mean: Rx(pitch) Ry(yaw) Rz(roll).
-
-    Args:
-        angles: (n, 3) yaw, pitch, roll, degrees; signs as in ``utils/geometry.py``.
-
-    Returns:
-        (n, 3, 3) float64, model frame to image axes with y up, as ``decompose_camera`` gives it.
-    """
-    yaw, pitch, roll = np.radians(np.asarray(angles, dtype=np.float64)).T
-    zero, one = np.zeros_like(yaw), np.ones_like(yaw)
-
-    def matrix(*rows: tuple) -> np.ndarray:
-        return np.stack([np.stack(row, 1) for row in rows], 1)
-
-    c, s = np.cos(pitch), np.sin(pitch)
-    about_x = matrix((one, zero, zero), (zero, c, s), (zero, -s, c))
-    c, s = np.cos(yaw), np.sin(yaw)
-    about_y = matrix((c, zero, -s), (zero, one, zero), (s, zero, c))
-    c, s = np.cos(roll), np.sin(roll)
-    about_z = matrix((c, s, zero), (-s, c, zero), (zero, zero, one))
-    return about_x @ about_y @ about_z
-
-
-def exact_angles(rotation: np.ndarray) -> np.ndarray:
-    """The inverse of ``label_rotation``: (n, 3, 3) -> (n, 3) yaw, pitch, roll in degrees.
-
-    It differs from the published formulas (``rotation_to_angles``) in two ways. Yaw is read from
-    R[0, 2], which holds it alone; R[2, 0] mixes pitch and roll in. And of the two triples that
-    mean one rotation, the one with the smaller turns is taken, so that a head turned past the
-    profile keeps its pitch and roll. At yaw = +-90 roll is 0 and pitch takes the turn.
-    """
-    r = np.asarray(rotation, dtype=np.float64)
-    cosine = np.hypot(r[:, 0, 0], r[:, 0, 1])
-    both = []
-    for sign in (1, -1):  # of cos(yaw)
-        yaw = np.arctan2(-r[:, 0, 2], sign * cosine)
-        pitch = np.arctan2(sign * r[:, 1, 2], sign * r[:, 2, 2])
-        roll = np.arctan2(sign * r[:, 0, 1], sign * r[:, 0, 0])
-        both.append(np.stack([yaw, pitch, roll], axis=1))
-    first, second = both
-    smaller = np.abs(first).sum(1) <= np.abs(second).sum(1)
-    angles = np.where(smaller[:, None], first, second)
-    at_pole = cosine <= POLE
-    turn = np.arctan2(-np.sign(r[:, 0, 2]) * r[:, 1, 0], r[:, 1, 1])
-    angles[at_pole, 1], angles[at_pole, 2] = turn[at_pole], 0.0
-    return np.degrees(angles)
 
 
 def angle_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|a - b| in degrees the short way round, in [0, 180]."""
     turn = np.abs(np.asarray(a, dtype=np.float64) - b) % 360
     return np.minimum(turn, 360 - turn)
-
-
-def nearest_rotation(matrices: np.ndarray) -> np.ndarray:
-    """(n, 3, 3) -> the rotations with the least sum of squared differences (Schönemann 1966).
-
-    A network's camera rows are not exactly at right angles, and a turn is one between rotations.
-    """
-    u, _, v = np.linalg.svd(np.asarray(matrices, dtype=np.float64))
-    u[:, :, 2] *= np.linalg.det(u @ v)[:, None]  # no mirrors
-    return u @ v
 
 
 def geodesic(a: np.ndarray, b: np.ndarray) -> np.ndarray:

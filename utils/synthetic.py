@@ -1,6 +1,6 @@
 """Rendered faces: random parameters of a 3DMM become lit pictures with exact labels.
 
-    whitened = random_parameters(face_model, count, rng)        # (n, 62)
+    whitened = random_parameters(face_model, yaw, rng)          # (n,) degrees -> (n, 62)
     renderer = FaceRenderer(face_model)
     crop = renderer.crop(face_model.dewhiten(whitened)[0], rng)  # (120, 120, 3) uint8 BGR
 
@@ -15,24 +15,29 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from scipy.spatial import cKDTree
-from scipy.spatial.transform import Rotation
 
 import Sim3DR
 from utils.draw import PARTS
-from utils.geometry import rotation_to_angles
+from utils.geometry import angles_to_rotation, rotation_to_angles
+from utils.metrics import yaw_bin
 from utils.morphable_model import CAMERA, Y_FLIP, MorphableModel
 from utils.preprocessing import CROP_SIZE
 
-FACE_SIZE = (0.707, 0.03)  # landmark box's longer side over the roi's: mean, standard deviation
-SHIFT = 0.025  # of the landmark box's centre, standard deviation, of the roi's side
-COEFFICIENTS = 0.8  # standard deviation of shape and expression in the model's own
+# Mean and standard deviation of the landmark box's longer side over the roi box's.
+FACE_SIZE = (0.707, 0.03)
+SHIFT = 0.025  # standard deviation of the landmark box's centre, as a share of the roi box's side
+COEFFICIENTS = 0.8  # standard deviation of shape and expression over the model's own
 PITCH, ROLL = 12.0, 12.0  # degrees, standard deviation; both are cut at 2.5 of them
 SUPERSAMPLING = 1.5  # at 2 it is a third slower and looks hardly better
 
-# BGR fractions, from the darkest to the lightest
+# BGR, 0 to 1; the skin's from the darkest to the lightest, between which tones are mixed
 SKIN_TONES = np.array([[40, 60, 95], [75, 110, 160], [135, 170, 215], [185, 205, 238]]) / 255
-HAIR_TONES = np.array([[18, 20, 25], [25, 40, 62], [40, 75, 120], [105, 160, 195], [150, 150, 150]])
+HAIR_TONES = (
+    np.array([[18, 20, 25], [25, 40, 62], [40, 75, 120], [105, 160, 195], [150, 150, 150]]) / 255
+)
 IRIS_TONES = np.array([[25, 45, 70], [60, 95, 90], [140, 110, 75], [20, 25, 35]]) / 255
+
+SKULL_GRID, NECK_GRID = (17, 33), (6, 33)  # rows of vertices from the top down, columns around
 
 
 # ---------------------------------------------------------------------- what is drawn at random
@@ -63,10 +68,10 @@ def random_parameters(
     spread = 1.0
     while wrong.any():
         pitch, roll = rng.normal(size=(2, wrong.sum())).clip(-limit, limit) * spread
-        angles = np.stack([-PITCH * pitch, -yaw[wrong], -ROLL * roll], axis=1)
-        rotation[wrong] = Rotation.from_euler("XYZ", angles, degrees=True).as_matrix()
-        wrong = _yaw_bin(rotation_to_angles(rotation)[:, 0]) != _yaw_bin(yaw)
-        spread *= 0.9  # ends: without pitch and roll the formulas are exact
+        angles = np.stack([yaw[wrong], PITCH * pitch, ROLL * roll], axis=1)
+        rotation[wrong] = angles_to_rotation(angles)
+        wrong = yaw_bin(rotation_to_angles(rotation)[:, 0]) != yaw_bin(yaw)
+        spread *= 0.9  # this ends, because without pitch and roll the formulas are exact
 
     parameters = np.tile(face_model.param_mean.astype(np.float64), (count, 1))
     spreads = face_model.param_std[CAMERA:] * COEFFICIENTS
@@ -79,17 +84,13 @@ def random_parameters(
     fraction = rng.normal(*FACE_SIZE, size=count).clip(0.6, 0.82)
     scale = fraction * CROP_SIZE / (high - low).max(1)  # (n,)
     centre = (CROP_SIZE - 1) / 2 + rng.normal(size=(count, 2)).clip(-2, 2) * SHIFT * CROP_SIZE
-    offset = np.float64([0, Y_FLIP])  # of the crop frame's y, which no scale changes
+    offset = np.float64([0, Y_FLIP])  # y down is Y_FLIP - y up; a camera's scale leaves Y_FLIP
     shift = centre - offset - scale[:, None] * ((low + high) / 2 - offset)  # y down
     cameras = cameras * scale[:, None, None]
     cameras[:, :2, 3] = shift * (1, -1)
     cameras[:, 2, 3] = face_model.param_mean[CAMERA - 1]
     parameters[:, :CAMERA] = cameras.reshape(count, CAMERA)
     return face_model.whiten(parameters).astype(np.float32)
-
-
-def _yaw_bin(yaw: np.ndarray) -> np.ndarray:
-    return np.digitize(np.abs(yaw), (30, 60), right=True)
 
 
 def random_background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -161,53 +162,20 @@ class _Head:
 
 def _add_head(face_model: MorphableModel) -> _Head:
     """Puts coarse surfaces behind the mean face; they move with the face's own vertices."""
-    mean, marks = face_model.mean, face_model.landmark_mean
-    width = np.ptp(marks[0])
-    ear = marks[:, [0, 16]].mean(1)
-    top = mean[1].max()
+    mean, lips = face_model.mean, slice(60, 68)
+    skull, neck = _skull(face_model), _neck(face_model)
+    # the mouth cavity's vertices are these shares of the inner lips' landmarks: their contour, a
+    # little wider (about its own middle), and that middle
+    spread = np.eye(8) * 1.25 + (1 - 1.25) / 8
+    shares = np.concatenate([spread, np.full((1, 8), 1 / 8)])  # (9, 8)
+    mouth = face_model.landmark_mean[:, lips] @ shares.T
+    mouth[2] -= np.r_[np.full(8, 0.035), 0.12] * _face_width(face_model)  # behind, and deep
 
-    # skull: an ellipsoid, flatter in front so that it stays under the forehead
-    longitude, latitude = np.meshgrid(np.linspace(0, 2 * np.pi, 33), np.linspace(0, np.pi, 17))
-    ball = np.stack(
-        [
-            np.sin(latitude) * np.sin(longitude),
-            np.cos(latitude),
-            np.sin(latitude) * np.cos(longitude),
-        ]
-    ).reshape(3, -1)  # (3, 17 * 33)
-    centre_y = ear[1] + 0.22 * width
-    radii = np.array([0.49 * np.ptp(mean[0]), top - centre_y + 0.05 * width, 0.68 * width])
-    ball[2] = np.where(ball[2] > 0, 0.55 * ball[2], ball[2])
-    skull = ball * radii[:, None] + np.array([[ear[0]], [centre_y], [ear[2] - 0.02 * width]])
-
-    # neck and shoulders: rings from under the chin down
-    chin = marks[1, 8]
-    rings = np.array(
-        [[0.35, 0.33], [-0.1, 0.33], [-0.25, 0.36], [-0.3, 0.45], [-0.42, 0.8], [-1, 1]]
-    )
-    angle = np.linspace(0, 2 * np.pi, 33)
-    neck = np.stack(
-        [
-            rings[:, 1:] * np.sin(angle),
-            rings[:, :1] + 0 * angle,
-            np.minimum(rings[:, 1:], 0.4) * np.cos(angle),
-        ]
-    ).reshape(3, -1)
-    neck = neck * width + np.array([[ear[0]], [chin], [ear[2] - 0.02 * width]])
-
-    # mouth cavity: the inner lips' contour, a little wider and behind them, around a deep middle
-    spread = np.eye(8) * 1.25 + (1 - 1.25) / 8  # about the contour's own middle
-    weights = np.concatenate([spread, np.full((1, 8), 1 / 8)])  # (9, 8)
-    lips = slice(60, 68)
-    mouth = marks[:, lips] @ weights.T
-    mouth[2] -= np.r_[np.full(8, 0.035), 0.12] * width
-
-    grids = [_grid_triangles(17, 33), _grid_triangles(len(rings), 33)]
     fan = np.stack([np.full(8, 8), np.arange(8), np.roll(np.arange(8), -1)], 1)
     parts, triangles, slices, start = [mean], [face_model.triangles], [], mean.shape[1]
     for part, faces, outward in (
-        (skull, grids[0], skull - skull.mean(1, keepdims=True)),
-        (neck, grids[1], neck * [[1], [0], [1]]),
+        (skull, _grid_triangles(*SKULL_GRID), skull - skull.mean(1, keepdims=True)),
+        (neck, _grid_triangles(*NECK_GRID), neck * [[1], [0], [1]]),
         (mouth, fan, np.array([[0.0], [0.0], [1.0]])),
     ):
         corners = part.T[faces]  # (T, 3, 3)
@@ -223,7 +191,7 @@ def _add_head(face_model: MorphableModel) -> _Head:
     basis = [
         face_model.basis,
         face_model.basis[:, :, nearest],
-        face_model.landmark_basis[:, :, lips] @ weights.T,
+        face_model.landmark_basis[:, :, lips] @ shares.T,
     ]
     model = replace(
         face_model,
@@ -232,6 +200,53 @@ def _add_head(face_model: MorphableModel) -> _Head:
         triangles=np.concatenate(triangles).astype(np.int32),
     )
     return _Head(model, slice(0, mean.shape[1]), *slices)
+
+
+def _face_width(face_model: MorphableModel) -> float:
+    return np.ptp(face_model.landmark_mean[0])
+
+
+def _between_ears(face_model: MorphableModel) -> np.ndarray:
+    return face_model.landmark_mean[:, [0, 16]].mean(1)
+
+
+def _skull(face_model: MorphableModel) -> np.ndarray:
+    """(3, 17 * 33) an ellipsoid, flatter in front so that it stays under the forehead."""
+    width, ear = _face_width(face_model), _between_ears(face_model)
+    rows, columns = SKULL_GRID
+    longitude, latitude = np.meshgrid(
+        np.linspace(0, 2 * np.pi, columns), np.linspace(0, np.pi, rows)
+    )
+    ball = np.stack(
+        [
+            np.sin(latitude) * np.sin(longitude),
+            np.cos(latitude),
+            np.sin(latitude) * np.cos(longitude),
+        ]
+    ).reshape(3, -1)
+    centre_y = ear[1] + 0.22 * width
+    side, top = 0.49 * np.ptp(face_model.mean[0]), face_model.mean[1].max()
+    radii = np.array([side, top - centre_y + 0.05 * width, 0.68 * width])
+    ball[2] = np.where(ball[2] > 0, 0.55 * ball[2], ball[2])
+    return ball * radii[:, None] + np.array([[ear[0]], [centre_y], [ear[2] - 0.02 * width]])
+
+
+def _neck(face_model: MorphableModel) -> np.ndarray:
+    """(3, 6 * 33) neck and shoulders: rings from under the chin down."""
+    width, ear = _face_width(face_model), _between_ears(face_model)
+    chin = face_model.landmark_mean[1, 8]
+    rings = np.array(  # height over the chin and radius, in widths of the face
+        [[0.35, 0.33], [-0.1, 0.33], [-0.25, 0.36], [-0.3, 0.45], [-0.42, 0.8], [-1, 1]]
+    )
+    angle = np.linspace(0, 2 * np.pi, NECK_GRID[1])
+    neck = np.stack(
+        [
+            rings[:, 1:] * np.sin(angle),
+            rings[:, :1] + 0 * angle,
+            np.minimum(rings[:, 1:], 0.4) * np.cos(angle),
+        ]
+    ).reshape(3, -1)
+    return neck * width + np.array([[ear[0]], [chin], [ear[2] - 0.02 * width]])
 
 
 def _grid_triangles(rows: int, columns: int) -> np.ndarray:
@@ -257,15 +272,15 @@ class _Paint:
         marks = ((marks - middle) / unit)[:, :2].astype(np.float32)
         xy = points[:, :2]
         parts = {part.name: marks[part.first : part.last + 1] for part in PARTS}
-        self.lips = _signed_distance(xy, parts["outer lips"])
-        self.brows = np.min([_line_distance(xy, parts[f"{s} brow"]) for s in ("left", "right")], 0)
+        lips = _signed_distance(xy, parts["outer lips"])
+        brows = np.min([_line_distance(xy, parts[f"{s} brow"]) for s in ("left", "right")], 0)
         eyes = [parts["right eye"], parts["left eye"]]
         self.eyes = np.mean(eyes, axis=1)  # (2, 2)
-        self.eye_distance = np.max([_signed_distance(xy, eye) for eye in eyes], 0)
-        lids = [marks[36:40], marks[42:46]]
-        self.lids = np.min([_line_distance(xy, lid) for lid in lids], 0)
-        nostrils = (marks[[32, 33]] + marks[[33, 34]]) / 2
-        self.nostrils = np.linalg.norm(xy[:, None] - nostrils, axis=2).min(1)
+        eye_distance = np.max([_signed_distance(xy, eye) for eye in eyes], 0)
+        upper_lids = (marks[36:40], marks[42:46])
+        lids = np.min([_line_distance(xy, lid) for lid in upper_lids], 0)
+        holes = (marks[[32, 33]] + marks[[33, 34]]) / 2
+        nostrils = np.linalg.norm(xy[:, None] - holes, axis=2).min(1)
         beard = np.concatenate([parts["jaw"][2:15], parts["nostrils"][::-1]])
         self.beard = _signed_distance(xy, beard)
         self.brow_height = float(marks[17:27, 1].max())
@@ -273,11 +288,11 @@ class _Paint:
         self.cheeks = np.exp(-np.square(np.linalg.norm(xy[:, None] - cheeks, axis=2) / 0.1).min(1))
         self.side = np.abs(xy[:, 0])
         # brows, eyes, nostrils and lips are painted on these vertices only, for speed
-        near = (self.eye_distance > -0.07) | (self.lips > -0.008)
-        near |= (self.brows < 0.06) | (self.nostrils < 0.03) | (self.lids < 0.016)
+        near = (eye_distance > -0.07) | (lips > -0.008)
+        near |= (brows < 0.06) | (nostrils < 0.03) | (lids < 0.016)
         self.detail = np.flatnonzero(near)
-        for name in ("lips", "brows", "eye_distance", "lids", "nostrils"):
-            setattr(self, name, getattr(self, name)[self.detail])
+        self.lips, self.brows, self.nostrils = lips[near], brows[near], nostrils[near]
+        self.eye_distance, self.lids = eye_distance[near], lids[near]
 
     def __call__(self, skin: np.ndarray, hair: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(3, N) float32 BGR in [0, 1] for a skin and a hair colour."""
@@ -288,37 +303,41 @@ class _Paint:
         shade += rng.standard_normal(len(shade), dtype=np.float32) * rng.uniform(0, 0.035)
         colour = np.float32(skin)[:, None] * shade
 
-        def blend(mask: np.ndarray, paint: np.ndarray) -> None:
-            colour[:] += mask.astype(np.float32) * (np.float32(paint)[:, None] - colour)
-
-        blend(rng.uniform(0, 0.3) * self.cheeks, skin * (0.6, 0.65, 1))
+        _blend(colour, rng.uniform(0, 0.3) * self.cheeks, skin * (0.6, 0.65, 1))
         if rng.random() < 0.25:  # beard or stubble
             edge = _ramp(self.beard + 0.02 * mottle[4], 0.0, rng.uniform(0.08, 0.16))
-            blend(edge * rng.uniform(0.2, 0.9), hair * rng.uniform(0.8, 1.1))
+            _blend(colour, edge * rng.uniform(0.2, 0.9), hair * rng.uniform(0.8, 1.1))
         if rng.random() < 0.85:  # a hairline on the forehead and the temples
             line = self.brow_height + rng.uniform(0.17, 0.33)
             above = self.points[1] - line + 1.2 * np.maximum(self.side - 0.36, 0)
-            blend(_ramp(above + 0.012 * mottle[5], 0, 0.04), hair)
-        whole, colour = colour, colour[:, self.detail]
+            _blend(colour, _ramp(above + 0.012 * mottle[5], 0, 0.04), hair)
+        detail = colour[:, self.detail]  # a copy
         lips = skin * (0.55, 0.5, 0.85) * rng.uniform(0.75, 1.05)
         if rng.random() < 0.2:
             lips = np.array([0.25, 0.15, 0.65]) * rng.uniform(0.6, 1.2)  # lipstick
-        blend(_ramp(self.lips, -0.008, 0.012) * rng.uniform(0.5, 1), lips)
+        _blend(detail, _ramp(self.lips, -0.008, 0.012) * rng.uniform(0.5, 1), lips)
         thickness = rng.uniform(0.014, 0.03)
-        blend(np.exp(-((self.brows / thickness) ** 4)) * rng.uniform(0.55, 0.95), hair * 0.8)
-        blend(_ramp(self.nostrils, 0.03, 0.012) * 0.7, skin * 0.25)
+        _blend(
+            detail, np.exp(-((self.brows / thickness) ** 4)) * rng.uniform(0.55, 0.95), hair * 0.8
+        )
+        _blend(detail, _ramp(self.nostrils, 0.03, 0.012) * 0.7, skin * 0.25)
         # eyes: a shadow around, the white, the iris with its pupil, the lashes
-        blend(_ramp(self.eye_distance, -0.07, 0) * rng.uniform(0.1, 0.4), skin * 0.5)
+        _blend(detail, _ramp(self.eye_distance, -0.07, 0) * rng.uniform(0.1, 0.4), skin * 0.5)
         opening = _ramp(self.eye_distance, -0.006, 0.006)
-        blend(opening, np.array([0.82, 0.85, 0.88]) * rng.uniform(0.75, 1))
+        _blend(detail, opening, np.array([0.82, 0.85, 0.88]) * rng.uniform(0.75, 1))
         iris, gaze = IRIS_TONES[rng.integers(len(IRIS_TONES))], rng.normal(0, 0.012, 2)
         centres = np.float32(self.eyes + gaze)[:, :, None]  # (2, 2, 1)
         distance = np.linalg.norm(self.points[:2, self.detail] - centres, axis=1).min(0)
-        blend(opening * _ramp(distance, 0.048, 0.038), iris)
-        blend(opening * _ramp(distance, 0.022, 0.014), iris * 0.2)
-        blend(_ramp(self.lids, 0.016, 0.004) * rng.uniform(0.5, 0.95), hair * 0.4)
-        whole[:, self.detail] = colour
-        return whole.clip(0, 1)
+        _blend(detail, opening * _ramp(distance, 0.048, 0.038), iris)
+        _blend(detail, opening * _ramp(distance, 0.022, 0.014), iris * 0.2)
+        _blend(detail, _ramp(self.lids, 0.016, 0.004) * rng.uniform(0.5, 0.95), hair * 0.4)
+        colour[:, self.detail] = detail
+        return colour.clip(0, 1)
+
+
+def _blend(colour: np.ndarray, mask: np.ndarray, paint: np.ndarray) -> None:
+    """Paints over colours (3, n), in place, as much as the mask (n,) from 0 to 1 says."""
+    colour += mask.astype(np.float32) * (np.float32(paint)[:, None] - colour)
 
 
 def _ramp(values: np.ndarray, zero: float, one: float) -> np.ndarray:
@@ -410,13 +429,13 @@ class FaceRenderer:
         low = min(int(tone), len(SKIN_TONES) - 2)
         skin = SKIN_TONES[low] + (tone - low) * (SKIN_TONES[low + 1] - SKIN_TONES[low])
         skin = (skin * rng.normal(1, 0.05, 3)).clip(0.05, 1)
-        hair = HAIR_TONES[rng.integers(len(HAIR_TONES))] / 255 * rng.uniform(0.6, 1.3)
+        hair = HAIR_TONES[rng.integers(len(HAIR_TONES))] * rng.uniform(0.6, 1.3)
         albedo = np.empty((head.model.num_vertices, 3))
         albedo[head.face] = self.paint(skin, hair, rng).T
-        strands = rng.uniform(0.75, 1.2, (17, 33, 1)) * np.ones((1, 1, 3))
+        strands = rng.uniform(0.75, 1.2, (*SKULL_GRID, 1)) * np.ones((1, 1, 3))
         scalp = hair if rng.random() < 0.85 else skin * 0.9
         albedo[head.skull] = (scalp * strands).reshape(-1, 3)
-        neck = albedo[head.neck].reshape(-1, 33, 3)
+        neck = albedo[head.neck].reshape(*NECK_GRID, 3)
         neck[:3], neck[3:] = skin * 0.75, rng.uniform(0.05, 0.9, 3)
         albedo[head.mouth] = (0.08, 0.06, 0.2)
         if rng.random() < 0.4:  # upper teeth

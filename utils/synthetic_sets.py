@@ -6,9 +6,7 @@ A folder appears complete or not at all.
 
 import json
 import os
-import pickle
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -16,21 +14,21 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import aflw2000
-from utils.datasets import PUBLISHED_CROPS, PUBLISHED_LIST, PUBLISHED_PARAMETERS
+from utils.datasets import PUBLISHED_CROPS, write_published_labels
 from utils.files import new_folder
-from utils.geometry import decompose_camera
-from utils.metrics import exact_angles
+from utils.geometry import decompose_camera, exact_angles
+from utils.metrics import YAW_BINS, box_size
 from utils.morphable_model import MorphableModel, split_camera
+from utils.parallel import in_order
 from utils.preprocessing import CROP_SIZE, crop_to_image
 from utils.synthetic import FaceRenderer, damage, random_background, random_parameters
 
-NUM_STORED = 102  # the published rows end in 40 texture values that are not used
 PHOTO_SIDE = 450  # pixels, as AFLW2000-3D's pictures
 ROI_SIDES = (191, 340)  # pixels, the range of AFLW2000-3D's roi boxes
-REANNOTATION_NOISE = 0.01  # standard deviation per coordinate, of the landmark box's sqrt(w * h)
-ANGLE_LIMIT = 99.0  # degrees; pose errors leave out faces with any angle beyond it
+# Standard deviation per coordinate, as a share of the landmark box's sqrt(w * h).
+REANNOTATION_NOISE = 0.01
 DESCRIPTION = "rendered.json"
-VERSION = {"training": 1, "aflw2000": 2}  # of what a seed gives
+VERSION = {"training": 1, "aflw2000": 3}  # goes up when the same seed gives something else
 
 
 def write_training_set(
@@ -69,11 +67,7 @@ def write_training_set(
             _write_jpeg(crops / names[index], crop, int(picture.integers(70, 98)))
 
         _for_each(write, count, jobs)
-        stored = np.zeros((count, NUM_STORED), np.float32)
-        stored[:, : whitened.shape[1]] = whitened
-        (partial / PUBLISHED_PARAMETERS).parent.mkdir()
-        (partial / PUBLISHED_PARAMETERS).write_bytes(pickle.dumps(stored, protocol=4))
-        (partial / PUBLISHED_LIST).write_text("".join(f"{name}\n" for name in names))
+        write_published_labels(partial, names, whitened)
         (partial / DESCRIPTION).write_text(_describe("training", face_model, count, seed))
 
 
@@ -94,8 +88,9 @@ def write_benchmark_set(
     rng = _generator(count, seed, least=3)
     third = np.arange(count) % 3
     beyond = (third == 2) & (np.arange(count) % 24 == 23)
-    low = np.where(beyond, ANGLE_LIMIT, np.choose(third, (0, 30, 60))) + 0.5
-    yaw = rng.uniform(low, np.where(beyond, 105, np.choose(third, (30, 60, 90))))
+    low, high = np.array(YAW_BINS)[third].T
+    low = np.where(beyond, aflw2000.ANGLE_LIMIT, low) + 0.5
+    yaw = rng.uniform(low, np.where(beyond, 105, high))
     yaw *= rng.choice([-1, 1], count)
     whitened = random_parameters(face_model, yaw, rng)
     parameters, renderer = face_model.dewhiten(whitened), FaceRenderer(face_model)
@@ -104,11 +99,10 @@ def write_benchmark_set(
     seen = np.concatenate([corner, corner + sides[:, None]], 1)  # image frame
     roi_boxes = (seen + aflw2000.BOX_TO_LABEL_FRAME).astype(np.float32)
     landmarks = crop_to_image(face_model.landmarks(parameters), roi_boxes)  # (n, 3, 68)
-    size = np.sqrt(np.ptp(landmarks[:, :2], axis=2).prod(1))[:, None, None]
+    size = box_size(landmarks)[:, None, None]
     noise = rng.normal(0, REANNOTATION_NOISE, landmarks[:, :2].shape) * size
     rotation = decompose_camera(split_camera(parameters))[1]
     angles = exact_angles(rotation)[:, [1, 0, 2]]  # pitch, yaw, roll
-    skipped = (np.abs(angles) > ANGLE_LIMIT).any(1)
     marked = aflw2000.dense_indices(face_model.num_vertices)
     dense = np.concatenate(
         [
@@ -118,10 +112,8 @@ def write_benchmark_set(
     )  # (n, 3, P)
     names = _names(count)
     with new_folder(folder) as partial:
-        photos, crops, labels = (
-            partial / name for name in (aflw2000.PHOTOS, aflw2000.CROPS, "eval")
-        )
-        for path in (photos, crops, labels):
+        photos, crops = (partial / name for name in (aflw2000.PHOTOS, aflw2000.CROPS))
+        for path in (photos, crops):
             path.mkdir()
 
         def write(index: int) -> None:
@@ -135,16 +127,15 @@ def write_benchmark_set(
             _write_jpeg(crops / names[index], crop, 95)
 
         _for_each(write, count, jobs)
-        (partial / aflw2000.LIST).write_text("".join(f"{name}\n" for name in names))
-        for name, array in {
-            aflw2000.ORIGINAL: landmarks.astype(np.float32),
-            aflw2000.REANNOTATED: (landmarks[:, :2] + noise).astype(np.float32),
-            aflw2000.YAW: yaw.astype(np.float32),
-            aflw2000.ROI_BOXES: roi_boxes,
-            aflw2000.POSE: angles[~skipped].astype(np.float32),
-            aflw2000.POSE_SKIPPED: np.flatnonzero(skipped),
-        }.items():
-            np.save(partial / name, array)
+        aflw2000.write_labels(
+            partial,
+            names,
+            landmarks=landmarks,
+            yaw=yaw,
+            roi_boxes=roi_boxes,
+            angles=angles,
+            reannotated=landmarks[:, :2] + noise,
+        )
         aflw2000.write_dense(partial, dense, marked, face_model.num_vertices)
         np.save(partial / "parameters.npy", whitened)
         (partial / DESCRIPTION).write_text(_describe("aflw2000", face_model, count, seed))
@@ -176,14 +167,8 @@ def _describe(layout: str, face_model: MorphableModel, count: int, seed: int) ->
 
 
 def _for_each(write: Callable[[int], None], count: int, jobs: int) -> None:
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            done = pool.map(write, range(count))
-            for _ in tqdm(done, total=count, desc="rendering", unit="img"):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for _ in tqdm(in_order(write, range(count), jobs), "rendering", count, unit="img"):
+        pass
 
 
 def _write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
