@@ -104,9 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
         return run_on_photos(options, model, save, result_of)
     failed = []
 
-    def kept(name: str) -> np.ndarray | None:
-        picture = result_of(name)
-        return sheets.cell(read_image(picture)) if picture.exists() else None
+    def kept(name: str) -> np.ndarray:
+        return sheets.cell(read_image(result_of(name)))
 
     def tried(step: Callable[..., None], *arguments: object) -> None:
         try:

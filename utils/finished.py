@@ -55,6 +55,14 @@ class FinishedPhotos:
             return False
         return line[-1] is None or (self.out / line[-1]).exists()
 
+    def has_result(self, name: str) -> bool:
+        """Whether the last line about results of that name has one.
+
+        A photo without faces has none, though files of that name may lie there from an earlier run.
+        """
+        line = self.lines.get(name.casefold(), [])
+        return len(line) > 1 and line[-1] is not None
+
     def state(self, photo: tuple[str, Path]) -> list:
         """What ``add`` lists of a photo, (name, path), as it is now; take it before it is read."""
         name, path = photo

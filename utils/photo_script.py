@@ -156,7 +156,8 @@ def run_on_photos(
         result_of: one of the files that ``save`` writes for a photo of that name with faces.
         saved: gets the name of each photo that did not fail and what ``save`` returned for it, in
             their order and one at a time.
-        kept: gets the name of a photo that an earlier run finished; what ``save`` returned then.
+        kept: gets the name of a photo with faces that an earlier run finished; what ``save``
+            returned then.
 
     Returns:
         0, 1 if a photo failed, or ``STOPPED``.
@@ -167,7 +168,7 @@ def run_on_photos(
         name, path = photo
         try:
             if listed and photo in listed:
-                return None, "", kept(name)
+                return None, "", kept(name) if listed.has_result(name) else None
             state = listed.state(photo) if listed else []  # of what is read, not of a later change
             image = read_image(path)
             faces = find_faces(image)
