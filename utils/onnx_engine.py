@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cores import openmp_threads, usable_cores
+from utils.errors import first_line
 from utils.files import atomic_write, read_weights_file
 from utils.memory import is_out_of_memory
 
@@ -131,8 +132,9 @@ def open_network(
 
         version = onnxruntime.__version__
     except Exception as error:  # half removed, or made for another system
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ExportError(f"onnxruntime does not load ({reason}); use the torch engine") from error
+        raise ExportError(
+            f"onnxruntime does not load ({first_line(error)}); use the torch engine"
+        ) from error
 
     weights = Path(weights)
     digest = hashlib.blake2b(read_weights_file(weights), digest_size=8)
@@ -218,7 +220,8 @@ def _store(graph: bytes, folders: Sequence[Path], name: str, key: str) -> None:
                 except OSError:  # in use, on some systems: it goes another time
                     logger.info("%s: replaced, but could not be removed", old)
         return
-    logger.warning("no folder takes the exported network (tried %s): every run exports", folders)
+    tried = ", ".join(map(str, folders))
+    logger.warning("no folder takes the exported network (tried %s): every run exports", tried)
 
 
 # ------------------------------------------------------------------------------------- the export
@@ -270,8 +273,9 @@ def export_onnx(
                 dynamo=False,
             )
     except Exception as error:  # another version of PyTorch may fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"the ONNX export failed ({reason}); use the torch engine") from error
+        raise ExportError(
+            f"the ONNX export failed ({first_line(error)}); use the torch engine"
+        ) from error
     model = onnx.load_from_string(file.getvalue())
     onnx.helper.set_model_props(model, metadata)
     graph = _simplified(model.SerializeToString())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.errors import first_line
 from utils.memory import is_out_of_memory
 from utils.onnx_engine import missing_packages, open_network
 
@@ -91,7 +92,7 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         torch.zeros(1, device=name)
     except Exception as error:  # drivers fail in many ways
-        reason = textwrap.shorten(str(error).strip().splitlines()[0], 160)  # torch lists all it has
+        reason = textwrap.shorten(first_line(error), 160)  # torch lists all it has
         raise RuntimeError(
             f"device {name!r} does not work here ({reason}); choose another with --device"
         ) from error
