@@ -138,7 +138,7 @@ class SynergyNet:
     def __reduce__(self) -> tuple:
         """Pickled and copied as what it was made from, opened again where it arrives."""
         files = [os.path.abspath(path) for path in self.files]
-        return SynergyNet, (*files, self.device, *self._settings)
+        return type(self), (*files, self.device, *self._settings)
 
     @overload
     def __call__(

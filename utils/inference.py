@@ -27,6 +27,7 @@ from utils.preprocessing import (
     boxes_to_roi_boxes,
     crop_faces,
     crop_to_image,
+    croppable,
     normalize_crops,
 )
 
@@ -304,9 +305,10 @@ def _rebuilt(face: Face, parameters: np.ndarray) -> Face:
 
 
 def detect(detector: Detector, image: np.ndarray) -> np.ndarray:
-    """(n, 5) detections of a photo, without boxes too small to be cropped."""
+    """(n, 5) float32 detections of a photo, without boxes that cannot be cropped, such as those
+    that are too small."""
     found = np.asarray(detector(image), dtype=np.float32).reshape(-1, 5)
-    return found[(found[:, 3] - found[:, 1] >= 2) & (found[:, 2] > found[:, 0])]
+    return found[croppable(found)]
 
 
 def given_boxes(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
