@@ -112,7 +112,9 @@ def check_uv_folder(folder: Path, face_model: MorphableModel) -> None:
     Raises:
         ValueError: the folder is the published maps', and the face model the bundled one.
     """
-    bundled = load_morphable_model(assets.FACE_MODELS[1])
+    if not assets.STARTER_FACE_MODEL.is_file():  # so it is not in use
+        return
+    bundled = load_morphable_model(assets.STARTER_FACE_MODEL)
     if face_model.fingerprint != bundled.fingerprint:
         return
     if folder.resolve() in (f.resolve() for f in (UV_FOLDER, PRECROPPED_UV_FOLDER)):

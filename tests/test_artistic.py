@@ -322,8 +322,17 @@ def test_wrong_weights(capsys, tmp_path):
     assert not out.exists()
 
 
-def test_published_uv_maps_are_not_for_the_bundled_face_model(run, monkeypatch, face_model):
-    monkeypatch.setattr(assets, "FACE_MODELS", (Path("3dmm_data"), Path(face_model.source)))
+def test_without_the_bundled_face_model_another_one_serves(run, monkeypatch, face_model):
+    monkeypatch.setattr(assets, "STARTER_FACE_MODEL", Path(face_model.source) / "face.npz")
+    write_picture(Path("a.png"), photo((20, 30, 40)))
+    write_picture(Path("uv_art/a_fake_B.png"), uv_map())
+    code, output = run("-f", "a.png")
+    assert code == 0, output
+    assert "UV maps" not in output and written() == {"obj/a.obj"}
+
+
+def test_published_uv_maps_are_not_for_the_bundled_face_model(run, monkeypatch, face_npz):
+    monkeypatch.setattr(assets, "STARTER_FACE_MODEL", face_npz)
     write_picture(Path("a.png"), photo((20, 30, 40)))
     write_picture(Path("uv_art/a_fake_B.png"), uv_map())
     write_picture(Path("mine/a_fake_B.png"), uv_map())

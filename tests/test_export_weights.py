@@ -10,7 +10,7 @@ from starter_kit import export_weights
 from utils import assets
 from utils.checkpoint import mixed_state, read_checkpoint, write_checkpoint
 
-SHIPPED = assets.WEIGHTS[1]
+SHIPPED = assets.STARTER_WEIGHTS
 
 
 def export(monkeypatch, *options: object) -> None:

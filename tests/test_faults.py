@@ -189,13 +189,13 @@ def test_photos_that_failed_are_tried_again(run_folder, tmp_path, monkeypatch):
 def test_two_runs_at_once_into_one_folder_with_one_cache(tmp_path):
     write_photos(tmp_path / "photos", [150, 160, 170])
     weights, detector = tmp_path / "w.pth.tar", tmp_path / "d.pth"
-    weights.write_bytes(assets.WEIGHTS[1].read_bytes())
-    detector.write_bytes(assets.DETECTOR_WEIGHTS[1].read_bytes())
+    weights.write_bytes(assets.STARTER_WEIGHTS.read_bytes())
+    detector.write_bytes(assets.STARTER_DETECTOR_WEIGHTS.read_bytes())
 
     def start(out: str) -> subprocess.Popen:
         command = [sys.executable, "singleImage.py", "-f", tmp_path / "photos"]
         command += ["-o", tmp_path / out, "-w", weights, "--detector-weights", detector]
-        command += ["--face-model", assets.FACE_MODELS[1]]
+        command += ["--face-model", assets.STARTER_FACE_MODEL]
         command += "--save npz,json,obj --engine onnx --jobs 2".split()
         return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
