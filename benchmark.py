@@ -57,31 +57,27 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    try:
-        if options.compare:
-            compare(*options.compare, options.seed)
-            return 0
-        data = open_benchmark(options.data)
-        if options.boxes and not len(data.pictured):
-            raise FileNotFoundError(
-                f"{data.photos / data.names[0]}: not there, nor any other whole picture, which "
-                "--boxes needs; `python -m tools.prepare_aflw2000 --photos` puts them there"
-            )
-        aflw = None
-        if options.aflw or (options.data / AFLW_LIST).exists():
-            aflw = open_aflw21(options.aflw or options.data)
-        weights = options.weights or assets.find_weights()
-        face_model = load_morphable_model(options.face_model or assets.find_face_model())
-        engine, device = choose_engine(options.engine, options.device)
-        network = evaluation.ENGINES[engine](weights, face_model, device)
-        detector = None
-        if "detector" in options.boxes:
-            path = options.detector_weights or assets.find_detector_weights()
-            detector = FaceBoxes(path, device, engine=engine)
-        options.out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        complain("benchmark.py", error)
-        return 2
+    if options.compare:
+        compare(*options.compare, options.seed)
+        return 0
+    data = open_benchmark(options.data)
+    if options.boxes and not len(data.pictured):
+        raise FileNotFoundError(
+            f"{data.photos / data.names[0]}: not there, nor any other whole picture, which "
+            "--boxes needs; `python -m tools.prepare_aflw2000 --photos` puts them there"
+        )
+    aflw = None
+    if options.aflw or (options.data / AFLW_LIST).exists():
+        aflw = open_aflw21(options.aflw or options.data)
+    weights = options.weights or assets.find_weights()
+    face_model = load_morphable_model(options.face_model or assets.find_face_model())
+    engine, device = choose_engine(options.engine, options.device)
+    network = evaluation.ENGINES[engine](weights, face_model, device)
+    detector = None
+    if "detector" in options.boxes:
+        path = options.detector_weights or assets.find_detector_weights()
+        detector = FaceBoxes(path, device, engine=engine)
+    options.out.mkdir(parents=True, exist_ok=True)
 
     labels = evaluation.labels_fingerprints(data)
     settings = {

@@ -70,7 +70,7 @@ class SynergyNet:
         description: one line that names weights, face model, engine and device in use.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: a file is missing or does not fit, or the
+        FileNotFoundError, ValueError, UnavailableError: a file is missing or does not fit, or the
             device or engine does not work; the message names it.
     """
 

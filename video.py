@@ -14,10 +14,9 @@ from pathlib import Path
 import cv2
 
 from utils import video_numbers
-from utils.cli import complain, run_script, say, script_parser
+from utils.cli import comma_list, run_script, say, script_parser
 from utils.model_options import add_model_options, open_model
 from utils.overlays import DRAWINGS
-from utils.photo_script import comma_list
 from utils.smoothing import STRENGTHS
 from utils.video_io import CODECS, check_video_path
 from utils.video_script import check_window, default_video, run_on_video
@@ -86,16 +85,12 @@ def settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    try:
-        if options.show:
-            check_window()
-        if options.video or options.save:
-            options.numbers.parent.mkdir(parents=True, exist_ok=True)  # tried before all the work
-        model = open_model(options)
-        say(model.description)
-    except (OSError, ValueError, RuntimeError) as error:
-        complain("video.py", error)
-        return 2
+    if options.show:
+        check_window()
+    if options.video or options.save:
+        options.numbers.parent.mkdir(parents=True, exist_ok=True)  # tried before all the work
+    model = open_model(options)
+    say(model.description)
     try:
         return run_on_video(options, model)
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ import torch
 from scipy.spatial import Delaunay
 
 from utils.augmentation import MIRRORED_LANDMARKS
+from utils.cli import run_script
 from utils.morphable_model import MorphableModel, load_morphable_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,7 +148,7 @@ def call(capsys):
 
     def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str]:
         try:
-            code = main([str(argument) for argument in arguments])
+            run_script(lambda: main([str(argument) for argument in arguments]))
         except SystemExit as stopped:
             code = stopped.code
         captured = capsys.readouterr()

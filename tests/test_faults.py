@@ -267,20 +267,20 @@ def test_a_full_disk_costs_what_does_not_fit_and_names_it(tmp_path):
     assert "700.png" not in files["finished.jsonl"].read_text()
 
 
-def test_a_page_that_cannot_be_written_costs_no_photo(tmp_path, monkeypatch, capsys):
-    write_photos(tmp_path / "photos", [60, 70])
+def test_a_page_that_cannot_be_written_costs_no_photo(tmp_path, monkeypatch, call):
+    write_photos(tmp_path / "photos", [150, 160])
 
-    def fail(self):
-        raise OSError(28, "No space left on device", "contact_sheet.jpg")
+    def write(path, image):
+        if path.name == "contact_sheet.jpg":
+            raise OSError(28, "No space left on device", path.name)
+        write_image(path, image)
 
-    monkeypatch.setattr(singleImage, "load_model", lambda options: Seen(None))
-    monkeypatch.setattr(singleImage.results.ContactSheets, "write", fail)
+    monkeypatch.setattr("utils.results.write_image", write)
     arguments = ["-f", tmp_path / "photos", "-o", tmp_path / "out", "--save", "json"]
-    assert singleImage.main([str(argument) for argument in arguments]) == 1
-    assert "failed: [Errno 28] No space left on device: 'contact_sheet.jpg'" in (
-        capsys.readouterr().err
-    )
-    for side in (60, 70):
+    code, output = call(singleImage.main, *arguments)
+    assert code == 1 and "2 photos with faces written" in output
+    assert "failed: [Errno 28] No space left on device: 'contact_sheet.jpg'" in output
+    for side in (150, 160):
         assert json.loads((tmp_path / "out" / "numbers" / f"{side}.json").read_text())["photo"]
 
 

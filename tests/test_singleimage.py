@@ -26,6 +26,7 @@ def run(call, monkeypatch, face_model, tmp_path):
 
     def run(*arguments, model=face_model) -> tuple[int, str]:
         monkeypatch.setattr(singleImage, "load_model", lambda options: Model(model))
+        monkeypatch.setattr(singleImage, "finished_photos", lambda *_: None)
         return call(singleImage.main, *arguments)
 
     monkeypatch.chdir(tmp_path)

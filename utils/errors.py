@@ -1,4 +1,8 @@
-"""What is said of errors."""
+"""An error that scripts end with, and what is said of errors."""
+
+
+class UnavailableError(RuntimeError):
+    """A device, engine or window is not there or does not work; says what to take instead."""
 
 
 def first_line(error: object) -> str:

@@ -32,7 +32,7 @@ def open_model(options: argparse.Namespace, threads: int | None = None) -> Syner
     """The model of the options, ``threads`` working on each call (None: as many as serve).
 
     Raises:
-        OSError, ValueError, RuntimeError: a file is missing or does not fit, or the device or
+        OSError, ValueError, UnavailableError: a file is missing or does not fit, or the device or
             engine does not work.
     """
     from synergy3DMM import SynergyNet  # after the arguments are known to be right

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cores import openmp_threads, usable_cores
-from utils.errors import first_line
+from utils.errors import UnavailableError, first_line
 from utils.files import atomic_write, read_weights_file
 from utils.memory import is_out_of_memory
 
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 _EXPORTING = threading.Lock()  # PyTorch's exporter keeps state of its own
 
 
-class ExportError(RuntimeError):
+class ExportError(UnavailableError):
     """This machine cannot run the network in ONNX Runtime; the reason is the message."""
 
 
@@ -250,7 +250,7 @@ def export_onnx(
 
     Raises:
         ExportError: this machine's PyTorch cannot do it, or the ``onnx`` package is missing.
-        RuntimeError: the graph computes something else.
+        UnavailableError: the graph computes something else.
     """
     import torch
 
@@ -294,7 +294,7 @@ def compare_with_torch(
     samples: Sequence[torch.Tensor | tuple[torch.Tensor, ...]],
     outputs: Sequence[str],
 ) -> None:
-    """Raises RuntimeError where the network is further from the truth than PyTorch in float32.
+    """Raises UnavailableError where the network is further from the truth than PyTorch in float32.
 
     The truth is PyTorch in float64: some networks amplify rounding beyond any fixed tolerance.
 
@@ -316,7 +316,7 @@ def compare_with_torch(
             rounding = float(np.abs(their - true).max(initial=0))
             allowed = max(TOLERANCE * float(np.abs(true).max(initial=0)), 2 * rounding)
             if our.shape != true.shape or not (np.abs(our - true) <= allowed).all():
-                raise RuntimeError(
+                raise UnavailableError(
                     f"the exported network disagrees with PyTorch in {name} on an input of shape "
                     f"{tuple(tensors[0].shape)} by more than {allowed:g}: use the torch engine, "
                     "and please report it"

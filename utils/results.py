@@ -2,16 +2,19 @@
 
 import json
 import os
+import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from utils.cli import say
 from utils.draw import contact_sheet, fit_into
-from utils.files import atomic_write, write_image, write_npz
+from utils.files import atomic_write, read_image, write_image, write_npz
 from utils.inference import Face
-from utils.mesh_io import MESH_SUFFIXES, save_mesh
+from utils.mesh_io import MESH_SUFFIXES, TexturedMesh, save_mesh
 from utils.morphable_model import NUM_LANDMARKS, NUM_PARAMETERS, MorphableModel
 from utils.overlays import Overlays
 from utils.render import normalized_coordinate_code, render_depth, render_pncc
@@ -158,17 +161,68 @@ def picture_path(out: Path, name: str, drawings: Sequence[str] = ()) -> Path:
     return out / ("drawn" if drawings else next(iter(PICTURES))) / f"{name}.jpg"
 
 
+class PhotoResults:
+    """What singleImage.py writes for photos, as its options say; of several also contact sheets.
+
+    Args:
+        options: ``out``, ``photos``, ``save`` and ``draw``.
+        face_model: of the faces.
+    """
+
+    def __init__(self, options: Namespace, face_model: MorphableModel) -> None:
+        self.out, self.formats, self.drawings = options.out, options.save, options.draw
+        self.face_model = face_model
+        self.photo_names = {name.casefold() for name, _ in options.photos}
+        self.sheets = ContactSheets(options.out) if len(options.photos) > 1 else None
+
+    def save(
+        self, name: str, path: Path, image: np.ndarray, faces: Sequence[Face]
+    ) -> np.ndarray | None:
+        """Writes all files of one photo; returns its cell of the contact sheet, if it has one."""
+        save_numbers(self.out, name, path, faces, self.formats, self.face_model)
+        if not faces:
+            return None
+        own_names = face_names(name, len(faces), self.photo_names)
+        picture = save_pictures(self.out, name, image, faces, self.drawings)
+        save_maps(self.out, name, image, faces, self.formats)
+        save_textured(self.out, own_names, image, faces, self.formats)
+        return self.sheets.cell(picture) if self.sheets else None
+
+    def picture_of(self, name: str) -> Path:
+        """The picture that stands for all results of a photo with faces."""
+        return picture_path(self.out, name, self.drawings)
+
+    def kept(self, name: str) -> np.ndarray | None:
+        """What ``save`` returned for a photo with faces in an earlier run."""
+        return self.sheets.cell(read_image(self.picture_of(name))) if self.sheets else None
+
+    def saved(self, name: str, cell: np.ndarray | None) -> None:
+        """Takes what ``save`` or ``kept`` returned for the next photo."""
+        if self.sheets:
+            self.sheets.add(name, cell)
+
+    def close(self) -> bool:
+        """Writes what is left; whether all contact sheets could be written."""
+        if self.sheets:
+            self.sheets.write()
+        return not (self.sheets and self.sheets.failed)
+
+
 class ContactSheets:
     """All photos of a folder, small, on pages: ``out/contact_sheet.jpg``, ``..._2.jpg``, ...
 
-    A page is written as soon as it is full, so that no more than one is in memory.
+    A page is written as soon as it is full, so that no more than one is in memory. One that cannot
+    be written costs no photo: it is said.
+
+    Attributes:
+        failed: how many pages could not be written.
     """
 
     COLUMNS, ROWS, CELL = 6, 6, 240
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.pages = 0
+        self.pages = self.failed = 0
         self.cells: list[np.ndarray] = []
         self.captions: list[str] = []
 
@@ -190,11 +244,24 @@ class ContactSheets:
         """What is left, as the last page."""
         if not self.cells:
             return
+        try:
+            self._write_page()
+        except OSError as error:
+            self.failed += 1
+            say(f"failed: {error}", file=sys.stderr)
+
+    def _write_page(self) -> None:
         self.pages += 1
         number = f"_{self.pages}" if self.pages > 1 else ""
         sheet = contact_sheet(self.cells, self.COLUMNS, (self.CELL, self.CELL), self.captions)
         self.cells, self.captions = [], []  # also where the page cannot be written
         write_image(self.out / f"contact_sheet{number}.jpg", sheet)
+
+
+def save_confidence(out: Path, name: str, mesh: TexturedMesh) -> None:
+    """How far to trust a photo's texture, ``out/confidence/NAME.png``: 0 black, 1 white."""
+    grey = np.round(mesh.confidence * 255).astype(np.uint8)
+    write_image(out / "confidence" / f"{name}.png", grey)
 
 
 def save_maps(
@@ -235,8 +302,7 @@ def save_textured(
         for form in formats:
             if form == "uv":
                 write_image(out / "uv" / f"{name}.png", mesh.texture)
-                confidence = np.round(mesh.confidence * 255).astype(np.uint8)
-                write_image(out / "confidence" / f"{name}.png", confidence)
+                save_confidence(out, name, mesh)
             else:
                 save_mesh(out / form / f"{name}.{form}", mesh)
 
@@ -325,9 +391,9 @@ def summary(faces: Sequence[Face]) -> str:
     """``1 face: yaw -12.3 pitch 4.5 roll 0.1``; angles in degrees, of the first three."""
     angles = [f"yaw {face.yaw:.1f} pitch {face.pitch:.1f} roll {face.roll:.1f}" for face in faces]
     more = ["..."] if len(angles) > 3 else []
-    return f"{count(len(faces), 'face')}: {'; '.join(angles[:3] + more)}"
+    return f"{counted(len(faces), 'face')}: {'; '.join(angles[:3] + more)}"
 
 
-def count(number: int, thing: str) -> str:
+def counted(number: int, thing: str) -> str:
     """``1 photo``, ``2 photos``."""
     return f"{number} {thing}{'' if number == 1 else 's'}"

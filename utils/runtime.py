@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.errors import first_line
+from utils.errors import UnavailableError, first_line
 from utils.memory import is_out_of_memory
 from utils.onnx_engine import missing_packages, open_network
 
@@ -42,7 +42,7 @@ def choose_engine(engine: str = "auto", device: str | torch.device = "auto") -> 
 
     Raises:
         ValueError: an unknown name, or an engine that does not run on the device.
-        RuntimeError: the device or the engine is not there; nothing else is taken instead.
+        UnavailableError: the device or the engine is not there; nothing else is taken instead.
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; expected one of: {', '.join(ENGINES)}")
@@ -54,7 +54,7 @@ def choose_engine(engine: str = "auto", device: str | torch.device = "auto") -> 
         if device not in ("auto", "cpu"):
             raise ValueError(f"the onnx engine runs on the CPU, not on {device!r}; torch does")
         if "onnxruntime" in missing:
-            raise RuntimeError("the onnx engine needs a package: pip install onnxruntime onnx")
+            raise UnavailableError("the onnx engine needs a package: pip install onnxruntime onnx")
         return "onnx", "cpu"
     if device == "auto" and not _may_have_accelerator():
         device = "cpu"  # known without torch, whose import takes longer than the rest of a run
@@ -77,7 +77,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: the device is not there or does not work; nothing else is taken instead.
+        UnavailableError: the device is not there or does not work; nothing else is taken instead.
     """
     import torch
 
@@ -93,7 +93,7 @@ def choose_device(name: str = "auto") -> torch.device:
         torch.zeros(1, device=name)
     except Exception as error:  # drivers fail in many ways
         reason = textwrap.shorten(first_line(error), 160)  # torch lists all it has
-        raise RuntimeError(
+        raise UnavailableError(
             f"device {name!r} does not work here ({reason}); choose another with --device"
         ) from error
     return torch.device(name)
@@ -112,7 +112,7 @@ def open_regressor(
 
     Raises:
         FileNotFoundError, ValueError: see ``model_building.load_synergynet``.
-        RuntimeError: see ``utils.onnx_engine.export_onnx``.
+        UnavailableError: see ``utils.onnx_engine.export_onnx``.
     """
     if engine == "onnx":
         return OnnxRegressor(weights, face_model, threads)
@@ -198,7 +198,7 @@ class OnnxRegressor:
         threads: how many work on one call; ``utils.onnx_engine.cpu_threads()`` if None.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: see ``model_building.export_encoder``.
+        FileNotFoundError, ValueError, UnavailableError: see ``model_building.export_encoder``.
     """
 
     BATCH = 16
