@@ -15,6 +15,7 @@ import cv2
 
 from utils import video_numbers
 from utils.cli import comma_list, run_script, say, script_parser
+from utils.inference import DEFAULT_DRAWINGS
 from utils.model_options import add_model_options, open_model
 from utils.overlays import DRAWINGS
 from utils.smoothing import STRENGTHS
@@ -44,8 +45,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         f"{' '.join(CODECS)}")  # fmt: skip
     add("--no-video", action="store_true", help="write none")
     add("--show", action="store_true", help="open a window")
-    add("--draw", type=comma_list(DRAWINGS), default=("mesh", "landmarks"), metavar="LIST",
-        help=f"any of {','.join(DRAWINGS)} (default: mesh,landmarks)")  # fmt: skip
+    add("--draw", type=comma_list(DRAWINGS), default=DEFAULT_DRAWINGS, metavar="LIST",
+        help=f"any of {','.join(DRAWINGS)} (default: {','.join(DEFAULT_DRAWINGS)})")  # fmt: skip
     add("--save", type=comma_list(video_numbers.FORMATS), default=(), metavar="LIST",
         help=f"numbers, any of {','.join(video_numbers.FORMATS)}")  # fmt: skip
     add("--smooth", choices=tuple(STRENGTHS), default="light", help="default: light")

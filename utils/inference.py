@@ -36,6 +36,7 @@ Regressor = Callable[[np.ndarray], np.ndarray]
 # (H, W, 3) uint8 BGR -> (n, 5) float32 x1 y1 x2 y2 score, image frame
 Detector = Callable[[np.ndarray], np.ndarray]
 
+DEFAULT_DRAWINGS = ("mesh", "landmarks")  # of ``utils.overlays.DRAWINGS``
 MAX_BATCH = 128  # crops that go through the network at once
 MESH_BATCH = 16  # meshes made by one matrix product; all of a crowd's would need gigabytes at once
 
@@ -87,7 +88,7 @@ class Face:
     def draw(
         self,
         image: np.ndarray | str | os.PathLike,
-        drawings: str | Sequence[str] = ("mesh", "landmarks"),
+        drawings: str | Sequence[str] = DEFAULT_DRAWINGS,
     ) -> np.ndarray:
         """The photo with this face drawn on it.
 
