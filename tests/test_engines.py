@@ -22,9 +22,10 @@ from model_building import load_synergynet
 from synergy3DMM import SynergyNet
 from utils import evaluation, runtime
 from utils.checkpoint import write_checkpoint
+from utils.cores import cpu_threads
 from utils.errors import first_line
 from utils.morphable_model import load_morphable_model
-from utils.onnx_engine import ExportError, cache_folders, cpu_threads, export_onnx
+from utils.onnx_engine import ExportError, cache_folders, export_onnx
 from utils.runtime import OnnxRegressor, TorchRegressor, choose_device, choose_engine
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")

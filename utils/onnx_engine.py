@@ -4,9 +4,10 @@
     cache file   --every other time---------> OnnxNetwork, a function from numpy to numpy
 
 Cache files lie in ``.onnx_cache/`` beside the weights or, where that cannot be written, in the
-user's cache folder. Their names are ``WEIGHTS.KEY.CHECKSUM.onnx``: the key names the content of the
-weights and the version of the export, the checksum is the file's own. So changed weights are
-exported anew, and a damaged file is not used. Deleting a cache file only costs the time to make it.
+user's cache folder. Their names are ``WEIGHTS.KEY.CHECKSUM.onnx``: the key stands for the content
+of the weights and the versions of the export and of ONNX Runtime, the checksum is the file's own.
+So changed weights, or another ONNX Runtime, are exported for anew, and a damaged file is not used.
+Deleting a cache file only costs the time to make it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.cores import openmp_threads, usable_cores
+from utils.cores import cpu_threads
 from utils.errors import UnavailableError, first_line
 from utils.files import atomic_write, read_weights_file
 from utils.memory import is_out_of_memory
@@ -55,7 +56,7 @@ class OnnxNetwork:
 
     Args:
         graph: content of an ``.onnx`` file.
-        threads: how many work on one call; ``cpu_threads()`` if None.
+        threads: how many work on one call; ``utils.cores.cpu_threads()`` if None.
     """
 
     def __init__(self, graph: bytes, threads: int | None = None) -> None:
@@ -84,23 +85,6 @@ class OnnxNetwork:
 def missing_packages() -> list[str]:
     """Which of the packages that this module needs are not installed."""
     return [n for n in ("onnxruntime", "onnx") if importlib.util.find_spec(n) is None]
-
-
-def cpu_threads() -> int:
-    """``OMP_NUM_THREADS`` where set, else the cores that this process may use.
-
-    Two hardware threads of one core count once: they share its arithmetic units.
-    """
-    if wanted := openmp_threads():
-        return wanted
-    if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
-        return usable_cores()
-    allowed = os.sched_getaffinity(0)
-    try:
-        siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-        return len({Path(siblings.format(cpu)).read_text() for cpu in allowed})
-    except OSError:  # no /sys in this container
-        return len(allowed)
 
 
 # ------------------------------------------------------------------------------------- the cache

@@ -195,7 +195,7 @@ class OnnxRegressor:
     Args:
         weights: SynergyNet checkpoint. The first use exports its network (``utils.onnx_engine``).
         face_model: the one the weights were trained with.
-        threads: how many work on one call; ``utils.onnx_engine.cpu_threads()`` if None.
+        threads: how many work on one call; ``utils.cores.cpu_threads()`` if None.
 
     Raises:
         FileNotFoundError, ValueError, UnavailableError: see ``model_building.export_encoder``.
