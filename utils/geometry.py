@@ -12,7 +12,7 @@ POLE = 1 - 1e-9  # |sin(yaw)| from which pitch and roll turn about the same axis
 
 
 def decompose_camera(camera: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Splits cameras ``[A | t]`` into scale, rotation and translation (method, point 9).
+    """Splits cameras ``[A | t]`` into scale, rotation and translation.
 
     Args:
         camera: (B, 3, 4) ``[A | t]``, model frame to 1-based y-up crop frame.

@@ -33,10 +33,10 @@ def _half_side(height: np.ndarray) -> np.ndarray:
 
 
 def boxes_to_roi_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Detected boxes -> square roi boxes (method, point 2).
+    """Detected boxes -> square roi boxes, as published from centre and height alone.
 
     Args:
-        boxes: (n, 4+) x1 y1 x2 y2 ..., image frame. As published only the height counts.
+        boxes: (n, 4+) x1 y1 x2 y2 ..., image frame.
 
     Returns:
         (n, 4) float64 x1 y1 x2 y2, image frame: centre of the box, half side
@@ -63,7 +63,7 @@ def boxes_to_roi_boxes(boxes: np.ndarray) -> np.ndarray:
 
 
 def crop_faces(image: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
-    """Cuts one 120x120 crop per roi box (method, point 3).
+    """Cuts one 120x120 crop per roi box.
 
     Corners are rounded half-to-even, what lies outside the image is zero, resizing is bilinear.
 
@@ -104,13 +104,13 @@ def crop_faces(image: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
 
 
 def normalize_crops(crops: np.ndarray) -> np.ndarray:
-    """(n, 120, 120, 3) uint8 -> (n, 3, 120, 120) float32 network input (method, point 4)."""
+    """(n, 120, 120, 3) uint8 crops -> (n, 3, 120, 120) float32 network input, within [-1, 1]."""
     scaled = (crops.astype(np.float32) - PIXEL_MEAN) / PIXEL_STD
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
 def crop_to_image(points: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
-    """Points of each crop -> points of the photo (method, point 8).
+    """Points of each crop -> points of the photo.
 
     Args:
         points: (n, 3, P) or (n, 2, P), crop frame.
