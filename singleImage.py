@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     model = load_model(options)
     if set(options.save) & set(results.TEXTURED_FORMATS):
-        from utils.texture import require_texture_coordinates  # here: most runs need none
+        from utils.texture import require_texture_coordinates  # imported here: rarely needed
 
         require_texture_coordinates(model.face_model)
     writer = results.PhotoResults(options, model.face_model)

@@ -231,7 +231,7 @@ class SynergyNet:
         drawings: str | Sequence[str] = DEFAULT_DRAWINGS,
     ) -> np.ndarray:
         """All faces on one picture, (H, W, 3) uint8 BGR; arguments as of ``Face.draw``."""
-        from utils.overlays import Overlays  # here: who only wants numbers draws nothing
+        from utils.overlays import Overlays  # imported here: numbers alone need no drawing
 
         faces = [faces] if isinstance(faces, Face) else faces
         return Overlays(self.face_model, drawings)(to_bgr8(opened(image)), faces)
@@ -241,7 +241,7 @@ class SynergyNet:
 
         Arguments and the call are those of ``utils.tracking.FaceTracker``.
         """
-        from utils.tracking import FaceTracker  # here: photos need none
+        from utils.tracking import FaceTracker  # imported here: photos need no tracker
 
         return FaceTracker(self.pipeline, smoothing, detect_every)
 

@@ -20,6 +20,7 @@ from tools.check_faults import Folder, check_kind, is_equal, read_whole
 from utils import assets, training
 from utils.checkpoint import write_checkpoint
 from utils.datasets import PackedFaces, write_packed
+from utils.errors import UnavailableError
 from utils.files import atomic_write, read_image, remove_partials, write_image, write_npz
 from utils.memory import is_out_of_memory
 from utils.photo_script import run_on_photos
@@ -354,6 +355,15 @@ def test_a_crop_that_does_not_fit_ends_with_a_message(tmp_path, capsys):
     code = run_on_photos(options, lambda image: regressor(CROPS), lambda *photo: None, Path)
     assert code == 1
     assert "60.png: cpu: out of memory with a single crop" in capsys.readouterr().err
+
+
+def test_a_network_that_does_not_fit_ends_with_a_message(monkeypatch):
+    def fail(self, device):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 MiB\nand more")
+
+    monkeypatch.setattr(SmallMemory, "to", fail)
+    with pytest.raises(UnavailableError, match=r"^cpu: no memory for the network .*MiB\); end"):
+        small_regressor(most=5)
 
 
 def test_other_errors_of_the_network_are_not_taken_for_it(monkeypatch):

@@ -183,9 +183,10 @@ def _as_ctrl_c(*names: str) -> list[int]:
     own, came = os.getpid(), []
 
     def stop(number: int, _: object) -> None:
-        # like Ctrl-C it waits for native code; a second one then ends at once
+        # Python comes here only when native code returns, as for Ctrl-C; a second signal ends the
+        # process at once.
         signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != own:  # a worker's copy of this process
+        if os.getpid() != own:  # a forked worker, which inherits this
             os.kill(os.getpid(), number)
         came.append(number)
         raise KeyboardInterrupt

@@ -39,7 +39,8 @@ class FinishedPhotos:
         self.companion_of = companion_of
         text = json.dumps({key: str(value) for key, value in settings.items()}, sort_keys=True)
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.lines: dict[str, list] = {}  # the last about each name
+        # The last line about each name: [name, *state, result], or [name] of results begun anew.
+        self.lines: dict[str, list] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
@@ -65,7 +66,12 @@ class FinishedPhotos:
         return len(line) > 1 and line[-1] is not None
 
     def state(self, photo: tuple[str, Path]) -> list:
-        """What ``add`` lists of a photo, (name, path), as it is now; take it before it is read."""
+        """What ``add`` lists of a photo, (name, path), as it is now; take it before it is read.
+
+        Returns:
+            Name, absolute path, size, time of change and a hash of the settings; then size and time
+            of the companion, where there is one.
+        """
         name, path = photo
         state = [name, str(path.absolute()), *_change(path), self.settings]
         if self.companion_of and (other := self.companion_of(path)).exists():

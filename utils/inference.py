@@ -1,4 +1,4 @@
-"""From photos to faces: the whole data flow in one sitting.
+"""From photos to faces: the whole data flow.
 
     photo (H, W, 3)
       -> boxes (n, 5)                     FaceBoxes/
@@ -104,7 +104,7 @@ class Face:
         Raises:
             ValueError: another drawing, no picture, or a mesh asked of a face without one.
         """
-        from utils.overlays import Overlays  # here: who only wants numbers draws nothing
+        from utils.overlays import Overlays  # imported here: numbers alone need no drawing
 
         return Overlays(self.face_model, drawings)(to_bgr8(opened(image)), [self])
 
@@ -130,7 +130,7 @@ class Face:
             ValueError: another suffix, no photo where one is needed, or a face without the dense
                 mesh that is to be written.
         """
-        from utils.results import save_face  # here: who only wants numbers writes nothing
+        from utils.results import save_face  # imported here: many callers write no file
 
         return save_face(Path(path), self, None if image is None else opened(image))
 

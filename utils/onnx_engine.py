@@ -122,7 +122,7 @@ def open_network(
 
     weights = Path(weights)
     digest = hashlib.blake2b(read_weights_file(weights), digest_size=8)
-    for part in (EXPORT_VERSION, version):  # an older one may not read the file
+    for part in (EXPORT_VERSION, version):  # another ONNX Runtime may not read it
         digest.update(f"|{part}".encode())
     key = digest.hexdigest()
 
@@ -245,8 +245,10 @@ def export_onnx(
         import onnx
 
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # TorchScript's exporter announces its successor, which
-            torch.onnx.export(  # takes ten times as long (20 s) and further packages
+            # TorchScript's exporter warns that it is to be replaced; the other one (dynamo) takes
+            # ten times as long (20 s) and needs further packages.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
                 module,
                 _as_tuple(samples[0]),
                 file,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
 
 
-# options on which no photo's results depend
+# Options on which no photo's results depend: ``--resume`` goes on where they differ.
 _WITHOUT_EFFECT = "files png out photos jobs resume".split()
 
 
@@ -183,7 +183,7 @@ def run_on_photos(
     Returns:
         0, 1 if a photo failed, or ``STOPPED``.
     """
-    kinds: list[str] = []  # of the photos so far; threads may append to a list at once
+    kinds: list[str] = []  # of the photos so far; a list, since threads append to it safely
 
     def work(photo: tuple[str, Path]) -> Outcome:
         name, path = photo
@@ -202,7 +202,7 @@ def run_on_photos(
                 raise
             reason = reason if str(path) in reason else f"{path}: {reason}"
             return Outcome(FAILED, f"failed: {reason}")
-        kinds.append(outcome.kind)  # here: it is done, also where Ctrl-C comes before it is said
+        kinds.append(outcome.kind)  # it counts as done even where Ctrl-C comes before it is said
         return outcome
 
     def work_anew(photo: tuple[str, Path]) -> Outcome:
@@ -228,7 +228,7 @@ def run_on_photos(
     try:
         for (name, _), outcome in zip(with_progress(options.photos), outcomes, strict=True):
             if outcome.kind == FAILED:
-                kinds.append(FAILED)  # here: one that Ctrl-C leaves unsaid counts as left
+                kinds.append(FAILED)  # not in work: one that Ctrl-C leaves unsaid counts as left
                 say(outcome.line, file=sys.stderr)
                 continue
             if outcome.line:
@@ -259,6 +259,6 @@ def with_progress(photos: list[tuple[str, Path]]) -> Iterable[tuple[str, Path]]:
     """The photos, and where there are several, a progress bar."""
     if len(photos) == 1:
         return photos
-    from tqdm import tqdm  # here: it takes a tenth of the time of a run on one photo
+    from tqdm import tqdm  # imported here: it takes a tenth of the time of a run on one photo
 
     return tqdm(photos, unit="photo")

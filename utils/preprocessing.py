@@ -11,7 +11,7 @@ import numpy as np
 CROP_SIZE = 120
 PIXEL_MEAN, PIXEL_STD = 127.5, 128.0
 ROI_ENLARGEMENT = 1.2  # roi side over the detected box's height
-MIN_BOX_HEIGHT = 2  # pixels
+MIN_BOX_HEIGHT = 2  # pixels; of smaller faces nothing can be seen
 MAX_COORDINATE = 1e6  # pixels; a box beyond it lies in no picture
 MAX_ROI_SIDE = 32767  # OpenCV's resize addresses pixels with 16 bits
 

@@ -23,13 +23,13 @@ PHOTO_SUFFIXES = frozenset(
     ".avif .bmp .dib .exr .gif .hdr .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .pic .png .pnm .ppm .pxm "
     ".ras .sr .tif .tiff .webp".split()
 )
-# of photos, but not for OpenCV
+# formats of photos that OpenCV does not read
 UNREAD_SUFFIXES = frozenset(".heic .heif .jxl .arw .cr2 .cr3 .dng .nef .orf .raf .rw2".split())
 NUMBER_FORMATS = ("npz", "json")
 MAP_FORMATS = ("depth", "pncc")
 # the published pictures: folder, what is drawn
 PICTURES = {"rendering_overlay": ("mesh",), "landmarks": ("landmarks",), "poses": ("pose",)}
-# the numbers of a face, under the names of ``Face``; there is the dense mesh beside
+# the numbers of a face, under the names of ``Face``; the dense mesh is stored apart from them
 FACE_ROW = np.dtype(
     [
         ("box", np.float32, 4),
@@ -43,7 +43,7 @@ FACE_ROW = np.dtype(
         ("translation", np.float64, 3),
     ]
 )
-# what has the photo's own texture, one file a face
+# what shows a face with the photo's own texture; each face gets a file of its own
 TEXTURED_FORMATS = (*(suffix[1:] for suffix in MESH_SUFFIXES), "uv")
 # all folders that results are written to
 FOLDERS = frozenset(
@@ -59,7 +59,7 @@ def find_photos(paths: Sequence[Path], png_only: bool = False) -> list[tuple[str
     Raises:
         FileNotFoundError: nothing is there, or a folder has no picture.
     """
-    found: dict[str, Path] = {}  # as they were named first
+    found: dict[str, Path] = {}  # absolute path -> path as it was first given
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
@@ -79,7 +79,10 @@ def result_names(files: Sequence[Path]) -> list[str]:
     names = [f.name if stems[f.stem.casefold()] > 1 else f.stem for f in files]
     if _shared(names):  # a.jpg, a.png and a.jpg.png
         names = [f.name for f in files]
-    for parts in (slice(-1, None), slice(1, None)):  # the folder's name, all its path
+    for parts in (
+        slice(-1, None),
+        slice(1, None),
+    ):  # the folder's name, then its whole path
         shared = _shared(names)
         names = [
             "_".join([*f.absolute().parent.parts[parts], f.name]) if n.casefold() in shared else n
@@ -98,7 +101,7 @@ def _pictures_of(folder: Path, png_only: bool) -> list[Path]:
     shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
     # a folder called x.jpg is taken too: reading it will say what it is
     files = sorted(path for path in shown if path.suffix.lower() in suffixes)
-    # a link that leads nowhere as well, but no named pipe, which would be waited for
+    # A link that leads nowhere stays, so that it is reported; a named pipe would be waited for.
     files = [f for f in files if os.path.isfile(f) or os.path.isdir(f) or not os.path.exists(f)]
     if not files:
         kind = "PNG file" if png_only else "picture"
@@ -254,7 +257,7 @@ class ContactSheets:
         self.pages += 1
         number = f"_{self.pages}" if self.pages > 1 else ""
         sheet = contact_sheet(self.cells, self.COLUMNS, (self.CELL, self.CELL), self.captions)
-        self.cells, self.captions = [], []  # also where the page cannot be written
+        self.cells, self.captions = [], []  # a page that cannot be written is not tried again
         write_image(self.out / f"contact_sheet{number}.jpg", sheet)
 
 
@@ -295,7 +298,7 @@ def save_textured(
     formats = [form for form in TEXTURED_FORMATS if form in formats]
     if not formats:
         return
-    from utils.texture import textured_face  # here: most runs unwrap no texture
+    from utils.texture import textured_face  # imported here: most runs unwrap no texture
 
     for face, name in zip(faces, names, strict=True):
         mesh = textured_face(face, image)
@@ -367,7 +370,7 @@ def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:
     if suffix in PHOTO_SUFFIXES:
         write_image(path, face.draw(image))
         return [path]
-    from utils.texture import face_mesh, textured_face  # here: most runs unwrap no texture
+    from utils.texture import face_mesh, textured_face  # imported here: most runs unwrap no texture
 
     if image is None:
         return save_mesh(path, face_mesh(face))

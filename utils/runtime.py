@@ -33,6 +33,7 @@ DRIVERS = {
     "linux": ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvmap"),
     "win32": (os.path.join(os.environ.get("SYSTEMROOT", ""), "System32", "nvcuda.dll"),),
 }
+_FULL_DEVICE = "end what else uses the device, or choose another with --device"
 
 
 def choose_engine(engine: str = "auto", device: str | torch.device = "auto") -> tuple[str, str]:
@@ -92,7 +93,7 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         torch.zeros(1, device=name)
     except Exception as error:  # drivers fail in many ways
-        reason = textwrap.shorten(first_line(error), 160)  # torch lists all it has
+        reason = textwrap.shorten(first_line(error), 160)  # torch's lists all devices
         raise UnavailableError(
             f"device {name!r} does not work here ({reason}); choose another with --device"
         ) from error
@@ -130,13 +131,24 @@ class TorchRegressor:
     Args:
         model: a ``SynergyNet`` in evaluation mode; only its ``I2P`` part is used.
         device: where it runs.
+
+    Raises:
+        UnavailableError: the device has no memory for the network.
     """
 
     def __init__(self, model: SynergyNet, device: torch.device | str) -> None:
         import torch
 
         self.device = torch.device(device)
-        self.network = model.I2P.to(self.device).to(memory_format=torch.channels_last).eval()
+        try:
+            network = model.I2P.to(self.device).to(memory_format=torch.channels_last)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UnavailableError(
+                f"{self.device}: no memory for the network ({first_line(error)}); {_FULL_DEVICE}"
+            ) from error
+        self.network = network.eval()
         self.largest: int | None = None  # crops at once, once the memory was too small for more
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
@@ -173,8 +185,7 @@ class TorchRegressor:
 
         if size <= 1:
             raise MemoryError(
-                f"{self.device}: out of memory with a single crop ({reason}); end what else uses "
-                "the device, or choose another with --device"
+                f"{self.device}: out of memory with a single crop ({reason}); {_FULL_DEVICE}"
             )
         if self.largest is None:
             logger.warning(
