@@ -79,10 +79,8 @@ def result_names(files: Sequence[Path]) -> list[str]:
     names = [f.name if stems[f.stem.casefold()] > 1 else f.stem for f in files]
     if _shared(names):  # a.jpg, a.png and a.jpg.png
         names = [f.name for f in files]
-    for parts in (
-        slice(-1, None),
-        slice(1, None),
-    ):  # the folder's name, then its whole path
+    # where names are still shared, the folder's name comes before them, then all of its path
+    for parts in (slice(-1, None), slice(1, None)):
         shared = _shared(names)
         names = [
             "_".join([*f.absolute().parent.parts[parts], f.name]) if n.casefold() in shared else n
