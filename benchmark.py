@@ -11,7 +11,7 @@ from pathlib import Path
 from utils import evaluation
 from utils.aflw2000 import DEFAULT_FOLDER
 from utils.benchmark_script import BOXES, compare_runs, run_benchmark
-from utils.cli import at_least, complain, run_script, script_parser
+from utils.cli import at_least, run_script, script_parser
 from utils.preprocessing import PROTOCOL_BORDER
 
 EPILOG = """\
@@ -50,14 +50,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    try:
-        if options.compare:
-            compare_runs(*options.compare, options.seed)
-            return 0
-        return run_benchmark(options)
-    except (OSError, ValueError, RuntimeError) as error:
-        complain("benchmark.py", error)
-        return 2
+    if options.compare:
+        compare_runs(*options.compare, options.seed)
+        return 0
+    return run_benchmark(options)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,13 @@ python singleImage.py -f photo.jpg --save glb,html,uv,depth,pncc
 """
 
 import argparse
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
-import numpy as np
 
 from utils import results
-from utils.cli import complain, run_script, say, script_parser
-from utils.files import read_image
-from utils.inference import Face
+from utils.cli import comma_list, run_script, script_parser
 from utils.overlays import DRAWINGS
 from utils.photo_script import (
     add_photo_options,
-    comma_list,
+    finished_photos,
     load_model,
     parse_photo_options,
     run_on_photos,
@@ -73,54 +66,23 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    try:
-        model = load_model(options)
-        if set(options.save) & set(results.TEXTURED_FORMATS):
-            from utils.texture import require_texture_coordinates  # here: most runs need none
+    model = load_model(options)
+    if set(options.save) & set(results.TEXTURED_FORMATS):
+        from utils.texture import require_texture_coordinates  # imported here: rarely needed
 
-            require_texture_coordinates(model.face_model)
-    except (OSError, ValueError, RuntimeError) as error:
-        complain("singleImage.py", error)
-        return 2
-    photo_names = {name.casefold() for name, _ in options.photos}
-
-    sheets = results.ContactSheets(options.out) if len(options.photos) > 1 else None
-
-    def save(name: str, path: Path, image: np.ndarray, faces: list[Face]) -> np.ndarray | None:
-        results.save_numbers(options.out, name, path, faces, options.save, model.face_model)
-        if not faces:
-            return None
-        own = results.face_names(name, len(faces), photo_names)
-        fitted = (image, faces, options.save)
-        picture = results.save_pictures(options.out, name, image, faces, options.draw)
-        results.save_maps(options.out, name, *fitted)
-        results.save_textured(options.out, own, *fitted)
-        return sheets.cell(picture) if sheets else None
-
-    def result_of(name: str) -> Path:
-        return results.picture_path(options.out, name, options.draw)
-
-    if not sheets:
-        return run_on_photos(options, model, save, result_of)
-    failed = []
-
-    def kept(name: str) -> np.ndarray | None:
-        picture = result_of(name)
-        return sheets.cell(read_image(picture)) if picture.exists() else None
-
-    def tried(step: Callable[..., None], *arguments: object) -> None:
-        try:
-            step(*arguments)
-        except OSError as error:  # a page that cannot be written costs no photo
-            failed.append(error)
-            say(f"failed: {error}", file=sys.stderr)
-
-    def saved(name: str, cell: np.ndarray | None) -> None:
-        tried(sheets.add, name, cell)
-
-    code = run_on_photos(options, model, save, result_of, saved, kept)
-    tried(sheets.write)
-    return code or (1 if failed else 0)
+        require_texture_coordinates(model.face_model)
+    writer = results.PhotoResults(options, model.face_model)
+    code = run_on_photos(
+        options,
+        model,
+        writer.save,
+        writer.picture_of,
+        finished_photos(options, model),
+        writer.saved,
+        writer.kept,
+    )
+    is_whole = writer.close()
+    return code or int(not is_whole)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 model = SynergyNet()
 faces = model("photo.jpg")                          # or an array; list of Face, utils/inference.py
 faces_of_each = model(["a.jpg", image])             # list of lists
-for faces in model(frames):                         # of any other iterable one after the other
-    picture = faces[0].draw(image, ["mesh", "pose"])       # model.draw(image, faces): all of them
+for frame, faces in zip(frames, model(frames)):     # of any other iterable one after the other
+    picture = model.draw(frame, faces)              # or of one face: face.draw(frame, ["pose"])
 tracker = model.tracker()                           # of a video: ids, smoothing
 for number, face in tracker(frame):
     ...
@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import IOBase
 from itertools import repeat, starmap, zip_longest
 from numbers import Integral
@@ -28,7 +29,15 @@ import numpy as np
 from FaceBoxes import DETECT_SIZE, FaceBoxes, detection_limits
 from utils import assets
 from utils.files import WHAT_IS_A_PICTURE, opened, to_bgr8
-from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
+from utils.inference import (
+    DEFAULT_DRAWINGS,
+    Face,
+    FacePipeline,
+    Regressor,
+    expression_of,
+    frontal,
+    with_expression,
+)
 from utils.morphable_model import load_morphable_model
 from utils.onnx_engine import ExportError
 from utils.runtime import choose_engine, open_regressor
@@ -66,11 +75,14 @@ class SynergyNet:
             finds them, in time that grows with the square.
 
     Attributes:
+        face_model: the 3DMM in use, a ``utils.morphable_model.MorphableModel``.
+        pipeline: the ``utils.inference.FacePipeline`` that does the work.
+        engine, device: what runs the networks, ``torch`` or ``onnx``, and the device's name.
         files: paths of the weights, face model and detector weights in use.
         description: one line that names weights, face model, engine and device in use.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: a file is missing or does not fit, or the
+        FileNotFoundError, ValueError, UnavailableError: a file is missing or does not fit, or the
             device or engine does not work; the message names it.
     """
 
@@ -94,37 +106,36 @@ class SynergyNet:
             raise ValueError(f"threads must be a whole number, 1 or more, got {threads}")
         if not detect_size >= 2:
             raise ValueError(f"detect_size must be at least 2 pixels, got {detect_size}")
-        self.engine, self.device = choose_engine(engine, device)
         self._settings = score_threshold, engine, threads, detect_size
-
         max_height, max_width = detection_limits(detect_size)
 
-        def open_detector() -> FaceBoxes:
-            return FaceBoxes(
+        def open_networks(engine: str) -> tuple[Regressor, FaceBoxes]:
+            """Regressor and detector; the face model on the way."""
+            open_detector = partial(
+                FaceBoxes,
                 detector_weights,
                 self.device,
                 score_threshold=score_threshold,
                 max_height=max_height,
                 max_width=max_width,
-                engine=self.engine,
+                engine=engine,
                 threads=threads,
             )
+            with ThreadPoolExecutor(1) as pool:  # reading and hashing leave a core for the detector
+                opening = pool.submit(open_detector) if engine == "onnx" else None
+                self.face_model = load_morphable_model(face_model)
+                regressor = open_regressor(engine, weights, self.face_model, self.device, threads)
+                return regressor, opening.result() if opening else open_detector()
 
+        self.engine, self.device = choose_engine(engine, device)
         reason = ""
-        with ThreadPoolExecutor(1) as pool:  # reading and hashing leave a core for the detector
-            opening = pool.submit(open_detector) if self.engine == "onnx" else None
-            self.face_model = load_morphable_model(face_model)
-            try:
-                regressor = open_regressor(
-                    self.engine, weights, self.face_model, self.device, threads
-                )
-                detector = opening.result() if opening else open_detector()
-            except ExportError as error:
-                if engine == "onnx":
-                    raise
-                self.engine, reason = "torch", f" ({error})"
-                regressor = open_regressor("torch", weights, self.face_model, self.device)
-                detector = open_detector()
+        try:
+            regressor, detector = open_networks(self.engine)
+        except ExportError as error:
+            if engine == "onnx":
+                raise
+            self.engine, reason = "torch", f" ({error})"
+            regressor, detector = open_networks(self.engine)
         self.pipeline = FacePipeline(detector, regressor, self.face_model)
         self.files = weights, face_model, detector_weights
         shown = [assets.shown(path) for path in self.files]
@@ -138,7 +149,7 @@ class SynergyNet:
     def __reduce__(self) -> tuple:
         """Pickled and copied as what it was made from, opened again where it arrives."""
         files = [os.path.abspath(path) for path in self.files]
-        return SynergyNet, (*files, self.device, *self._settings)
+        return type(self), (*files, self.device, *self._settings)
 
     @overload
     def __call__(
@@ -217,10 +228,10 @@ class SynergyNet:
         self,
         image: Image,
         faces: Face | Sequence[Face],
-        drawings: str | Sequence[str] = ("mesh", "landmarks"),
+        drawings: str | Sequence[str] = DEFAULT_DRAWINGS,
     ) -> np.ndarray:
         """All faces on one picture, (H, W, 3) uint8 BGR; arguments as of ``Face.draw``."""
-        from utils.overlays import Overlays  # here: who only wants numbers draws nothing
+        from utils.overlays import Overlays  # imported here: numbers alone need no drawing
 
         faces = [faces] if isinstance(faces, Face) else faces
         return Overlays(self.face_model, drawings)(to_bgr8(opened(image)), faces)
@@ -230,7 +241,7 @@ class SynergyNet:
 
         Arguments and the call are those of ``utils.tracking.FaceTracker``.
         """
-        from utils.tracking import FaceTracker  # here: photos need none
+        from utils.tracking import FaceTracker  # imported here: photos need no tracker
 
         return FaceTracker(self.pipeline, smoothing, detect_every)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import cv2
 
 from utils import video_numbers
-from utils.cli import at_least, complain, run_script, say, script_parser
+from utils.cli import at_least, comma_list, run_script, say, script_parser
+from utils.inference import DEFAULT_DRAWINGS
 from utils.model_options import add_model_options, open_model
 from utils.overlays import DRAWINGS
-from utils.photo_script import comma_list
 from utils.smoothing import STRENGTHS
 from utils.video_io import CODECS, check_video_path, default_video
 from utils.video_script import check_window, run_on_video
@@ -45,8 +45,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         f"{' '.join(CODECS)}")  # fmt: skip
     add("--no-video", action="store_true", help="write none")
     add("--show", action="store_true", help="open a window")
-    add("--draw", type=comma_list(DRAWINGS), default=("mesh", "landmarks"), metavar="LIST",
-        help=f"any of {','.join(DRAWINGS)} (default: mesh,landmarks)")  # fmt: skip
+    add("--draw", type=comma_list(DRAWINGS), default=DEFAULT_DRAWINGS, metavar="LIST",
+        help=f"any of {','.join(DRAWINGS)} (default: {','.join(DEFAULT_DRAWINGS)})")  # fmt: skip
     add("--save", type=comma_list(video_numbers.FORMATS), default=(), metavar="LIST",
         help=f"numbers, any of {','.join(video_numbers.FORMATS)}")  # fmt: skip
     add("--smooth", choices=tuple(STRENGTHS), default="light", help="default: light")
@@ -54,11 +54,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         help="look for new faces every K frames (default: 10)")  # fmt: skip
     add_model_options(parser)
     options = parser.parse_args(arguments)
-    settle(parser, options)
+    resolve_paths(parser, options)
     return options
 
 
-def settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def resolve_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """What is read, and where what goes.
 
     ``files``: the video's path, or the camera's number. ``video``: the path to write, None where
@@ -88,16 +88,12 @@ def settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    try:
-        if options.show:
-            check_window()
-        if options.video or options.save:
-            options.base.parent.mkdir(parents=True, exist_ok=True)  # tried before all the work
-        model = open_model(options)
-        say(model.description)
-    except (OSError, ValueError, RuntimeError) as error:
-        complain("video.py", error)
-        return 2
+    if options.show:
+        check_window()
+    if options.video or options.save:
+        options.base.parent.mkdir(parents=True, exist_ok=True)  # tried before all the work
+    model = open_model(options)
+    say(model.description)
     try:
         return run_on_video(options, model)
     except (OSError, ValueError) as error:

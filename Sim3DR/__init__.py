@@ -135,9 +135,11 @@ def zbuffer(
 ) -> ZBuffer:
     """Depth and triangle of what is visible at each pixel.
 
-    Pixels are tested at their integer position by ``u >= 0, v >= 0, u + v < 1`` in float32 (the
-    method's "Rendering" says how), the largest z wins, of equals the first triangle. Triangles
-    without area paint nothing. ``interpolate`` and ``paint`` turn the result into pictures.
+    Pixels are tested at their integer position by ``u >= 0, v >= 0, u + v < 1`` in float32, where u
+    and v, the shares of the third and the second corner, are their numerators times the reciprocal
+    of the common denominator, as published; dividing instead rounds differently. The largest z
+    wins, of equals the first triangle. Triangles without area paint nothing. ``interpolate`` and
+    ``paint`` turn the result into pictures.
 
     Args:
         vertices: (N, 3) real; x, y in pixels, z towards the viewer.

@@ -28,7 +28,7 @@ from synergy3DMM import SynergyNet
 from utils import assets, results
 from utils.cli import quiet, run_script
 from utils.files import read_image, write_image
-from utils.photo_script import load_model, run_on_photos
+from utils.photo_script import finished_photos, load_model, run_on_photos
 
 
 def make_photos(folder: Path, count: int, seed: int = 0) -> None:
@@ -88,10 +88,11 @@ def main() -> None:
         def ours_once() -> float:
             start = time.perf_counter()
             with quiet():
-                run_on_photos(options, ours, save, result_of)
+                run_on_photos(options, ours, save, result_of, finished)
             return time.perf_counter() - start
 
         ours = load_model(options)
+        finished = finished_photos(options, ours)
         ours_once()
         resident = memory.copy()
         eager = SynergyNet(device="cpu", engine="torch")

@@ -27,7 +27,7 @@ from singleImage import parse_options
 from utils import assets, results
 from utils.cli import quiet, run_script
 from utils.files import read_image, write_image
-from utils.photo_script import load_model, run_on_photos
+from utils.photo_script import finished_photos, load_model, run_on_photos
 
 SIZES = 20
 
@@ -120,7 +120,8 @@ def main() -> None:
             return results.picture_path(options.out, name)
 
         with quiet():
-            run_on_photos(options, model, save, result_of, lambda name, result: meter.step())
+            finished = finished_photos(options, model)
+            run_on_photos(options, model, save, result_of, finished, lambda *_: meter.step())
         rows.append(meter.row())
 
         tracker = model.tracker()

@@ -33,11 +33,11 @@ from model_building import load_synergynet
 from synergy3DMM import SynergyNet
 from utils import assets
 from utils.cli import run_script
+from utils.cores import cpu_threads
 from utils.files import read_image
 from utils.morphable_model import SHAPE, MorphableModel, load_morphable_model, split_camera
-from utils.onnx_engine import cpu_threads
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
-from utils.results import count
+from utils.results import counted
 
 HEIGHT, WIDTH = 524, 1024
 
@@ -137,7 +137,7 @@ def main() -> None:
     for mesh, face in zip(meshes, faces, strict=True):
         np.testing.assert_allclose(mesh, face.vertices, atol=0.02)  # pixels
 
-    what = count(len(faces), "face")
+    what = counted(len(faces), "face")
     steps: dict[str, tuple[Callable, Callable, int]] = {  # eager, ours, crops
         "detector": (lambda: eager.detect(photo), lambda: detector(photo), 1),
         f"photo to {what} with mesh": (lambda: eager(photo), lambda: ours(photo), 1),

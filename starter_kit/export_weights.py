@@ -29,8 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="written by main_train.py")
     parser.add_argument("--trained-with", type=Path, help="face model of the run, if another")
-    parser.add_argument("--face-model", type=Path, default=assets.FACE_MODELS[1])
-    parser.add_argument("-o", "--out", type=Path, default=assets.WEIGHTS[1])
+    parser.add_argument("--face-model", type=Path, default=assets.STARTER_FACE_MODEL)
+    parser.add_argument("-o", "--out", type=Path, default=assets.STARTER_WEIGHTS)
     parser.add_argument("--init", type=Path, help="weights that the training began from")
     parser.add_argument(
         "--init-share", type=float, default=0.0, help="of the weights of --init in the export (0)"

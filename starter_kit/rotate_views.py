@@ -365,7 +365,7 @@ def make_views(options: argparse.Namespace) -> None:
             (packed, "--packed is written by starter_kit.pack_photos"),
         ]
     )
-    face_model = load_morphable_model(assets.FACE_MODELS[1])
+    face_model = load_morphable_model(assets.STARTER_FACE_MODEL)
     head = build_head(face_model)
     images = np.load(options.packed / "images.npy", mmap_mode="r", allow_pickle=False)
     photos = read_npz(packed)

@@ -148,7 +148,7 @@ def call(capsys):
 
     def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str]:
         try:
-            code = main([str(argument) for argument in arguments])
+            run_script(lambda: main([str(argument) for argument in arguments]))
         except SystemExit as stopped:
             code = stopped.code
         captured = capsys.readouterr()

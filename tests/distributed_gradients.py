@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from loss_definition import SynergyLoss, total
 from model_building import SynergyNet
-from utils.assets import FACE_MODELS
+from utils.assets import STARTER_FACE_MODEL
 from utils.distributed import join_world
 from utils.morphable_model import load_morphable_model
 from utils.training import TrainingStep
@@ -20,7 +20,7 @@ def main(path: str) -> None:
     torch.set_num_threads(1)
     with join_world("cpu") as world:
         torch.manual_seed(world.rank)  # DDP makes the weights equal: those of the first process
-        face_model = load_morphable_model(FACE_MODELS[1])
+        face_model = load_morphable_model(STARTER_FACE_MODEL)
         step = TrainingStep(SynergyNet(face_model, "mobilenet_025"), SynergyLoss()).eval()
         model = step.model
         if world.size > 1:

@@ -10,7 +10,7 @@ import trimesh
 from test_inference import BrightSquares, MeanColours, photo
 
 import artistic
-from utils import assets
+from utils import artistic_script, assets
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.texture import kept_part, sample_uv_map
 from utils.turntable import turntable_frames
@@ -36,9 +36,10 @@ def run(call, monkeypatch, face_model, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     for name in ("UV_FOLDER", "PRECROPPED_UV_FOLDER"):  # as if tmp_path were the repository
-        folder = getattr(artistic, name).relative_to(assets.ROOT)
-        monkeypatch.setattr(artistic, name, folder)
-    monkeypatch.setattr(artistic, "load_model", lambda *_: Model(face_model))
+        folder = getattr(artistic_script, name).relative_to(assets.ROOT)
+        monkeypatch.setattr(artistic_script, name, folder)
+    monkeypatch.setattr(artistic, "load_model", lambda options: Model(face_model))
+    monkeypatch.setattr(artistic_script, "finished_photos", lambda *_: None)
     return run
 
 
@@ -107,7 +108,7 @@ def test_the_precropped_job(run, face_model):
     code, _ = run(*arguments, "--frame", "image")
     assert code == 0
     assert written() == {"obj/3_real_A.obj", "rendering_overlay/3_real_A.jpg"}
-    face = artistic.face_of_crop(Model(face_model).pipeline, image)
+    face = artistic_script.face_of_crop(Model(face_model).pipeline, image)
     np.testing.assert_array_equal(face.roi_box, [0, 0, 256, 256])
     kept, _ = kept_part(face_model)
     vertices = read_obj("3_real_A.obj")[0]
@@ -236,7 +237,7 @@ def test_turntables_are_upright_whatever_the_mesh(run, monkeypatch):
         return turntable_frames(mesh, 32, 4)
 
     meshes = []
-    monkeypatch.setattr(artistic, "turntable_frames", small)
+    monkeypatch.setattr(artistic_script, "turntable_frames", small)
     write_picture(Path("a.png"), photo((20, 30, 40), (150, 120, 31)))
     write_picture(Path("uv_art/a_fake_B.png"), uv_map())
     assert run("-f", "a.png", "--turntable", "gif")[0] == 0
@@ -288,9 +289,12 @@ def test_a_second_face_does_not_overwrite_another_photo(run):
         (["-f", ".", "--texture", "paint"], "paint"),
         (["-f", ".", "--frame", "camera"], "camera"),
         (["-f", ".", "--texture", "photo", "--uv-dir", "x"], "--uv-dir is for --texture uv"),
-        (["-f", ".", "--texture-size", "4"], "--texture-size is 16 to 8192, not 4"),
-        (["-f", ".", "--expression", "2.5"], "--expression is 0 to 2, not 2.5"),
-        (["-f", ".", "--expression", "nan"], "--expression is 0 to 2, not nan"),
+        (
+            ["-f", ".", "--texture-size", "4"],
+            "a whole number, 16 to 8192, not '4'",
+        ),
+        (["-f", ".", "--expression", "2.5"], "--expression: expected a number, 0 to 2, not '2.5'"),
+        (["-f", ".", "--expression", "nan"], "--expression: expected a number, 0 to 2, not 'nan'"),
         (["-f", ".", "--neutral", "--expression", "2"], "not allowed with argument --neutral"),
         (["-f", ".", "--expression-from", "b.jpg"], "--expression-from: b.jpg: no such file"),
         (["-f", ".", "--expression-from", "a.png", "--neutral"], "no effect on a neutral face"),
@@ -307,23 +311,32 @@ def test_wrong_options(run, arguments, named):
 
 def test_a_face_model_without_texture_coordinates(run, face_model, monkeypatch):
     write_picture(Path("a.png"), photo((20, 30, 40)))
-    monkeypatch.setattr(artistic, "load_model", lambda *_: Model(replace(face_model, uv=None)))
+    monkeypatch.setattr(artistic, "load_model", lambda options: Model(replace(face_model, uv=None)))
     code, output = run("-f", "a.png", "--texture", "photo")
     assert code == 2
     assert "no texture coordinates" in output and face_model.source in output
 
 
-def test_wrong_weights(capsys, tmp_path):
+def test_wrong_weights(call, tmp_path):
     picture = write_picture(tmp_path / "a.png", photo())
     out = tmp_path / "out"
-    arguments = ["-f", str(picture), "-o", str(out), "--device", "cpu"]
-    assert artistic.main([*arguments, "-w", str(tmp_path / "no.pth")]) == 2
-    assert "no.pth" in capsys.readouterr().err
+    arguments = ["-f", picture, "-o", out, "--device", "cpu", "-w", tmp_path / "no.pth"]
+    code, output = call(artistic.main, *arguments)
+    assert code == 2 and "no.pth" in output
     assert not out.exists()
 
 
-def test_published_uv_maps_are_not_for_the_bundled_face_model(run, monkeypatch, face_model):
-    monkeypatch.setattr(assets, "FACE_MODELS", (Path("3dmm_data"), Path(face_model.source)))
+def test_without_the_bundled_face_model_another_one_serves(run, monkeypatch, face_model):
+    monkeypatch.setattr(assets, "STARTER_FACE_MODEL", Path(face_model.source) / "face.npz")
+    write_picture(Path("a.png"), photo((20, 30, 40)))
+    write_picture(Path("uv_art/a_fake_B.png"), uv_map())
+    code, output = run("-f", "a.png")
+    assert code == 0, output
+    assert "UV maps" not in output and written() == {"obj/a.obj"}
+
+
+def test_published_uv_maps_are_not_for_the_bundled_face_model(run, monkeypatch, face_npz):
+    monkeypatch.setattr(assets, "STARTER_FACE_MODEL", face_npz)
     write_picture(Path("a.png"), photo((20, 30, 40)))
     write_picture(Path("uv_art/a_fake_B.png"), uv_map())
     write_picture(Path("mine/a_fake_B.png"), uv_map())

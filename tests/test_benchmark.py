@@ -471,7 +471,7 @@ def test_published_form_and_repeatable(command, done, no_plots, tmp_path, capsys
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_compare(command, done, no_plots, tmp_path, capsys):
+def test_compare(command, done, no_plots, tmp_path, capsys, call):
     data, out = done
     other = tmp_path / "other"
     assert benchmark.main([*command, str(data), "-o", str(other), "--border", "0"]) == 0
@@ -485,11 +485,11 @@ def test_compare(command, done, no_plots, tmp_path, capsys):
     results[1] = str(other / "results.json")
     assert benchmark.main(["--compare", *results]) == 0
     assert "border 0" in capsys.readouterr().out
-    assert benchmark.main(["--compare", results[0], str(tmp_path)]) == 2  # a folder of no run
-    assert "results.json: no such file; benchmark.py writes it" in capsys.readouterr().err
+    code, printed = call(benchmark.main, "--compare", results[0], tmp_path)  # a folder of no run
+    assert code == 2 and "results.json: no such file; benchmark.py writes it" in printed
     (tmp_path / "x.json").write_text("[]")
-    assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 2
-    assert "x.json: not a results.json" in capsys.readouterr().err
+    code, printed = call(benchmark.main, "--compare", results[0], tmp_path / "x.json")
+    assert code == 2 and "x.json: not a results.json" in printed
     foreign = json.loads((out / "results.json").read_text())
     foreign["labels"] |= {"angles": "another"}
     (tmp_path / "x.json").write_text(json.dumps(foreign))
@@ -500,7 +500,7 @@ def test_compare(command, done, no_plots, tmp_path, capsys):
     assert "geodesic" not in printed and "yaw_exact" not in printed and "nme_dense" in printed
     foreign["settings"]["labels"] = "another"
     (tmp_path / "x.json").write_text(json.dumps(foreign))
-    assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 2
+    assert call(benchmark.main, "--compare", results[0], tmp_path / "x.json")[0] == 2
 
 
 def test_runs_that_cannot_be_compared_are_refused(done, tmp_path, capsys):
@@ -619,15 +619,11 @@ def test_compare_tells_gain_from_noise():
         assert one["difference"] == pytest.approx(one["b"] - one["a"])
 
 
-def test_exit_codes(command, copy, tmp_path, capsys):
+def test_exit_codes(command, copy, tmp_path, call):
     def run(*arguments):
-        try:
-            code = benchmark.main([str(a) for a in (*command, copy, "-o", tmp_path, *arguments)])
-        except SystemExit as stopped:
-            code = stopped.code
-        error = capsys.readouterr().err
-        assert "Traceback" not in error
-        return code, error
+        code, output = call(benchmark.main, *command, copy, "-o", tmp_path, *arguments)
+        assert "Traceback" not in output
+        return code, output
 
     assert run("--data", tmp_path / "nothing")[0] == 2
     assert run("-w", tmp_path / "nothing.pth")[0] == 2

@@ -19,6 +19,7 @@ import main_train
 import singleImage
 from model_building import SynergyNet
 from utils.checkpoint import write_checkpoint
+from utils.cli import run_script
 from utils.morphable_model import load_morphable_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,8 +29,8 @@ ASTRONAUT = ROOT / "img" / "astronaut.jpg"
 def run(capsys, *arguments) -> tuple[int, str]:
     """Exit code and all that was printed."""
     try:
-        code = singleImage.main([str(argument) for argument in arguments])
-    except SystemExit as stopped:  # argparse's way to say wrong usage
+        run_script(lambda: singleImage.main([str(argument) for argument in arguments]))
+    except SystemExit as stopped:
         code = stopped.code
     captured = capsys.readouterr()
     return code, captured.out + captured.err

@@ -6,7 +6,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from tools import draw_conventions as conventions
-from utils.assets import FACE_MODELS, ROOT
+from utils.assets import ROOT, STARTER_FACE_MODEL
 from utils.files import read_image
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.morphable_model import load_morphable_model, split_camera
@@ -20,7 +20,7 @@ CLAIMS = {  # README, "Conventions"
 
 @pytest.fixture(scope="module")
 def face_model():
-    return load_morphable_model(FACE_MODELS[1])
+    return load_morphable_model(STARTER_FACE_MODEL)
 
 
 def test_the_pictures_are_up_to_date(tmp_path, call):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import asset
-from utils.assets import FACE_MODELS
+from utils.assets import STARTER_FACE_MODEL
 from utils.datasets import (
     PUBLISHED_CROPS,
     PUBLISHED_LIST,
@@ -370,7 +370,7 @@ def test_another_models_whitening_is_refused(root, face_model):
 
 
 def test_published_whitening_is_not_the_starter_models(root):
-    starter = load_morphable_model(FACE_MODELS[1])
+    starter = load_morphable_model(STARTER_FACE_MODEL)
     published = load_morphable_model(asset("3dmm_data"))
     for own, other in ((published, starter), (starter, published)):
         write_parameters(root, own.whiten(turned_faces(own, 12)))

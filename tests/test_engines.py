@@ -22,9 +22,11 @@ from model_building import load_synergynet
 from synergy3DMM import SynergyNet
 from utils import evaluation, runtime
 from utils.checkpoint import write_checkpoint
+from utils.cores import cpu_threads
+from utils.errors import first_line
 from utils.morphable_model import load_morphable_model
-from utils.onnx_engine import ExportError, cache_folders, cpu_threads, export_onnx
-from utils.runtime import OnnxRegressor, TorchRegressor, choose_engine
+from utils.onnx_engine import ExportError, cache_folders, export_onnx
+from utils.runtime import OnnxRegressor, TorchRegressor, choose_device, choose_engine
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("onnx", reason="the onnx package is not installed")
@@ -215,7 +217,7 @@ def test_no_folder_at_all(face_model, weights, exports, tmp_path, monkeypatch, c
     closed.write_text("")
     monkeypatch.setattr(onnx_engine, "cache_folders", lambda weights: [closed, closed / "deeper"])
     assert OnnxRegressor(weights, face_model)(CROPS).shape == (5, 62)
-    assert "every run exports" in caplog.text
+    assert f"(tried {closed}, {closed / 'deeper'}): every run exports" in caplog.text
 
 
 def test_weights_of_another_face_model_are_refused_with_a_warm_cache(face_model, weights, tmp_path):
@@ -287,6 +289,23 @@ def test_packages_that_do_not_load_are_told_and_torch_takes_over(
     assert "engine torch (onnxruntime does not load (DLL load failed)" in model.description
     with pytest.raises(RuntimeError, match="DLL load failed"):
         SynergyNet(weights, face_npz, detector_weights, "cpu", engine="onnx")
+
+
+def test_a_device_that_fails_without_a_word_is_named(monkeypatch):
+    def fail(*size, device):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(RuntimeError, match=r"device 'cpu' does not work here \(MemoryError\)"):
+        choose_device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ValueError("  a\nb"), "a"), (ValueError("\n"), "ValueError"), (KeyError(), "KeyError")],
+)
+def test_the_first_line_of_an_error(error, said):
+    assert first_line(error) == said
 
 
 def test_a_user_without_a_home_has_the_cache_beside_the_weights_alone(monkeypatch, weights):

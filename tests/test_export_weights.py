@@ -12,7 +12,7 @@ from utils import assets
 from utils.checkpoint import mixed_state, read_checkpoint, write_checkpoint
 from utils.morphable_model import load_morphable_model
 
-SHIPPED = assets.WEIGHTS[1]
+SHIPPED = assets.STARTER_WEIGHTS
 
 
 def export(monkeypatch, *options: object) -> None:
@@ -53,7 +53,7 @@ def test_the_export_says_what_was_trained(monkeypatch, tmp_path, loop):
     trained, out = tmp_path / "best.pth.tar", tmp_path / "out.pth"
     write_checkpoint(trained, read_checkpoint(SHIPPED) | {"trained_loop": loop})
     export(monkeypatch, trained, "-o", out)
-    model = load_synergynet(out, load_morphable_model(assets.FACE_MODELS[1]))
+    model = load_synergynet(out, load_morphable_model(assets.STARTER_FACE_MODEL))
     assert model.trained_loop == loop
 
 

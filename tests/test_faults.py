@@ -20,6 +20,7 @@ from tools.check_faults import Folder, check_kind, is_equal, read_whole
 from utils import assets, training
 from utils.checkpoint import write_checkpoint
 from utils.datasets import PackedFaces, write_packed
+from utils.errors import UnavailableError
 from utils.files import atomic_write, read_image, remove_partials, write_image, write_npz
 from utils.memory import is_out_of_memory
 from utils.photo_script import run_on_photos
@@ -189,13 +190,13 @@ def test_photos_that_failed_are_tried_again(run_folder, tmp_path, monkeypatch):
 def test_two_runs_at_once_into_one_folder_with_one_cache(tmp_path):
     write_photos(tmp_path / "photos", [150, 160, 170])
     weights, detector = tmp_path / "w.pth.tar", tmp_path / "d.pth"
-    weights.write_bytes(assets.WEIGHTS[1].read_bytes())
-    detector.write_bytes(assets.DETECTOR_WEIGHTS[1].read_bytes())
+    weights.write_bytes(assets.STARTER_WEIGHTS.read_bytes())
+    detector.write_bytes(assets.STARTER_DETECTOR_WEIGHTS.read_bytes())
 
     def start(out: str) -> subprocess.Popen:
         command = [sys.executable, "singleImage.py", "-f", tmp_path / "photos"]
         command += ["-o", tmp_path / out, "-w", weights, "--detector-weights", detector]
-        command += ["--face-model", assets.FACE_MODELS[1]]
+        command += ["--face-model", assets.STARTER_FACE_MODEL]
         command += "--save npz,json,obj --engine onnx --jobs 2".split()
         return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
@@ -267,20 +268,20 @@ def test_a_full_disk_costs_what_does_not_fit_and_names_it(tmp_path):
     assert "700.png" not in files["finished.jsonl"].read_text()
 
 
-def test_a_page_that_cannot_be_written_costs_no_photo(tmp_path, monkeypatch, capsys):
-    write_photos(tmp_path / "photos", [60, 70])
+def test_a_page_that_cannot_be_written_costs_no_photo(tmp_path, monkeypatch, call):
+    write_photos(tmp_path / "photos", [150, 160])
 
-    def fail(self):
-        raise OSError(28, "No space left on device", "contact_sheet.jpg")
+    def write(path, image):
+        if path.name == "contact_sheet.jpg":
+            raise OSError(28, "No space left on device", path.name)
+        write_image(path, image)
 
-    monkeypatch.setattr(singleImage, "load_model", lambda options: Seen(None))
-    monkeypatch.setattr(singleImage.results.ContactSheets, "write", fail)
+    monkeypatch.setattr("utils.results.write_image", write)
     arguments = ["-f", tmp_path / "photos", "-o", tmp_path / "out", "--save", "json"]
-    assert singleImage.main([str(argument) for argument in arguments]) == 1
-    assert "failed: [Errno 28] No space left on device: 'contact_sheet.jpg'" in (
-        capsys.readouterr().err
-    )
-    for side in (60, 70):
+    code, output = call(singleImage.main, *arguments)
+    assert code == 1 and "2 photos with faces written" in output
+    assert "failed: [Errno 28] No space left on device: 'contact_sheet.jpg'" in output
+    for side in (150, 160):
         assert json.loads((tmp_path / "out" / "numbers" / f"{side}.json").read_text())["photo"]
 
 
@@ -354,6 +355,15 @@ def test_a_crop_that_does_not_fit_ends_with_a_message(tmp_path, capsys):
     code = run_on_photos(options, lambda image: regressor(CROPS), lambda *photo: None, Path)
     assert code == 1
     assert "60.png: cpu: out of memory with a single crop" in capsys.readouterr().err
+
+
+def test_a_network_that_does_not_fit_ends_with_a_message(monkeypatch):
+    def fail(self, device):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 MiB\nand more")
+
+    monkeypatch.setattr(SmallMemory, "to", fail)
+    with pytest.raises(UnavailableError, match=r"^cpu: no memory for the network .*MiB\); end"):
+        small_regressor(most=5)
 
 
 def test_other_errors_of_the_network_are_not_taken_for_it(monkeypatch):

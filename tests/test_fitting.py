@@ -5,7 +5,7 @@ import pytest
 
 import Sim3DR
 from utils import fitting, synthetic
-from utils.assets import FACE_MODELS
+from utils.assets import STARTER_FACE_MODEL
 from utils.fitting import fit_landmarks, similarity_align, whitening
 from utils.geometry import decompose_camera
 from utils.metrics import box_size, geodesic, nme
@@ -109,7 +109,7 @@ def test_batch_equals_single_and_an_alternation_written_out(model):
 
 @pytest.fixture(scope="module")
 def starter() -> MorphableModel:
-    return load_morphable_model(FACE_MODELS[1])
+    return load_morphable_model(STARTER_FACE_MODEL)
 
 
 def made_up_labels(model, yaw, seed=0):

@@ -1,5 +1,6 @@
 """The pipeline from photos to faces, the Python API around it, and the files that are written."""
 
+import copy
 import io
 import json
 import pickle
@@ -205,6 +206,16 @@ def test_detections_that_cannot_be_cropped_are_left_out(pipeline):
     found = np.float32([[10, 10, 50, 60, 0.9], [5, 5, 9, 6, 0.8], [9, 9, 9, 40, 0.7]])
     pipeline.detector = lambda image: found
     assert [face.score for face in pipeline([PHOTOS[0]])[0]] == pytest.approx([0.9])
+
+
+def test_one_rule_says_which_boxes_can_be_cropped(pipeline):
+    """Detections by it are left out; the same boxes, given, are refused, with the true limit."""
+    found = np.float32([[5, 5, 9, 7, 0.9], [5, 5, 9, 6.9, 0.8], [5, 5, 9, np.nan, 0.7]])
+    pipeline.detector = lambda image: found
+    assert [face.score for face in pipeline([PHOTOS[0]])[0]] == pytest.approx([0.9])
+    for box in found[1:, :4]:
+        with pytest.raises(ValueError, match="cannot be cropped: .* a height of 2 to 27306 pixels"):
+            pipeline([PHOTOS[0]], [box[None]])
 
 
 @pytest.mark.parametrize("kind", ["grey", "one channel", "BGRA", "16 bit", "float"])
@@ -430,6 +441,14 @@ def test_a_stream_with_other_than_one_box_list_for_each_picture(api, boxes, said
     found = api(iter([PHOTOS[0], PHOTOS[0]]), boxes=[[[10, 10, 50, 50]]] * boxes)
     with pytest.raises(ValueError, match=said):
         list(found)
+
+
+def test_a_copy_of_a_subclass_is_one_too(face_npz, api):
+    class Own(SynergyNet):
+        pass
+
+    weights, _, detector_weights = api.files
+    assert type(copy.copy(Own(weights, face_npz, detector_weights, "cpu"))) is Own
 
 
 def test_a_model_can_be_pickled(api):

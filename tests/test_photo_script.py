@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from utils.cli import STOPPED, at_least, run_script
+from utils.cli import STOPPED, at_least, comma_list, run_script, within
+from utils.errors import UnavailableError
 from utils.files import write_image
 from utils.finished import FinishedPhotos
 from utils.photo_script import (
     add_photo_options,
-    comma_list,
     parse_photo_options,
     run_on_photos,
     small_faces_note,
     would_overwrite,
 )
-from utils.results import count, find_photos
+from utils.results import counted, find_photos
 
 
 def test_comma_list():
@@ -37,6 +37,10 @@ def test_comma_list():
 
 def test_numbers_on_the_command_line():
     assert at_least(2)("3") == 3 and at_least(0, float)("0.5") == 0.5
+    assert within(2, 4)("4") == 4 and within(0, 1, float)("0") == 0
+    for bad in ("1.5", "1", "5", "nan", "inf", "x"):
+        with pytest.raises(ArgumentTypeError, match=f"a whole number, 2 to 4, not '{bad}'"):
+            within(2, 4)(bad)
     for kind, bad in ((int, "1.5"), (int, "-1"), (float, "nan"), (float, "inf"), (float, "x")):
         with pytest.raises(ArgumentTypeError, match=f"0 or more, not '{bad}'"):
             at_least(0, kind)(bad)
@@ -44,7 +48,11 @@ def test_numbers_on_the_command_line():
 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
-    [(ValueError("x.npz: no"), 2, "x.npz: no\n"), (KeyboardInterrupt(), STOPPED, "stopped\n")],
+    [
+        (ValueError("x.npz: no"), 2, "x.npz: no\n"),
+        (UnavailableError("no such device"), 2, "no such device\n"),
+        (KeyboardInterrupt(), STOPPED, "stopped\n"),
+    ],
 )
 def test_scripts_end_with_one_line_and_their_code(capsys, error, code, said):
     def main() -> None:
@@ -71,7 +79,7 @@ def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
             raise OSError("disk full")
         saved.append((name, int(image[0, 0, 0])))
 
-    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, finished=None, detect_size=1080)
+    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, detect_size=1080)
     assert run_on_photos(options, lambda image: [], save, Path) == 1
     assert sorted(saved) == [("p0", 0), ("p1", 1), ("p3", 3), ("p4", 4), ("p6", 6)]
     out, err = capsys.readouterr()
@@ -88,7 +96,7 @@ def test_a_photo_that_opencv_refuses_costs_nothing_but_itself(tmp_path, capsys):
         if name == "p1":
             cv2.remap(np.zeros((1, 40_000), np.uint8), *np.zeros((2, 1, 1), np.float32), 1)
 
-    options = Namespace(photos=photos, out=tmp_path, jobs=1, finished=None, detect_size=1080)
+    options = Namespace(photos=photos, out=tmp_path, jobs=1, detect_size=1080)
     assert run_on_photos(options, lambda image: [], save, Path) == 1
     out, err = capsys.readouterr()
     assert "2 photos without a face, 1 photo failed" in out and "p1.png" in err
@@ -97,29 +105,29 @@ def test_a_photo_that_opencv_refuses_costs_nothing_but_itself(tmp_path, capsys):
 def test_a_photo_that_is_replaced_while_it_is_worked_on_is_not_done(tmp_path):
     (photo,) = grey_photos(tmp_path, 1)
     finished = FinishedPhotos(tmp_path, {}, resume=False)
-    options = Namespace(photos=[photo], out=tmp_path, jobs=1, finished=finished, detect_size=1080)
+    options = Namespace(photos=[photo], out=tmp_path, jobs=1, detect_size=1080)
 
     def replace(*saved: object) -> None:
         write_image(photo[1], np.zeros((30, 40, 3), np.uint8))
 
-    assert run_on_photos(options, lambda image: [], replace, Path) == 0
+    assert run_on_photos(options, lambda image: [], replace, Path, finished) == 0
     assert photo not in FinishedPhotos(tmp_path, {}, resume=True)
-    assert run_on_photos(options, lambda image: [], lambda *saved: None, Path) == 0
+    assert run_on_photos(options, lambda image: [], lambda *saved: None, Path, finished) == 0
     assert photo in FinishedPhotos(tmp_path, {}, resume=True)
 
 
 def test_a_photo_is_done_again_where_the_file_beside_it_has_changed(tmp_path):
     photo, later = grey_photos(tmp_path, 2)
-    settings, beside = {"x": 1}, {photo[1]: tmp_path / "map", later[1]: tmp_path / "none yet"}
+    settings, companions = {"x": 1}, {photo[1]: tmp_path / "map", later[1]: tmp_path / "none yet"}
     (tmp_path / "map").write_text("eins")
-    finished = FinishedPhotos(tmp_path, settings, False, beside.get)
+    finished = FinishedPhotos(tmp_path, settings, False, companions.get)
     for each in (photo, later):
         finished.add(finished.state(each), None)
-    again = FinishedPhotos(tmp_path, settings, True, beside.get)
+    again = FinishedPhotos(tmp_path, settings, True, companions.get)
     assert photo in again and later in again
     (tmp_path / "map").write_text("zwei!")
     (tmp_path / "none yet").write_text("now there")
-    again = FinishedPhotos(tmp_path, settings, True, beside.get)
+    again = FinishedPhotos(tmp_path, settings, True, companions.get)
     assert photo not in again and later not in again
 
 
@@ -152,12 +160,12 @@ def test_ctrl_c_ends_a_folder_and_says_how_to_go_on(tmp_path, capsys, jobs):
         return []
 
     finished = FinishedPhotos(tmp_path, {}, False)
-    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, finished=finished, detect_size=1080)
-    assert run_on_photos(options, find_faces, lambda *photo: None, Path) == STOPPED
+    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, detect_size=1080)
+    assert run_on_photos(options, find_faces, lambda *photo: None, Path, finished) == STOPPED
     out, _ = capsys.readouterr()
     listed = len((tmp_path / "finished.jsonl").read_text().splitlines())  # those under way, too
     assert listed == 3 if jobs == 1 else 3 <= listed < 9
-    left = count(9 - listed, "photo")
+    left = counted(9 - listed, "photo")
     assert f"{listed} photos without a face, stopped with {left} left (--resume goes on)" in out
 
 

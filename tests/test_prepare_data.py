@@ -13,7 +13,7 @@ from conftest import exit_code
 import main_train
 from tools import prepare_data
 from tools.prepare_data import Sample, name_crops, roi_box, to_crop
-from utils.assets import FACE_MODELS
+from utils.assets import STARTER_FACE_MODEL
 from utils.datasets import open_training_set
 from utils.files import read_image
 from utils.fitting import whitening
@@ -24,7 +24,7 @@ from utils.morphable_model import load_morphable_model, split_camera
 from utils.synthetic import FaceRenderer, random_background, random_parameters
 
 COUNT = 8
-STARTER = FACE_MODELS[1]
+STARTER = STARTER_FACE_MODEL
 BOXES = np.array([[40, 30, 280, 270], [90, 60, 270, 240], [5, 5, 305, 305], [100, 20, 340, 260]])
 FORMS = ("pts", "mat", "json", "csv")
 

@@ -145,7 +145,7 @@ def test_every_command_is_run_or_has_a_reason():
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
     """What the commands need of the repository, with the starter kit, and the files they name."""
-    starter = (assets.WEIGHTS[1], assets.FACE_MODELS[1], assets.DETECTOR_WEIGHTS[1])
+    starter = (assets.STARTER_WEIGHTS, assets.STARTER_FACE_MODEL, assets.STARTER_DETECTOR_WEIGHTS)
     model = SynergyNet(*starter, device="cpu")  # so that the exported networks are there to copy
     copy = tmp_path_factory.mktemp("commands") / "repository"
     shutil.copytree(

@@ -32,7 +32,7 @@ WHOLE = np.array([0, 0, SIDE, SIDE])
 
 @pytest.fixture(scope="module")
 def model():
-    return load_morphable_model(assets.FACE_MODELS[1])
+    return load_morphable_model(assets.STARTER_FACE_MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ def run(call, monkeypatch, face_model, tmp_path):
 
     def run(*arguments, model=face_model) -> tuple[int, str]:
         monkeypatch.setattr(singleImage, "load_model", lambda options: Model(model))
+        monkeypatch.setattr(singleImage, "finished_photos", lambda *_: None)
         return call(singleImage.main, *arguments)
 
     monkeypatch.chdir(tmp_path)
@@ -94,6 +95,33 @@ def test_contact_sheets_show_every_photo_with_a_face_in_order(tmp_path):
     pitch = page.shape[1] // sheets.COLUMNS
     middles = page[sheets.CELL // 2, pitch // 2 :: pitch, 0].astype(int)
     np.testing.assert_allclose(middles, [0, 6, 9, 12, 15, 18], atol=2)
+
+
+def test_a_resumed_run_shows_no_old_picture_of_a_photo_without_a_face(
+    call, monkeypatch, face_model, tmp_path
+):
+    model = Model(face_model)
+    model.files, model.description = [], "made up"
+    monkeypatch.setattr("utils.photo_script.open_model", lambda options, threads: model)
+    monkeypatch.chdir(tmp_path)
+
+    def captions(*arguments: str) -> list[str]:
+        """Of the contact sheet that a run writes."""
+        shown = []
+        monkeypatch.setattr(
+            results, "contact_sheet", lambda cells, *rest: shown.extend(rest[-1]) or cells[0]
+        )
+        code, output = call(singleImage.main, "-f", "in", *arguments)
+        assert code == 0, output
+        return shown
+
+    for name in ("a", "b"):
+        write_picture(Path(f"in/{name}.png"), photo((20, 30, 40)))
+    assert captions() == ["a", "b"]
+    write_picture(Path("in/a.png"), photo())  # nobody there any more
+    assert captions() == ["b"]
+    assert Path("inference_output/rendering_overlay/a.jpg").exists()
+    assert captions("--resume") == ["b"]
 
 
 def test_only_what_is_asked_for(run):

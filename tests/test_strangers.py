@@ -247,6 +247,7 @@ NAMES = [
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows admits no such names")
 def test_hostile_photo_names(call, monkeypatch, face_model, tmp_path):
     monkeypatch.setattr(singleImage, "load_model", lambda options: Model(face_model))
+    monkeypatch.setattr(singleImage, "finished_photos", lambda *_: None)
     monkeypatch.setattr(  # a smaller texture
         "utils.texture.textured_face", lambda *arguments: textured_face(*arguments, size=64)
     )

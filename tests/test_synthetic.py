@@ -24,7 +24,7 @@ COUNT = 24  # the smallest set that holds a face turned past the profile
 
 @pytest.fixture(scope="module")
 def model():
-    return load_morphable_model(assets.FACE_MODELS[-1])
+    return load_morphable_model(assets.STARTER_FACE_MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from conftest import ROOT, asset
 
 import Sim3DR
 from synergy3DMM import SynergyNet
-from utils.assets import FACE_MODELS
+from utils.assets import STARTER_FACE_MODEL
 from utils.files import read_image
 from utils.geometry import decompose_camera
 from utils.inference import Face, frontal, with_expression
@@ -327,7 +327,7 @@ def test_parts_outside_the_photo_are_mirrored():
 @pytest.fixture(params=["published", "starter"])
 def real_face_model(request):
     starter = request.param == "starter"
-    return load_morphable_model(FACE_MODELS[1] if starter else asset("3dmm_data"))
+    return load_morphable_model(STARTER_FACE_MODEL if starter else asset("3dmm_data"))
 
 
 def test_published_and_starter_face_models(real_face_model):

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from Sim3DR import Lighting
-from utils.assets import FACE_MODELS, ROOT, shown
+from utils.assets import ROOT, STARTER_FACE_MODEL, shown
 from utils.cli import run_script, script_parser
 from utils.draw import AXES, FONT, OUTLINE, PARTS, Colour, Part, draw_pose_axes
 from utils.files import write_image
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         "-o", "--out", type=Path, default=ROOT / "docs", help="folder to write (default: docs)"
     )
     options = parser.parse_args(arguments)
-    face_model = load_morphable_model(FACE_MODELS[1])  # the same for everyone, published or not
+    face_model = load_morphable_model(STARTER_FACE_MODEL)  # the same for everyone, published or not
     pictures = {
         "landmarks.png": landmark_picture(face_model),
         "pose_signs.png": pose_picture(face_model),

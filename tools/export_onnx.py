@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from model_building import SynergyNet, load_synergynet
 from utils import assets
-from utils.cli import complain, run_script, script_parser
+from utils.cli import comma_list, complain, run_script, script_parser
 from utils.files import atomic_write
 from utils.geometry import SINE_AT_POLE
 from utils.inference import faces_from_parameters
@@ -34,7 +34,6 @@ from utils.onnx_engine import (
     export_onnx,
     missing_packages,
 )
-from utils.photo_script import comma_list
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD, normalize_crops
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}

@@ -3,11 +3,15 @@
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FACE_MODELS = (ROOT / "3dmm_data", ROOT / "starter_kit" / "face_model" / "face_model.npz")
-WEIGHTS = (ROOT / "pretrained" / "best.pth.tar", ROOT / "pretrained" / "starter_synergynet.pth")
+STARTER_FACE_MODEL = ROOT / "starter_kit" / "face_model" / "face_model.npz"
+STARTER_WEIGHTS = ROOT / "pretrained" / "starter_synergynet.pth"
+STARTER_DETECTOR_WEIGHTS = ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth"
+# in the order in which they are looked for
+FACE_MODELS = (ROOT / "3dmm_data", STARTER_FACE_MODEL)
+WEIGHTS = (ROOT / "pretrained" / "best.pth.tar", STARTER_WEIGHTS)
 DETECTOR_WEIGHTS = (
     ROOT / "FaceBoxes" / "weights" / "FaceBoxesProd.pth",
-    ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth",
+    STARTER_DETECTOR_WEIGHTS,
 )
 
 

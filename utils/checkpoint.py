@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.errors import first_line
 from utils.files import atomic_write, read_weights_file
 from utils.morphable_model import SHAPE, MorphableModel
 
@@ -45,7 +46,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = torch.load(stored, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damage and forbidden content in many ways
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if reason.startswith("Weights only load failed"):  # torch goes on to advise unsafe loading
             reason = "it holds more than tensors, or is no torch file"
         raise ValueError(

@@ -14,6 +14,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import IO, NoReturn
 
+from utils.errors import UnavailableError
+
 STOPPED = 130  # the exit code of a program that Ctrl-C ended
 MAX_SHOWN = 10  # lines of a list on the screen
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -61,16 +63,39 @@ def complain(script: str, error: object) -> None:
 
 def at_least(least: float, kind: type = int) -> Callable[[str], float]:
     """An argparse type: a finite number, ``int`` or ``float``, that is not below ``least``."""
+    return _number(lambda value: least <= value < math.inf, f"{least:g} or more", kind)
 
+
+def within(low: float, high: float, kind: type = int) -> Callable[[str], float]:
+    """An argparse type: a number, ``int`` or ``float``, of ``low`` to ``high``, both included."""
+    return _number(lambda value: low <= value <= high, f"{low:g} to {high:g}", kind)
+
+
+def _number(is_right: Callable[[float], bool], range_: str, kind: type) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (least <= value < math.inf):
+        if not is_right(value):
             what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {what}, {least:g} or more, not {text!r}")
+            raise argparse.ArgumentTypeError(f"expected {what}, {range_}, not {text!r}")
         return value
+
+    return parse
+
+
+def comma_list(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """An argparse type: ``a,b`` -> ("a", "b"), each of them one of ``allowed``."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        parts = tuple(dict.fromkeys(p.strip().lower() for p in text.split(",") if p.strip()))
+        if not parts or not set(parts) <= set(allowed):
+            expected = ", ".join(allowed)
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected a comma-separated list of {expected}"
+            )
+        return parts
 
     return parse
 
@@ -132,11 +157,11 @@ def script_parser(
 def run_script(main: Callable[[], int | None]) -> None:
     """Runs a script's ``main`` and ends the process with its exit code.
 
-    Wrong input (``OSError``, ``ValueError``: their messages name the file or value) is one line on
-    stderr and exit code 2, not a traceback; Ctrl-C ends with ``STOPPED``. What else politely asks a
-    program to end (``timeout``, ``docker stop``, a batch system, a terminal that is closed) is
-    taken as Ctrl-C, so that what is finished is kept; the exit code is then 128 + the signal's
-    number.
+    Wrong input (``OSError``, ``ValueError``: their messages name the file or value) and what is
+    not there (``UnavailableError``) are one line on stderr and exit code 2, not a traceback; Ctrl-C
+    ends with ``STOPPED``. What else politely asks a program to end (``timeout``, ``docker stop``, a
+    batch system, a terminal that is closed) is taken as Ctrl-C, so that what is finished is kept;
+    the exit code is then 128 + the signal's number.
     """
     script = Path(sys.argv[0]).name
     asked = _as_ctrl_c("SIGTERM", "SIGHUP")
@@ -144,7 +169,7 @@ def run_script(main: Callable[[], int | None]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
     try:
         code = main()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnavailableError) as error:
         complain(script, error)
         code = 2
     except KeyboardInterrupt:
@@ -161,9 +186,10 @@ def _as_ctrl_c(*names: str) -> list[int]:
     own, came = os.getpid(), []
 
     def stop(number: int, _: object) -> None:
-        # like Ctrl-C it waits for native code; a second one then ends at once
+        # Python comes here only when native code returns, as for Ctrl-C; a second signal ends the
+        # process at once.
         signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != own:  # a worker's copy of this process
+        if os.getpid() != own:  # a forked worker, which inherits this
             os.kill(os.getpid(), number)
         came.append(number)
         raise KeyboardInterrupt

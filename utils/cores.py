@@ -1,6 +1,7 @@
 """How many processors there are to use. Imports nothing heavy: start-up goes through here."""
 
 import os
+from pathlib import Path
 
 
 def usable_cores() -> int:
@@ -14,3 +15,20 @@ def openmp_threads() -> int | None:
     """What ``OMP_NUM_THREADS`` says (its first number), None where it says nothing usable."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(wanted) if wanted.isdecimal() and int(wanted) else None
+
+
+def cpu_threads() -> int:
+    """``OMP_NUM_THREADS`` where set, else the cores that this process may use.
+
+    Two hardware threads of one core count once: they share its arithmetic units.
+    """
+    if wanted := openmp_threads():
+        return wanted
+    if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
+        return usable_cores()
+    allowed = os.sched_getaffinity(0)
+    try:
+        siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+        return len({Path(siblings.format(cpu)).read_text() for cpu in allowed})
+    except OSError:  # no /sys in this container
+        return len(allowed)

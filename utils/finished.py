@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.files import atomic_write
 
-NAME = "finished.jsonl"
+LIST_NAME = "finished.jsonl"
 
 
 class FinishedPhotos:
@@ -22,7 +22,7 @@ class FinishedPhotos:
         out: the folder of the results.
         settings: what the results depend on besides the photo.
         resume: whether an earlier run's lines count.
-        beside: of a photo's path, a file of its own that its results depend on too.
+        companion_of: of a photo's path, a file of its own that its results depend on too.
 
     Raises:
         OSError: the list cannot be read or written.
@@ -33,12 +33,14 @@ class FinishedPhotos:
         out: Path,
         settings: Mapping[str, object],
         resume: bool,
-        beside: Callable[[Path], Path] | None = None,
+        companion_of: Callable[[Path], Path] | None = None,
     ) -> None:
-        self.out, self.path, self.resume, self.beside = out, out / NAME, resume, beside
+        self.out, self.path, self.resume = out, out / LIST_NAME, resume
+        self.companion_of = companion_of
         text = json.dumps({key: str(value) for key, value in settings.items()}, sort_keys=True)
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.lines: dict[str, list] = {}  # the last about each name
+        # The last line about each name: [name, *state, result], or [name] of results begun anew.
+        self.lines: dict[str, list] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
@@ -55,11 +57,24 @@ class FinishedPhotos:
             return False
         return line[-1] is None or (self.out / line[-1]).exists()
 
+    def has_result(self, name: str) -> bool:
+        """Whether the last line about results of that name has one.
+
+        A photo without faces has none, though files of that name may lie there from an earlier run.
+        """
+        line = self.lines.get(name.casefold(), [])
+        return len(line) > 1 and line[-1] is not None
+
     def state(self, photo: tuple[str, Path]) -> list:
-        """What ``add`` lists of a photo, (name, path), as it is now; take it before it is read."""
+        """What ``add`` lists of a photo, (name, path), as it is now; take it before it is read.
+
+        Returns:
+            Name, absolute path, size, time of change and a hash of the settings; then size and time
+            of the companion, where there is one.
+        """
         name, path = photo
         state = [name, str(path.absolute()), *_change(path), self.settings]
-        if self.beside and (other := self.beside(path)).exists():
+        if self.companion_of and (other := self.companion_of(path)).exists():
             state += _change(other)
         return state
 

@@ -13,7 +13,7 @@ SINE_AT_POLE, COSINE_AT_POLE = 1 - 1e-9, 1e-6
 
 
 def decompose_camera(camera: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Splits cameras ``[A | t]`` into scale, rotation and translation (method, point 9).
+    """Splits cameras ``[A | t]`` into scale, rotation and translation.
 
     Args:
         camera: (B, 3, 4) ``[A | t]``, model frame to 1-based y-up crop frame.

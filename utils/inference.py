@@ -1,4 +1,4 @@
-"""From photos to faces: the whole data flow in one sitting.
+"""From photos to faces: the whole data flow.
 
     photo (H, W, 3)
       -> boxes (n, 5)                     FaceBoxes/
@@ -27,6 +27,7 @@ from utils.preprocessing import (
     boxes_to_roi_boxes,
     crop_faces,
     crop_to_image,
+    croppable,
     normalize_crops,
 )
 
@@ -35,6 +36,7 @@ Regressor = Callable[[np.ndarray], np.ndarray]
 # (H, W, 3) uint8 BGR -> (n, 5) float32 x1 y1 x2 y2 score, image frame
 Detector = Callable[[np.ndarray], np.ndarray]
 
+DEFAULT_DRAWINGS = ("mesh", "landmarks")  # of ``utils.overlays.DRAWINGS``
 MAX_BATCH = 128  # crops that go through the network at once
 MESH_BATCH = 16  # meshes made by one matrix product; all of a crowd's would need gigabytes at once
 
@@ -86,7 +88,7 @@ class Face:
     def draw(
         self,
         image: np.ndarray | str | os.PathLike,
-        drawings: str | Sequence[str] = ("mesh", "landmarks"),
+        drawings: str | Sequence[str] = DEFAULT_DRAWINGS,
     ) -> np.ndarray:
         """The photo with this face drawn on it.
 
@@ -102,7 +104,7 @@ class Face:
         Raises:
             ValueError: another drawing, no picture, or a mesh asked of a face without one.
         """
-        from utils.overlays import Overlays  # here: who only wants numbers draws nothing
+        from utils.overlays import Overlays  # imported here: numbers alone need no drawing
 
         return Overlays(self.face_model, drawings)(to_bgr8(opened(image)), [self])
 
@@ -128,7 +130,7 @@ class Face:
             ValueError: another suffix, no photo where one is needed, or a face without the dense
                 mesh that is to be written.
         """
-        from utils.results import save_face  # here: who only wants numbers writes nothing
+        from utils.results import save_face  # imported here: many callers write no file
 
         return save_face(Path(path), self, None if image is None else opened(image))
 
@@ -304,9 +306,10 @@ def _rebuilt(face: Face, parameters: np.ndarray) -> Face:
 
 
 def detect(detector: Detector, image: np.ndarray) -> np.ndarray:
-    """(n, 5) detections of a photo, without boxes too small to be cropped."""
+    """(n, 5) float32 detections of a photo, without boxes that cannot be cropped, such as those
+    that are too small."""
     found = np.asarray(detector(image), dtype=np.float32).reshape(-1, 5)
-    return found[(found[:, 3] - found[:, 1] >= 2) & (found[:, 2] > found[:, 0])]
+    return found[croppable(found)]
 
 
 def given_boxes(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ class MorphableModel:
     # ------------------------------------------------------------------ algebra
 
     def dewhiten(self, whitened: Array) -> Array:
-        """(B, 62) whitened network output -> (B, 62) parameters."""
+        """(B, 62) whitened network output -> (B, 62) parameters, ``p * std + mean``."""
         return whitened * self.param_std + self.param_mean
 
     def whiten(self, parameters: Array) -> Array:

@@ -4,9 +4,10 @@
     cache file   --every other time---------> OnnxNetwork, a function from numpy to numpy
 
 Cache files lie in ``.onnx_cache/`` beside the weights or, where that cannot be written, in the
-user's cache folder. Their names are ``WEIGHTS.KEY.CHECKSUM.onnx``: the key names the content of the
-weights and the version of the export, the checksum is the file's own. So changed weights are
-exported anew, and a damaged file is not used. Deleting a cache file only costs the time to make it.
+user's cache folder. Their names are ``WEIGHTS.KEY.CHECKSUM.onnx``: the key stands for the content
+of the weights and the versions of the export and of ONNX Runtime, the checksum is the file's own.
+So changed weights, or another ONNX Runtime, are exported for anew, and a damaged file is not used.
+Deleting a cache file only costs the time to make it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.cores import openmp_threads, usable_cores
+from utils.cores import cpu_threads
+from utils.errors import UnavailableError, first_line
 from utils.files import atomic_write, read_weights_file
 from utils.memory import is_out_of_memory
 
@@ -45,7 +47,7 @@ logger = logging.getLogger(__name__)
 _EXPORTING = threading.Lock()  # PyTorch's exporter keeps state of its own
 
 
-class ExportError(RuntimeError):
+class ExportError(UnavailableError):
     """This machine cannot run the network in ONNX Runtime; the reason is the message."""
 
 
@@ -54,7 +56,7 @@ class OnnxNetwork:
 
     Args:
         graph: content of an ``.onnx`` file.
-        threads: how many work on one call; ``cpu_threads()`` if None.
+        threads: how many work on one call; ``utils.cores.cpu_threads()`` if None.
     """
 
     def __init__(self, graph: bytes, threads: int | None = None) -> None:
@@ -83,23 +85,6 @@ class OnnxNetwork:
 def missing_packages() -> list[str]:
     """Which of the packages that this module needs are not installed."""
     return [n for n in ("onnxruntime", "onnx") if importlib.util.find_spec(n) is None]
-
-
-def cpu_threads() -> int:
-    """``OMP_NUM_THREADS`` where set, else the cores that this process may use.
-
-    Two hardware threads of one core count once: they share its arithmetic units.
-    """
-    if wanted := openmp_threads():
-        return wanted
-    if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
-        return usable_cores()
-    allowed = os.sched_getaffinity(0)
-    try:
-        siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-        return len({Path(siblings.format(cpu)).read_text() for cpu in allowed})
-    except OSError:  # no /sys in this container
-        return len(allowed)
 
 
 # ------------------------------------------------------------------------------------- the cache
@@ -131,12 +116,13 @@ def open_network(
 
         version = onnxruntime.__version__
     except Exception as error:  # half removed, or made for another system
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ExportError(f"onnxruntime does not load ({reason}); use the torch engine") from error
+        raise ExportError(
+            f"onnxruntime does not load ({first_line(error)}); use the torch engine"
+        ) from error
 
     weights = Path(weights)
     digest = hashlib.blake2b(read_weights_file(weights), digest_size=8)
-    for part in (EXPORT_VERSION, version):  # an older one may not read the file
+    for part in (EXPORT_VERSION, version):  # another ONNX Runtime may not read it
         digest.update(f"|{part}".encode())
     key = digest.hexdigest()
 
@@ -218,7 +204,8 @@ def _store(graph: bytes, folders: Sequence[Path], name: str, key: str) -> None:
                 except OSError:  # in use, on some systems: it goes another time
                     logger.info("%s: replaced, but could not be removed", old)
         return
-    logger.warning("no folder takes the exported network (tried %s): every run exports", folders)
+    tried = ", ".join(map(str, folders))
+    logger.warning("no folder takes the exported network (tried %s): every run exports", tried)
 
 
 # ------------------------------------------------------------------------------------- the export
@@ -247,7 +234,7 @@ def export_onnx(
 
     Raises:
         ExportError: this machine's PyTorch cannot do it, or the ``onnx`` package is missing.
-        RuntimeError: the graph computes something else.
+        UnavailableError: the graph computes something else.
     """
     import torch
 
@@ -258,8 +245,10 @@ def export_onnx(
         import onnx
 
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # TorchScript's exporter announces its successor, which
-            torch.onnx.export(  # takes ten times as long (20 s) and further packages
+            # TorchScript's exporter warns that it is to be replaced; the other one (dynamo) takes
+            # ten times as long (20 s) and needs further packages.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
                 module,
                 _as_tuple(samples[0]),
                 file,
@@ -270,8 +259,9 @@ def export_onnx(
                 dynamo=False,
             )
     except Exception as error:  # another version of PyTorch may fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"the ONNX export failed ({reason}); use the torch engine") from error
+        raise ExportError(
+            f"the ONNX export failed ({first_line(error)}); use the torch engine"
+        ) from error
     model = onnx.load_from_string(file.getvalue())
     onnx.helper.set_model_props(model, metadata)
     graph = _simplified(model.SerializeToString())
@@ -290,7 +280,7 @@ def compare_with_torch(
     samples: Sequence[torch.Tensor | tuple[torch.Tensor, ...]],
     outputs: Sequence[str],
 ) -> None:
-    """Raises RuntimeError where the network is further from the truth than PyTorch in float32.
+    """Raises UnavailableError where the network is further from the truth than PyTorch in float32.
 
     The truth is PyTorch in float64: some networks amplify rounding beyond any fixed tolerance.
 
@@ -312,7 +302,7 @@ def compare_with_torch(
             rounding = float(np.abs(their - true).max(initial=0))
             allowed = max(TOLERANCE * float(np.abs(true).max(initial=0)), 2 * rounding)
             if our.shape != true.shape or not (np.abs(our - true) <= allowed).all():
-                raise RuntimeError(
+                raise UnavailableError(
                     f"the exported network disagrees with PyTorch in {name} on an input of shape "
                     f"{tuple(tensors[0].shape)} by more than {allowed:g}: use the torch engine, "
                     "and please report it"

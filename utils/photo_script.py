@@ -1,11 +1,12 @@
-"""What the scripts that go through photos share: model options, the loop, the exit code."""
+"""What the scripts that go through photos share: options, the loop, the exit code."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,22 +14,23 @@ import cv2
 import numpy as np
 
 from FaceBoxes import detection_limits, detection_scale
-from utils import finished, results
-from utils.cli import STOPPED, say
-from utils.cores import usable_cores
+from utils import results
+from utils.cli import STOPPED, at_least, say
+from utils.cores import cpu_threads, usable_cores
 from utils.files import read_image
+from utils.finished import LIST_NAME, FinishedPhotos
 from utils.inference import Face
 from utils.memory import is_out_of_memory
 from utils.model_options import add_model_options, open_model
-from utils.onnx_engine import cpu_threads
 from utils.parallel import in_order
+from utils.results import counted
 
 if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
 
 
-# options on which no photo's results depend
-_WITHOUT_EFFECT = "files png out photos jobs resume finished".split()
+# Options on which no photo's results depend: ``--resume`` goes on where they differ.
+_WITHOUT_EFFECT = "files png out photos jobs resume".split()
 
 
 def add_photo_options(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
     add("-o", "--out", type=Path, default=Path("inference_output"),
         help="where to write (default: inference_output)")  # fmt: skip
     add_model_options(parser)
-    add("-j", "--jobs", type=int, help="photos at once (default: the cores, at most 8)")
+    add("-j", "--jobs", type=at_least(1), help="photos at once (default: the cores, at most 8)")
     add("--resume", action="store_true",
         help="leave out the photos that a run with the same options finished")  # fmt: skip
 
@@ -48,7 +50,7 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
 def parse_photo_options(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None, with_sheet: bool = False
 ) -> argparse.Namespace:
-    """Parses, and finds the photos: ``photos`` is a list of (name, path), ``finished`` None.
+    """Parses, and finds the photos: ``photos`` is a list of (name, path).
 
     Args:
         with_sheet: of several photos, pictures are written into ``--out`` itself.
@@ -66,10 +68,7 @@ def parse_photo_options(
             )
     if options.jobs is None:
         options.jobs = min(usable_cores(), 8)
-    elif options.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {options.jobs}")
     options.jobs = min(options.jobs, len(options.photos))
-    options.finished = None
     return options
 
 
@@ -85,52 +84,71 @@ def would_overwrite(out: Path, photos: Path, with_sheet: bool) -> bool:
     return photos.parent == out and photos.name.casefold() in results.FOLDERS
 
 
-def comma_list(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """An argparse type: ``a,b`` -> ("a", "b"), each of them one of ``allowed``."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        parts = tuple(dict.fromkeys(p.strip().lower() for p in text.split(",") if p.strip()))
-        if not parts or not set(parts) <= set(allowed):
-            expected = ", ".join(allowed)
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: expected a comma-separated list of {expected}"
-            )
-        return parts
-
-    return parse
-
-
-def load_model(
-    options: argparse.Namespace, beside: Callable[[Path], Path] | None = None
-) -> SynergyNet:
-    """The model of the options, its description shown; the output folder is made.
-
-    Of several photos, or where they were listed before, ``options.finished`` becomes the list of
-    those that are done.
-
-    Args:
-        beside: of a photo's path, a file of its own that its results depend on too.
+def load_model(options: argparse.Namespace) -> SynergyNet:
+    """The model of the options; says which it is, and which photos of the folders are not taken.
 
     Raises:
-        OSError, ValueError, RuntimeError: a file is missing or does not fit, the device does not
-            work, or the folder cannot be made.
+        OSError, ValueError, UnavailableError: see ``open_model``.
     """
     model = open_model(options, threads=max(1, cpu_threads() // options.jobs))
-    options.out.mkdir(parents=True, exist_ok=True)  # tried before any photo is read
     say(model.description)
     for folder in filter(Path.is_dir, options.files):
         if left_out := results.unread(folder.iterdir()):
             say(f"{folder}: not all photos are taken{left_out}")
-    is_folder = len(options.photos) > 1 or options.files[0].is_dir()
-    if is_folder or (options.out / finished.NAME).exists():
-        settings = vars(options).items()
-        settings = {key: value for key, value in settings if key not in _WITHOUT_EFFECT}
-        settings["model"] = model.description
-        given = [value for value in settings.values() if isinstance(value, Path)]
-        read = [*model.files, *filter(Path.is_file, given)]
-        settings["changed"] = [Path(path).stat().st_mtime_ns for path in read]
-        options.finished = finished.FinishedPhotos(options.out, settings, options.resume, beside)
     return model
+
+
+def finished_photos(
+    options: argparse.Namespace,
+    model: SynergyNet,
+    companion_of: Callable[[Path], Path] | None = None,
+) -> FinishedPhotos | None:
+    """Makes the output folder and, in it, the list of the photos that are done.
+
+    A single photo gets no list (None), unless photos were listed in that folder before.
+
+    Args:
+        companion_of: of a photo's path, a file of its own that its results depend on too.
+
+    Raises:
+        OSError: the folder cannot be made, or the list not be read or written.
+    """
+    options.out.mkdir(parents=True, exist_ok=True)  # tried before any photo is read
+    is_folder = len(options.photos) > 1 or options.files[0].is_dir()
+    if not (is_folder or (options.out / LIST_NAME).exists()):
+        return None
+    settings = {key: value for key, value in vars(options).items() if key not in _WITHOUT_EFFECT}
+    given = [value for value in settings.values() if isinstance(value, Path)]
+    read = [*model.files, *filter(Path.is_file, given)]
+    settings |= {
+        "model": model.description,
+        "changed": [Path(path).stat().st_mtime_ns for path in read],
+    }
+    return FinishedPhotos(options.out, settings, options.resume, companion_of)
+
+
+# What can become of a photo, in the words of the summary.
+KINDS = WITH_FACES, FINISHED_BEFORE, WITHOUT_FACE, FAILED = (
+    "with faces",
+    "finished before",
+    "without a face",
+    "failed",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a photo; neither picture nor meshes, so that those waiting cost no memory.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        line: what is said of it; empty where that is nothing.
+        result: what ``save`` or ``kept`` returned.
+    """
+
+    kind: str
+    line: str = ""
+    result: Any = None
 
 
 def run_on_photos(
@@ -138,6 +156,7 @@ def run_on_photos(
     find_faces: Callable[[np.ndarray], list[Face]],
     save: Callable[[str, Path, np.ndarray, list[Face]], Any],
     result_of: Callable[[str], Path],
+    finished: FinishedPhotos | None = None,
     saved: Callable[[str, Any], None] = lambda name, result: None,
     kept: Callable[[str], Any] = lambda name: None,
 ) -> int:
@@ -150,83 +169,82 @@ def run_on_photos(
     Ctrl-C ends it; what is finished by then is kept, and listed for ``--resume``.
 
     Args:
-        options: with ``photos``, ``out`` and ``jobs``.
+        options: with ``photos``, ``out``, ``jobs`` and ``detect_size``.
         find_faces: of a (H, W, 3) uint8 BGR picture.
         save: gets name, path, picture and faces, of which there may be none.
         result_of: one of the files that ``save`` writes for a photo of that name with faces.
+        finished: the list of the photos that are done: those on it are left out, and those that
+            become so are added.
         saved: gets the name of each photo that did not fail and what ``save`` returned for it, in
             their order and one at a time.
-        kept: gets the name of a photo that an earlier run finished; what ``save`` returned then.
+        kept: gets the name of a photo with faces that an earlier run finished; what ``save``
+            returned then.
 
     Returns:
         0, 1 if a photo failed, or ``STOPPED``.
     """
-    listed = options.finished
+    kinds: list[str] = []  # of the photos so far; a list, since threads append to it safely
 
-    def work(photo: tuple[str, Path]) -> tuple[list[Face] | None, str, Any] | Exception:
+    def work(photo: tuple[str, Path]) -> Outcome:
         name, path = photo
         try:
-            if listed and photo in listed:
-                return None, "", kept(name)
-            state = listed.state(photo) if listed else []  # of what is read, not of a later change
-            image = read_image(path)
-            faces = find_faces(image)
-            if listed:
-                listed.begin(name)
-            result = save(name, path, image, faces)
-            if listed:
-                listed.add(state, result_of(name) if faces else None)
-            with_face.append(bool(faces))
+            if finished and photo in finished:
+                result = kept(name) if finished.has_result(name) else None
+                outcome = Outcome(FINISHED_BEFORE, result=result)
+            else:
+                outcome = work_anew(photo)
         except Exception as error:
             if is_out_of_memory(error):
-                return MemoryError(str(error) or "not enough memory for it")
-            if isinstance(error, (OSError, ValueError, cv2.error)):
-                return error  # this photo's fault; the others go on
-            raise
-        note = "" if faces else small_faces_note(image.shape, options.detect_size)
-        return [replace(face, vertices=None) for face in faces], note, result  # for the summary
+                reason = str(error) or "not enough memory for it"
+            elif isinstance(error, (OSError, ValueError, cv2.error)):
+                reason = str(error)  # this photo's fault; the others go on
+            else:
+                raise
+            reason = reason if str(path) in reason else f"{path}: {reason}"
+            return Outcome(FAILED, f"failed: {reason}")
+        kinds.append(outcome.kind)  # it counts as done even where Ctrl-C comes before it is said
+        return outcome
 
-    failures = before = 0
-    with_face: list[bool] = []  # of the photos that are finished
+    def work_anew(photo: tuple[str, Path]) -> Outcome:
+        name, path = photo
+        state = finished.state(photo) if finished else []  # of what is read, not of a later change
+        image = read_image(path)
+        faces = find_faces(image)
+        if finished:
+            finished.begin(name)
+        result = save(name, path, image, faces)
+        if finished:
+            finished.add(state, result_of(name) if faces else None)
+        if faces:
+            return Outcome(WITH_FACES, f"{path}: {results.summary(faces)}", result)
+        note = small_faces_note(image.shape, options.detect_size)
+        return Outcome(WITHOUT_FACE, f"{path}: no face found{note}", result)
+
     is_stopped = False
     if options.jobs == 1:
-        outcomes = map(work, options.photos)
+        outcomes = (work(photo) for photo in options.photos)
     else:
         outcomes = in_order(work, options.photos, options.jobs, ahead=2 * options.jobs)
     try:
-        for (name, path), outcome in zip(with_progress(options.photos), outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                failures += 1
-                message = str(outcome)
-                if str(path) not in message:
-                    message = f"{path}: {message}"
-                say(f"failed: {message}", file=sys.stderr)
+        for (name, _), outcome in zip(with_progress(options.photos), outcomes, strict=True):
+            if outcome.kind == FAILED:
+                kinds.append(FAILED)  # not in work: one that Ctrl-C leaves unsaid counts as left
+                say(outcome.line, file=sys.stderr)
                 continue
-            faces, note, result = outcome
-            if faces is None:
-                before += 1
-            elif faces:
-                say(f"{path}: {results.summary(faces)}")
-            else:
-                say(f"{path}: no face found{note}")
-            saved(name, result)
+            if outcome.line:
+                say(outcome.line)
+            saved(name, outcome.result)
     except KeyboardInterrupt:
         is_stopped = True
-        if isinstance(outcomes, Generator):
-            outcomes.close()  # waits for what has begun
-    done, without_face = with_face.count(True), with_face.count(False)
-    summary = [f"{results.count(done, 'photo')} with faces written to {options.out}"]
-    if before:
-        summary.append(f"{results.count(before, 'photo')} finished before")
-    if without_face:
-        summary.append(f"{results.count(without_face, 'photo')} without a face")
-    if failures:
-        summary.append(f"{results.count(failures, 'photo')} failed")
+        outcomes.close()  # waits for what has begun
+    photos = Counter(kinds)
+    summary = [f"{counted(photos[WITH_FACES], 'photo')} {WITH_FACES} written to {options.out}"]
+    summary += [f"{counted(photos[kind], 'photo')} {kind}" for kind in KINDS[1:] if photos[kind]]
     if is_stopped:
-        left = len(options.photos) - done - failures - without_face - before
-        summary.append(f"stopped with {results.count(left, 'photo')} left (--resume goes on)")
+        left = counted(len(options.photos) - photos.total(), "photo")
+        summary.append(f"stopped with {left} left (--resume goes on)")
     say(", ".join(summary))
-    return STOPPED if is_stopped else 1 if failures else 0
+    return STOPPED if is_stopped else 1 if photos[FAILED] else 0
 
 
 def small_faces_note(shape: tuple[int, ...], detect_size: int) -> str:
@@ -241,6 +259,6 @@ def with_progress(photos: list[tuple[str, Path]]) -> Iterable[tuple[str, Path]]:
     """The photos, and where there are several, a progress bar."""
     if len(photos) == 1:
         return photos
-    from tqdm import tqdm  # here: it takes a tenth of the time of a run on one photo
+    from tqdm import tqdm  # imported here: it takes a tenth of the time of a run on one photo
 
     return tqdm(photos, unit="photo")

@@ -12,44 +12,59 @@ CROP_SIZE = 120
 PIXEL_MEAN, PIXEL_STD = 127.5, 128.0
 PROTOCOL_BORDER = 5  # pixels at each edge of a crop that the published protocol sets to zero
 ROI_ENLARGEMENT = 1.2  # roi side over the detected box's height
+MIN_BOX_HEIGHT = 2  # pixels; of smaller faces nothing can be seen
 MAX_COORDINATE = 1e6  # pixels; a box beyond it lies in no picture
 MAX_ROI_SIDE = 32767  # OpenCV's resize addresses pixels with 16 bits
 
 
+def croppable(boxes: np.ndarray) -> np.ndarray:
+    """Which boxes, (n, 4+) x1 y1 x2 y2 ..., have a roi box that can be cropped: (n,) bool."""
+    corners = np.asarray(boxes, dtype=np.float64)[:, :4]
+    x1, y1, x2, y2 = corners.T
+    is_near = (np.abs(corners) <= MAX_COORDINATE).all(1)  # false for NaN
+    with np.errstate(invalid="ignore", over="ignore"):  # of corners that are not near
+        height = y2 - y1
+        fits = (height >= MIN_BOX_HEIGHT) & (2 * _half_side(height) <= MAX_ROI_SIDE)
+    return is_near & (x2 > x1) & fits
+
+
+def _half_side(height: np.ndarray) -> np.ndarray:
+    """Half the side of the roi boxes of boxes of such a height, whole pixels."""
+    return np.floor(ROI_ENLARGEMENT * height / 2)
+
+
 def boxes_to_roi_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Detected boxes -> square roi boxes (method, point 2).
+    """Detected boxes -> square roi boxes, as published from centre and height alone.
 
     Args:
-        boxes: (n, 4+) x1 y1 x2 y2 ..., image frame. As published only the height counts.
+        boxes: (n, 4+) x1 y1 x2 y2 ..., image frame.
 
     Returns:
         (n, 4) float64 x1 y1 x2 y2, image frame: centre of the box, half side
         ``floor(1.2 * (y2 - y1) / 2)``.
 
     Raises:
-        ValueError: wrong shape, a non-finite box, or one whose roi would be empty or absurdly big
-            or far away.
+        ValueError: wrong shape, or a box that is not ``croppable``.
     """
     boxes = np.asarray(boxes, dtype=np.float64)
     if boxes.ndim != 2 or boxes.shape[1] < 4:
         raise ValueError(f"expected boxes of shape (n, 4) x1 y1 x2 y2, got {boxes.shape}")
-    x1, y1, x2, y2 = boxes[:, :4].T
-    usable = (np.abs(boxes[:, :4]) <= MAX_COORDINATE).all(1)  # false for NaN
-    with np.errstate(invalid="ignore"):  # infinite boxes are refused below
-        half = np.floor(ROI_ENLARGEMENT * (y2 - y1) / 2)
-    usable &= (half >= 1) & (2 * half <= MAX_ROI_SIDE) & (x2 > x1)
+    usable = croppable(boxes)
     if not usable.all():
         bad = boxes[~usable][0, :4].tolist()
         raise ValueError(
-            f"box {bad} cannot be cropped: expected finite x1 < x2, y1 < y2, a height of at least "
-            f"2 and at most {MAX_ROI_SIDE / ROI_ENLARGEMENT:.0f} pixels"
+            f"box {bad} cannot be cropped: expected finite x1 < x2, y1 < y2 of at most "
+            f"{MAX_COORDINATE:.0f}, and a height of {MIN_BOX_HEIGHT} to "
+            f"{MAX_ROI_SIDE / ROI_ENLARGEMENT:.0f} pixels"
         )
+    x1, y1, x2, y2 = boxes[:, :4].T
+    half = _half_side(y2 - y1)
     centre_x, centre_y = (x1 + x2) / 2, (y1 + y2) / 2
     return np.stack([centre_x - half, centre_y - half, centre_x + half, centre_y + half], axis=1)
 
 
 def crop_faces(image: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
-    """Cuts one 120x120 crop per roi box (method, point 3).
+    """Cuts one 120x120 crop per roi box.
 
     Corners are rounded half-to-even, what lies outside the image is zero, resizing is bilinear.
 
@@ -90,13 +105,13 @@ def crop_faces(image: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
 
 
 def normalize_crops(crops: np.ndarray) -> np.ndarray:
-    """(n, 120, 120, 3) uint8 -> (n, 3, 120, 120) float32 network input (method, point 4)."""
+    """(n, 120, 120, 3) uint8 crops -> (n, 3, 120, 120) float32 network input, within [-1, 1]."""
     scaled = (crops.astype(np.float32) - PIXEL_MEAN) / PIXEL_STD
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
 def crop_to_image(points: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
-    """Points of each crop -> points of the photo (method, point 8).
+    """Points of each crop -> points of the photo.
 
     Args:
         points: (n, 3, P) or (n, 2, P), crop frame.

@@ -2,16 +2,19 @@
 
 import json
 import os
+import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from utils.cli import say
 from utils.draw import contact_sheet, fit_into
-from utils.files import atomic_write, write_image, write_npz
+from utils.files import atomic_write, read_image, write_image, write_npz
 from utils.inference import Face
-from utils.mesh_io import MESH_SUFFIXES, save_mesh
+from utils.mesh_io import MESH_SUFFIXES, TexturedMesh, save_mesh
 from utils.morphable_model import NUM_LANDMARKS, NUM_PARAMETERS, MorphableModel
 from utils.overlays import Overlays
 from utils.render import normalized_coordinate_code, render_depth, render_pncc
@@ -20,13 +23,13 @@ PHOTO_SUFFIXES = frozenset(
     ".avif .bmp .dib .exr .gif .hdr .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .pic .png .pnm .ppm .pxm "
     ".ras .sr .tif .tiff .webp".split()
 )
-# of photos, but not for OpenCV
+# formats of photos that OpenCV does not read
 UNREAD_SUFFIXES = frozenset(".heic .heif .jxl .arw .cr2 .cr3 .dng .nef .orf .raf .rw2".split())
 NUMBER_FORMATS = ("npz", "json")
 MAP_FORMATS = ("depth", "pncc")
 # the published pictures: folder, what is drawn
 PICTURES = {"rendering_overlay": ("mesh",), "landmarks": ("landmarks",), "poses": ("pose",)}
-# the numbers of a face, under the names of ``Face``; there is the dense mesh beside
+# the numbers of a face, under the names of ``Face``; the dense mesh is stored apart from them
 FACE_ROW = np.dtype(
     [
         ("box", np.float32, 4),
@@ -40,7 +43,7 @@ FACE_ROW = np.dtype(
         ("translation", np.float64, 3),
     ]
 )
-# what has the photo's own texture, one file a face
+# what shows a face with the photo's own texture; each face gets a file of its own
 TEXTURED_FORMATS = (*(suffix[1:] for suffix in MESH_SUFFIXES), "uv")
 # all folders that results are written to
 FOLDERS = frozenset(
@@ -56,7 +59,7 @@ def find_photos(paths: Sequence[Path], png_only: bool = False) -> list[tuple[str
     Raises:
         FileNotFoundError: nothing is there, or a folder has no picture.
     """
-    found: dict[str, Path] = {}  # as they were named first
+    found: dict[str, Path] = {}  # absolute path -> path as it was first given
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
@@ -76,7 +79,8 @@ def result_names(files: Sequence[Path]) -> list[str]:
     names = [f.name if stems[f.stem.casefold()] > 1 else f.stem for f in files]
     if _shared(names):  # a.jpg, a.png and a.jpg.png
         names = [f.name for f in files]
-    for parts in (slice(-1, None), slice(1, None)):  # the folder's name, all its path
+    # where names are still shared, the folder's name comes before them, then all of its path
+    for parts in (slice(-1, None), slice(1, None)):
         shared = _shared(names)
         names = [
             "_".join([*f.absolute().parent.parts[parts], f.name]) if n.casefold() in shared else n
@@ -95,7 +99,7 @@ def _pictures_of(folder: Path, png_only: bool) -> list[Path]:
     shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
     # a folder called x.jpg is taken too: reading it will say what it is
     files = sorted(path for path in shown if path.suffix.lower() in suffixes)
-    # a link that leads nowhere as well, but no named pipe, which would be waited for
+    # A link that leads nowhere stays, so that it is reported; a named pipe would be waited for.
     files = [f for f in files if os.path.isfile(f) or os.path.isdir(f) or not os.path.exists(f)]
     if not files:
         kind = "PNG file" if png_only else "picture"
@@ -158,17 +162,68 @@ def picture_path(out: Path, name: str, drawings: Sequence[str] = ()) -> Path:
     return out / ("drawn" if drawings else next(iter(PICTURES))) / f"{name}.jpg"
 
 
+class PhotoResults:
+    """What singleImage.py writes for photos, as its options say; of several also contact sheets.
+
+    Args:
+        options: ``out``, ``photos``, ``save`` and ``draw``.
+        face_model: of the faces.
+    """
+
+    def __init__(self, options: Namespace, face_model: MorphableModel) -> None:
+        self.out, self.formats, self.drawings = options.out, options.save, options.draw
+        self.face_model = face_model
+        self.photo_names = {name.casefold() for name, _ in options.photos}
+        self.sheets = ContactSheets(options.out) if len(options.photos) > 1 else None
+
+    def save(
+        self, name: str, path: Path, image: np.ndarray, faces: Sequence[Face]
+    ) -> np.ndarray | None:
+        """Writes all files of one photo; returns its cell of the contact sheet, if it has one."""
+        save_numbers(self.out, name, path, faces, self.formats, self.face_model)
+        if not faces:
+            return None
+        own_names = face_names(name, len(faces), self.photo_names)
+        picture = save_pictures(self.out, name, image, faces, self.drawings)
+        save_maps(self.out, name, image, faces, self.formats)
+        save_textured(self.out, own_names, image, faces, self.formats)
+        return self.sheets.cell(picture) if self.sheets else None
+
+    def picture_of(self, name: str) -> Path:
+        """The picture that stands for all results of a photo with faces."""
+        return picture_path(self.out, name, self.drawings)
+
+    def kept(self, name: str) -> np.ndarray | None:
+        """What ``save`` returned for a photo with faces in an earlier run."""
+        return self.sheets.cell(read_image(self.picture_of(name))) if self.sheets else None
+
+    def saved(self, name: str, cell: np.ndarray | None) -> None:
+        """Takes what ``save`` or ``kept`` returned for the next photo."""
+        if self.sheets:
+            self.sheets.add(name, cell)
+
+    def close(self) -> bool:
+        """Writes what is left; whether all contact sheets could be written."""
+        if self.sheets:
+            self.sheets.write()
+        return not (self.sheets and self.sheets.failed)
+
+
 class ContactSheets:
     """All photos of a folder, small, on pages: ``out/contact_sheet.jpg``, ``..._2.jpg``, ...
 
-    A page is written as soon as it is full, so that no more than one is in memory.
+    A page is written as soon as it is full, so that no more than one is in memory. One that cannot
+    be written costs no photo: it is said.
+
+    Attributes:
+        failed: how many pages could not be written.
     """
 
     COLUMNS, ROWS, CELL = 6, 6, 240
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.pages = 0
+        self.pages = self.failed = 0
         self.cells: list[np.ndarray] = []
         self.captions: list[str] = []
 
@@ -190,11 +245,24 @@ class ContactSheets:
         """What is left, as the last page."""
         if not self.cells:
             return
+        try:
+            self._write_page()
+        except OSError as error:
+            self.failed += 1
+            say(f"failed: {error}", file=sys.stderr)
+
+    def _write_page(self) -> None:
         self.pages += 1
         number = f"_{self.pages}" if self.pages > 1 else ""
         sheet = contact_sheet(self.cells, self.COLUMNS, (self.CELL, self.CELL), self.captions)
-        self.cells, self.captions = [], []  # also where the page cannot be written
+        self.cells, self.captions = [], []  # a page that cannot be written is not tried again
         write_image(self.out / f"contact_sheet{number}.jpg", sheet)
+
+
+def save_confidence(out: Path, name: str, mesh: TexturedMesh) -> None:
+    """How far to trust a photo's texture, ``out/confidence/NAME.png``: 0 black, 1 white."""
+    grey = np.round(mesh.confidence * 255).astype(np.uint8)
+    write_image(out / "confidence" / f"{name}.png", grey)
 
 
 def save_maps(
@@ -228,15 +296,14 @@ def save_textured(
     formats = [form for form in TEXTURED_FORMATS if form in formats]
     if not formats:
         return
-    from utils.texture import textured_face  # here: most runs unwrap no texture
+    from utils.texture import textured_face  # imported here: most runs unwrap no texture
 
     for face, name in zip(faces, names, strict=True):
         mesh = textured_face(face, image)
         for form in formats:
             if form == "uv":
                 write_image(out / "uv" / f"{name}.png", mesh.texture)
-                confidence = np.round(mesh.confidence * 255).astype(np.uint8)
-                write_image(out / "confidence" / f"{name}.png", confidence)
+                save_confidence(out, name, mesh)
             else:
                 save_mesh(out / form / f"{name}.{form}", mesh)
 
@@ -301,7 +368,7 @@ def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:
     if suffix in PHOTO_SUFFIXES:
         write_image(path, face.draw(image))
         return [path]
-    from utils.texture import face_mesh, textured_face  # here: most runs unwrap no texture
+    from utils.texture import face_mesh, textured_face  # imported here: most runs unwrap no texture
 
     if image is None:
         return save_mesh(path, face_mesh(face))
@@ -325,9 +392,9 @@ def summary(faces: Sequence[Face]) -> str:
     """``1 face: yaw -12.3 pitch 4.5 roll 0.1``; angles in degrees, of the first three."""
     angles = [f"yaw {face.yaw:.1f} pitch {face.pitch:.1f} roll {face.roll:.1f}" for face in faces]
     more = ["..."] if len(angles) > 3 else []
-    return f"{count(len(faces), 'face')}: {'; '.join(angles[:3] + more)}"
+    return f"{counted(len(faces), 'face')}: {'; '.join(angles[:3] + more)}"
 
 
-def count(number: int, thing: str) -> str:
+def counted(number: int, thing: str) -> str:
     """``1 photo``, ``2 photos``."""
     return f"{number} {thing}{'' if number == 1 else 's'}"

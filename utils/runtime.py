@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.errors import UnavailableError, first_line
 from utils.memory import is_out_of_memory
 from utils.onnx_engine import missing_packages, open_network
 
@@ -32,6 +33,7 @@ DRIVERS = {
     "linux": ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvmap"),
     "win32": (os.path.join(os.environ.get("SYSTEMROOT", ""), "System32", "nvcuda.dll"),),
 }
+_FULL_DEVICE = "end what else uses the device, or choose another with --device"
 
 
 def choose_engine(engine: str = "auto", device: str | torch.device = "auto") -> tuple[str, str]:
@@ -41,7 +43,7 @@ def choose_engine(engine: str = "auto", device: str | torch.device = "auto") -> 
 
     Raises:
         ValueError: an unknown name, or an engine that does not run on the device.
-        RuntimeError: the device or the engine is not there; nothing else is taken instead.
+        UnavailableError: the device or the engine is not there; nothing else is taken instead.
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; expected one of: {', '.join(ENGINES)}")
@@ -53,7 +55,7 @@ def choose_engine(engine: str = "auto", device: str | torch.device = "auto") -> 
         if device not in ("auto", "cpu"):
             raise ValueError(f"the onnx engine runs on the CPU, not on {device!r}; torch does")
         if "onnxruntime" in missing:
-            raise RuntimeError("the onnx engine needs a package: pip install onnxruntime onnx")
+            raise UnavailableError("the onnx engine needs a package: pip install onnxruntime onnx")
         return "onnx", "cpu"
     if device == "auto" and not _may_have_accelerator():
         device = "cpu"  # known without torch, whose import takes longer than the rest of a run
@@ -76,7 +78,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: the device is not there or does not work; nothing else is taken instead.
+        UnavailableError: the device is not there or does not work; nothing else is taken instead.
     """
     import torch
 
@@ -91,8 +93,8 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         torch.zeros(1, device=name)
     except Exception as error:  # drivers fail in many ways
-        reason = textwrap.shorten(str(error).strip().splitlines()[0], 160)  # torch lists all it has
-        raise RuntimeError(
+        reason = textwrap.shorten(first_line(error), 160)  # torch's lists all devices
+        raise UnavailableError(
             f"device {name!r} does not work here ({reason}); choose another with --device"
         ) from error
     return torch.device(name)
@@ -111,7 +113,7 @@ def open_regressor(
 
     Raises:
         FileNotFoundError, ValueError: see ``model_building.load_synergynet``.
-        RuntimeError: see ``utils.onnx_engine.export_onnx``.
+        UnavailableError: see ``utils.onnx_engine.export_onnx``.
     """
     if engine == "onnx":
         return OnnxRegressor(weights, face_model, threads)
@@ -129,13 +131,24 @@ class TorchRegressor:
     Args:
         model: a ``SynergyNet`` in evaluation mode; only its ``I2P`` part is used.
         device: where it runs.
+
+    Raises:
+        UnavailableError: the device has no memory for the network.
     """
 
     def __init__(self, model: SynergyNet, device: torch.device | str) -> None:
         import torch
 
         self.device = torch.device(device)
-        self.network = model.I2P.to(self.device).to(memory_format=torch.channels_last).eval()
+        try:
+            network = model.I2P.to(self.device).to(memory_format=torch.channels_last)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UnavailableError(
+                f"{self.device}: no memory for the network ({first_line(error)}); {_FULL_DEVICE}"
+            ) from error
+        self.network = network.eval()
         self.largest: int | None = None  # crops at once, once the memory was too small for more
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
@@ -172,8 +185,7 @@ class TorchRegressor:
 
         if size <= 1:
             raise MemoryError(
-                f"{self.device}: out of memory with a single crop ({reason}); end what else uses "
-                "the device, or choose another with --device"
+                f"{self.device}: out of memory with a single crop ({reason}); {_FULL_DEVICE}"
             )
         if self.largest is None:
             logger.warning(
@@ -194,10 +206,10 @@ class OnnxRegressor:
     Args:
         weights: SynergyNet checkpoint. The first use exports its network (``utils.onnx_engine``).
         face_model: the one the weights were trained with.
-        threads: how many work on one call; ``utils.onnx_engine.cpu_threads()`` if None.
+        threads: how many work on one call; ``utils.cores.cpu_threads()`` if None.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: see ``model_building.export_encoder``.
+        FileNotFoundError, ValueError, UnavailableError: see ``model_building.export_encoder``.
     """
 
     BATCH = 16

@@ -29,6 +29,8 @@ from utils.morphable_model import MIRRORED_LANDMARKS, MorphableModel
 
 UV_MAP_SUFFIX = "_fake_B.png"  # of published UV maps
 PHOTO_SUFFIX = "_real_A"  # of published pre-cropped photos, before the extension
+SIZE_RANGE = 16, 8192  # texels a side of a photo's texture
+DEFAULT_SIZE = 1024
 
 GRAZING = (0.15, 0.45)  # cosine of the viewing angle: below unused, above fully used
 # distance from the head's contour likewise, share of the face's longer side
@@ -258,7 +260,7 @@ def uv_mapped_face(face: Face, uv_map: np.ndarray) -> TexturedMesh:
     return mesh.replace(colors=sample_uv_map(uv_map, mesh.uv), texture=uv_map)
 
 
-def textured_face(face: Face, image: np.ndarray, size: int = 1024) -> TexturedMesh:
+def textured_face(face: Face, image: np.ndarray, size: int = DEFAULT_SIZE) -> TexturedMesh:
     """The kept part of a face, its mouth closed by a lid, with a texture from its photo.
 
     Args:
@@ -305,7 +307,7 @@ def unwrap_photo(
     vertices: np.ndarray,
     triangles: np.ndarray,
     uv: np.ndarray,
-    size: int = 1024,
+    size: int = DEFAULT_SIZE,
     occluders: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A photo's colours in texture space, complete, and how far to trust them.
@@ -315,7 +317,7 @@ def unwrap_photo(
         vertices: (N, 3) real, image frame, z towards the viewer.
         triangles: (T, 3) integer, outward in the image frame.
         uv: (N, 2) in [0, 1], symmetric: mirroring the face maps u to 1 - u.
-        size: side of the texture, 16 to 8192.
+        size: side of the texture in texels, within ``SIZE_RANGE``.
         occluders: vertices (M, 3) and triangles of what may hide the face (the whole head, of
             which the face is a part); the face itself if None.
 
@@ -324,8 +326,9 @@ def unwrap_photo(
         of the viewing angle where the photo was used, half the mirrored texel's where that was, 0
         where colours are made up and off the face.
     """
-    if not 16 <= size <= 8192:
-        raise ValueError(f"a texture has 16 to 8192 texels a side, not {size}")
+    smallest, largest = SIZE_RANGE
+    if not smallest <= size <= largest:
+        raise ValueError(f"a texture has {smallest} to {largest} texels a side, not {size}")
     vertices = np.asarray(vertices, np.float32)
     texels = np.concatenate([uv_to_texture(uv, size), np.zeros((len(uv), 1))], 1)
     buffer = Sim3DR.zbuffer(texels, triangles, size, size)

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from utils.draw import fit_into
+from utils.errors import first_line
 from utils.files import to_bgr8
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
@@ -408,7 +409,7 @@ class VideoWriter:
                     return "the sound is not copied: there may be no room for it on the disk"
                 os.replace(together, self.partial)
                 return None
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+        reason = first_line(done.stderr.strip() or "no reason given")
         return f"the sound is not copied: ffmpeg says {reason!r}"
 
 

@@ -17,10 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.cli import STOPPED, say
+from utils.errors import UnavailableError
 from utils.memory import is_out_of_memory
 from utils.overlays import Overlays
 from utils.parallel import in_order
-from utils.results import count
+from utils.results import counted
 from utils.video_io import LONGEST_GAP, VideoReader, VideoWriter
 from utils.video_numbers import VideoNumbers
 
@@ -161,7 +162,7 @@ def run_on_video(
     if failure:
         say(f"failed: {reader.name}: {failure}", sys.stderr)
     written = [*(writer.written if writer else ()), *numbers.written]
-    summary = f"{count(tracker.last_id, 'face')} in {faces_seen} of {count(done, 'frame')}"
+    summary = f"{counted(tracker.last_id, 'face')} in {faces_seen} of {counted(done, 'frame')}"
     if written:
         summary += f"; written: {', '.join(map(str, written))}"
     say(f"{reader.name}: {summary}")
@@ -199,7 +200,7 @@ def reason(error: BaseException) -> str | None:
 
 
 def check_window() -> None:
-    """Raises RuntimeError, saying what to do, where no window can be opened."""
+    """Raises UnavailableError, saying what to do, where no window can be opened."""
     if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
         reason = "this session has no display"
         remedy = "start it in a session with one"
@@ -210,7 +211,7 @@ def check_window() -> None:
         except cv2.error:
             reason = "OpenCV's headless wheel opens none"
             remedy = "`make gui` installs the wheel that does (the `gui` extra, README 'Install')"
-    raise RuntimeError(
+    raise UnavailableError(
         f"--show needs a window, but {reason}; {remedy}; without --show the result is written to a "
         "file"
     )
