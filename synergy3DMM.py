@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from io import IOBase
 from itertools import repeat, starmap, zip_longest
 from numbers import Integral
@@ -31,12 +30,14 @@ from utils import assets
 from utils.files import WHAT_IS_A_PICTURE, opened, to_bgr8
 from utils.inference import (
     DEFAULT_DRAWINGS,
+    Detector,
     Face,
     FacePipeline,
     Regressor,
     expression_of,
     frontal,
     with_expression,
+    with_parameters,
 )
 from utils.morphable_model import load_morphable_model
 from utils.onnx_engine import ExportError
@@ -47,7 +48,14 @@ if TYPE_CHECKING:
 
     from utils.tracking import FaceTracker
 
-__all__ = ["Face", "SynergyNet", "expression_of", "frontal", "with_expression"]
+__all__ = [
+    "Face",
+    "SynergyNet",
+    "expression_of",
+    "frontal",
+    "with_expression",
+    "with_parameters",
+]
 
 Path = str | os.PathLike
 Image = np.ndarray | Path
@@ -73,6 +81,10 @@ class SynergyNet:
         detect_size: for the detector, photos are shrunk to this width in pixels, or two thirds of
             it in height (as published: 1080 by 720). Where faces are small in large photos, more
             finds them, in time that grows with the square.
+        detector: in place of FaceBoxes, to which ``detector_weights``, ``score_threshold`` and
+            ``detect_size`` belong: a function from a picture (H, W, 3) uint8 BGR to boxes (n, 4) or
+            (n, 5), x1 y1 x2 y2 score, image frame, best first. Boxes reach from the middle of the
+            forehead to the chin; only their height and centre count.
 
     Attributes:
         face_model: the 3DMM in use, a ``utils.morphable_model.MorphableModel``.
@@ -96,31 +108,34 @@ class SynergyNet:
         engine: str = "auto",
         threads: int | None = None,
         detect_size: int = DETECT_SIZE,
+        detector: Detector | None = None,
     ) -> None:
         # an empty path, as of a variable that is not set, is a mistake and not the default
         weights = assets.find_weights() if weights is None else weights
         face_model = assets.find_face_model() if face_model is None else face_model
-        if detector_weights is None:
+        if detector_weights is None and detector is None:
             detector_weights = assets.find_detector_weights()
         if threads is not None and not (isinstance(threads, Integral) and threads >= 1):
             raise ValueError(f"threads must be a whole number, 1 or more, got {threads}")
         if not detect_size >= 2:
             raise ValueError(f"detect_size must be at least 2 pixels, got {detect_size}")
-        self._settings = score_threshold, engine, threads, detect_size
+        self._settings = score_threshold, engine, threads, detect_size, detector
         max_height, max_width = detection_limits(detect_size)
 
-        def open_networks(engine: str) -> tuple[Regressor, FaceBoxes]:
+        def open_networks(engine: str) -> tuple[Regressor, Detector]:
             """Regressor and detector; the face model on the way."""
-            open_detector = partial(
-                FaceBoxes,
-                detector_weights,
-                self.device,
-                score_threshold=score_threshold,
-                max_height=max_height,
-                max_width=max_width,
-                engine=engine,
-                threads=threads,
-            )
+
+            def open_detector() -> Detector:
+                return detector or FaceBoxes(
+                    detector_weights,
+                    self.device,
+                    score_threshold=score_threshold,
+                    max_height=max_height,
+                    max_width=max_width,
+                    engine=engine,
+                    threads=threads,
+                )
+
             with ThreadPoolExecutor(1) as pool:  # reading and hashing leave a core for the detector
                 opening = pool.submit(open_detector) if engine == "onnx" else None
                 self.face_model = load_morphable_model(face_model)
@@ -130,15 +145,18 @@ class SynergyNet:
         self.engine, self.device = choose_engine(engine, device)
         reason = ""
         try:
-            regressor, detector = open_networks(self.engine)
+            networks = open_networks(self.engine)
         except ExportError as error:
             if engine == "onnx":
                 raise
             self.engine, reason = "torch", f" ({error})"
-            regressor, detector = open_networks(self.engine)
-        self.pipeline = FacePipeline(detector, regressor, self.face_model)
-        self.files = weights, face_model, detector_weights
+            networks = open_networks(self.engine)
+        regressor, finder = networks
+        self.pipeline = FacePipeline(finder, regressor, self.face_model)
+        self.files = weights, face_model, *([] if detector else [detector_weights])
         shown = [assets.shown(path) for path in self.files]
+        if detector:
+            shown.append(getattr(detector, "__qualname__", type(detector).__name__))
         self.description = "weights {}, face model {}, detector {}, engine {}{}, device {}".format(
             *shown, self.engine, reason, self.device
         )
@@ -148,8 +166,9 @@ class SynergyNet:
 
     def __reduce__(self) -> tuple:
         """Pickled and copied as what it was made from, opened again where it arrives."""
-        files = [os.path.abspath(path) for path in self.files]
-        return type(self), (*files, self.device, *self._settings)
+        weights, face_model, *others = map(os.path.abspath, self.files)
+        detector_weights = others[0] if others else None
+        return type(self), (weights, face_model, detector_weights, self.device, *self._settings)
 
     @overload
     def __call__(

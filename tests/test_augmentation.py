@@ -130,6 +130,15 @@ def test_mirroring(face_model, parameters):
     assert np.abs(face_model.landmarks(twice) - points.numpy()).max() < 0.01
 
 
+def test_mirroring_a_model_that_is_filled_up_with_zeros(face_model, parameters):
+    basis = face_model.landmark_basis.copy()
+    basis[40:] = 0
+    smaller = replace(face_model, landmark_basis=basis)
+    mirrored = Mirror(smaller).parameters(torch.from_numpy(parameters), SIDE)
+    expected = Mirror.points(torch.from_numpy(smaller.landmarks(parameters)), SIDE)
+    assert np.abs(smaller.landmarks(mirrored.numpy()) - expected.numpy()).max() < 0.01
+
+
 def test_mirroring_the_models_that_people_use():
     """Exact with the starter model; with the published bases the best fit, off by a third of a
     pixel (3D, mean), while the points themselves are mirrored exactly."""

@@ -1,5 +1,6 @@
 """Training sets: what lies on disk is read back or refused, and batches are drawn as asked."""
 
+import json
 import pickle
 import threading
 from dataclasses import replace
@@ -367,6 +368,16 @@ def test_another_models_whitening_is_refused(root, face_model):
     moved[3] += 300
     with pytest.raises(ValueError, match="another face model"):
         PublishedFaces(root, replace(face_model, param_mean=moved))
+
+
+def test_a_set_that_names_another_face_model_is_refused(root, face_model):
+    path = root / "report.json"
+    for fine in ("{}", "[1]", "no json", json.dumps({"face_model": face_model.fingerprint})):
+        path.write_text(fine)
+        assert len(PublishedFaces(root, face_model)) == 12
+    path.write_text(json.dumps({"face_model": "0123456789abcdef"}))
+    with pytest.raises(ValueError, match="made with face model 0123456789abcdef .report.json"):
+        PublishedFaces(root, face_model)
 
 
 def test_published_whitening_is_not_the_starter_models(root):

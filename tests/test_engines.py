@@ -1,6 +1,7 @@
 """The ONNX Runtime engine: the same numbers as PyTorch, a cache that is never wrong, no torch."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from FaceBoxes.network import FaceBoxesNet, TorchEngine
 from model_building import SynergyNet as Network
 from model_building import load_synergynet
 from synergy3DMM import SynergyNet
-from utils import evaluation, runtime
+from utils import assets, evaluation, runtime
 from utils.checkpoint import write_checkpoint
 from utils.cores import cpu_threads
 from utils.errors import first_line
@@ -169,10 +170,24 @@ def test_other_weights_are_exported_anew_and_the_old_file_goes(face_model, weigh
     close(second, TorchRegressor(load_synergynet(weights, face_model), "cpu")(CROPS))
 
 
-def test_another_version_of_the_export_is_made_anew(face_model, weights, exports, monkeypatch):
+def test_changed_code_is_exported_anew(face_model, weights, exports, monkeypatch, tmp_path):
     OnnxRegressor(weights, face_model)
-    monkeypatch.setattr(onnx_engine, "EXPORT_VERSION", "another")
-    OnnxRegressor(weights, face_model)
+    for pattern in onnx_engine.SOURCES:  # the same code elsewhere
+        for path in assets.ROOT.glob(pattern):
+            copy = tmp_path / path.relative_to(assets.ROOT)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(path, copy)
+    monkeypatch.setattr(assets, "ROOT", tmp_path)
+    onnx_engine.code_digest.cache_clear()
+    try:
+        OnnxRegressor(weights, face_model)
+        assert len(exports) == 1
+        with open(tmp_path / "backbone_nets" / "mobilenet_v2.py", "a") as file:
+            file.write("# another network\n")
+        onnx_engine.code_digest.cache_clear()
+        OnnxRegressor(weights, face_model)
+    finally:
+        onnx_engine.code_digest.cache_clear()
     assert len(exports) == 2 and len(files(weights)) == 1
 
 

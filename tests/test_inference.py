@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from conftest import tiny_face_arrays
 
 from FaceBoxes.network import FaceBoxesNet
@@ -26,6 +27,7 @@ from utils.inference import (
     expression_of,
     frontal,
     with_expression,
+    with_parameters,
 )
 from utils.morphable_model import MIRRORED_LANDMARKS
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
@@ -402,6 +404,57 @@ def test_iterables_are_taken_one_at_a_time(api):
     assert [len(f) for f in api(frames(), boxes)][1::2] == [1, 0]
     with pytest.raises(ValueError, match="more pictures than boxes"):
         list(api(frames(), iter([None])))
+
+
+def red_corner(image: np.ndarray) -> list[list[float]]:
+    """A detector of one's own, without scores."""
+    return [[10, 20, 60, 90]] if (image[0, 0] == (0, 0, 255)).all() else []
+
+
+def test_a_detector_of_ones_own(api, tmp_path):
+    weights, face_model, _ = api.files
+    model = SynergyNet(weights, face_model, device="cpu", detector=red_corner)
+    assert "detector red_corner," in model.description and len(model.files) == 2
+    again = pickle.loads(pickle.dumps(model))
+    red, green = (np.full((120, 100, 3), colour, np.uint8) for colour in ((0, 0, 255), (0, 255, 0)))
+    for own in (model, again):
+        (face,) = own(red)
+        assert face.box.tolist() == [10, 20, 60, 90] and np.isnan(face.score)
+        assert_same_face(face, api(red, boxes=[[10, 20, 60, 90]])[0])
+        assert own(green) == []
+
+
+@pytest.mark.parametrize("found", [[10, 20, 60, 90], [[1, 2, 3]] * 5, [[[1, 2, 3, 4, 5]]], None])
+def test_a_detector_that_gives_no_boxes(api, found):
+    weights, face_model, _ = api.files
+    model = SynergyNet(weights, face_model, device="cpu", detector=lambda image: found)
+    with pytest.raises(ValueError, match="expected from the detector, boxes of shape"):
+        model(PHOTOS[0])
+
+
+def test_changed_faces_keep_the_texture_of_the_photo(api, tmp_path):
+    face = api(PHOTOS[0])[0]
+    changed = frontal(with_expression(face, 2))
+    assert face.fitted is None and changed.fitted is face
+    paths = [tmp_path / "fitted.ply", tmp_path / "changed.ply"]
+    for saved, path in zip((face, changed), paths, strict=True):
+        saved.save(path, PHOTOS[0])
+    meshes = [trimesh.load(path, process=False) for path in paths]
+    colours = [mesh.visual.vertex_colors for mesh in meshes]
+    np.testing.assert_array_equal(*colours)
+    assert np.abs(meshes[0].vertices - meshes[1].vertices).max() > 1e-5
+
+
+def test_a_face_with_other_parameters(api):
+    one, two = api(PHOTOS[0])
+    mean = np.append(one.parameters[:12], (one.parameters[12:] + two.parameters[12:]) / 2)
+    changed = with_parameters(one, mean)
+    np.testing.assert_allclose(changed.parameters, mean, rtol=1e-6)
+    assert changed.yaw == pytest.approx(one.yaw) and changed.fitted is one
+    assert_same_face(with_parameters(changed, one.parameters), one, 1e-3)
+    for wrong in (mean[:61], mean * np.nan):
+        with pytest.raises(ValueError, match="62 finite parameters"):
+            with_parameters(one, wrong)
 
 
 def test_the_published_call(api):

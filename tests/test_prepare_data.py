@@ -139,7 +139,9 @@ def test_the_set_of_each_form_shows_the_labelled_faces(form, labelled, faces, mo
     assert turned.max() < (3 if flat else 1)  # degrees
     assert [line["photo"] for line in lines] == [f"photo_{index}.png" for index in range(COUNT)]
     assert all(0 < float(line["fit_error_percent"]) < 0.6 for line in lines)
-    assert json.loads((out / "report.json").read_text())["faces"] == COUNT
+    summary = json.loads((out / "report.json").read_text())
+    assert summary["faces"] == COUNT
+    assert summary["face_model"] == made.face_model.fingerprint
     assert read_image(out / "contact_sheet.png").shape[1] > 8 * 240
     assert not list(tmp_path.glob("*.partial"))
 

@@ -8,7 +8,7 @@ python main_train.py --data runs/mine --held-out 0.1 ...     docs/training.md, "
 import csv
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -264,8 +264,8 @@ def prepare(
         used = [sample for sample in usable if not sample.reason]
         if not used:
             raise NoneUsable(samples)
-        write_labels(partial, face_model, used, own_whitening)
-        write_report(partial, face_model, samples, used, max_error)
+        own_model = write_labels(partial, face_model, used, own_whitening)
+        write_report(partial, own_model, samples, used, max_error)
         write_sheet(partial, face_model, used, seed)
     return samples
 
@@ -280,19 +280,24 @@ class NoneUsable(ValueError):
 
 def write_labels(
     folder: Path, face_model: MorphableModel, used: list[Sample], own_whitening: bool
-) -> None:
-    """List, whitened parameters and whitening, in the published layout (``utils/datasets.py``)."""
+) -> MorphableModel:
+    """List, whitened parameters and whitening, in the published layout (``utils/datasets.py``).
+
+    Returns:
+        The face model that the set belongs to: the given one, or with the set's own whitening.
+    """
     parameters = np.stack([sample.parameters for sample in used])  # (n, 62)
     mean, std = face_model.param_mean, face_model.param_std
     if own_whitening:
         mean, std = whitening(parameters)
-        arrays = face_model_arrays(face_model) | {"param_mean": mean, "param_std": std}
-        write_npz(folder / "face_model.npz", arrays)
+        face_model = replace(face_model, param_mean=mean, param_std=std)
+        write_npz(folder / "face_model.npz", face_model_arrays(face_model))
     names = [sample.crop for sample in used]
     write_published_labels(folder, names, (parameters - mean) / std)
     whitened_by = {"param_mean": mean, "param_std": std}
     path = folder / "3dmm_data" / "param_whitening.pkl"
     path.write_bytes(pickle.dumps(whitened_by, protocol=4))
+    return face_model
 
 
 def face_model_arrays(face_model: MorphableModel) -> dict[str, np.ndarray]:

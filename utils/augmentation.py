@@ -93,6 +93,7 @@ class Mirror:
         basis = torch.as_tensor(np.asarray(face_model.landmark_basis)).double()
         flip = torch.tensor([[-1.0], [1.0], [1.0]], dtype=torch.float64)
         norms = basis.flatten(1).norm(dim=1)
+        norms = torch.where(norms > 0, norms, 1.0)  # directions of zeros fill a smaller model up
         directions = (basis.flatten(1) / norms[:, None]).T  # (204, 50)
         mirrored = (basis[:, :, MIRRORED_LANDMARKS] * flip).flatten(1).T  # (204, 50)
         offset = (mean[:, MIRRORED_LANDMARKS] * flip - mean).flatten()[:, None]

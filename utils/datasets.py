@@ -19,6 +19,7 @@ Two kinds, with one interface (``Faces``):
 """
 
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -45,6 +46,8 @@ YAW_BIN = 15.0  # degrees, of the bins that pose balancing knows
 PUBLISHED_LIST = "3dmm_data/train_aug_120x120.list.train"
 PUBLISHED_PARAMETERS = "3dmm_data/param_all_norm_v201.pkl"
 PUBLISHED_CROPS = "train_aug_120x120"
+# Beside the published files, of sets made here (rendered, from own photos): name their face model.
+DESCRIPTIONS = ("rendered.json", "report.json")
 
 
 class Faces:
@@ -164,9 +167,9 @@ class PublishedFaces(Faces):
 
     Args:
         root: the folder that holds ``3dmm_data`` and ``train_aug_120x120``.
-        face_model: undoes the whitening of the stored parameters. They carry no name of the model
-            they were whitened with, so a sample of them is checked: cameras must come out as scaled
-            rotations, faces inside the crop.
+        face_model: undoes the whitening of the stored parameters. Sets made here carry the
+            fingerprint of theirs. The published one does not, so a sample is checked: cameras must
+            come out as scaled rotations, faces inside the crop.
 
     Raises:
         FileNotFoundError: a file is missing; it is named.
@@ -198,10 +201,29 @@ class PublishedFaces(Faces):
                 f"{path} has {len(whitened)} rows, but {self.folder / PUBLISHED_LIST} names "
                 f"{len(self.names)} pictures; the two must come from the same download"
             )
+        self._check_face_model()
         self.parameters = face_model.dewhiten(whitened[:, :NUM_PARAMETERS].astype(np.float32))
         _check_finite(self.parameters, str(path))
         self._check_whitening(path)
         _check_cameras(self.parameters, str(path))
+
+    def _check_face_model(self) -> None:
+        """Refuses a set whose description names another face model."""
+        for name in DESCRIPTIONS:
+            path = self.folder / name
+            if not path.is_file():
+                continue
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:  # somebody else's file
+                continue
+            made_with = content.get("face_model") if isinstance(content, dict) else None
+            if isinstance(made_with, str) and made_with != self.face_model.fingerprint:
+                raise ValueError(
+                    f"{self.folder}: made with face model {made_with} ({name}), but "
+                    f"{self.face_model.source} is {self.face_model.fingerprint}; give the one it "
+                    "was made with (--face-model)"
+                )
 
     def _check_whitening(self, path: Path) -> None:
         """Refuses parameters that this face model's mean and deviation do not turn into faces."""

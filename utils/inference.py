@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,8 @@ class Face:
         scale: pixels of the image per unit of the model.
         translation: (3,) float64, image frame: where the model's origin lies.
         face_model: the 3DMM that ``parameters`` speak of.
+        fitted: the face as it lies in the photo, whose texture it has; None where that is the face
+            itself, which nothing has changed (``with_expression``, ``frontal``).
     """
 
     box: np.ndarray
@@ -76,6 +78,7 @@ class Face:
     scale: float
     translation: np.ndarray
     face_model: MorphableModel
+    fitted: Face | None = None
 
     def __repr__(self) -> str:
         box = ", ".join(f"{v:.0f}" for v in self.box)
@@ -208,7 +211,7 @@ def faces_from_parameters(
     """(n, 62) parameters (not whitened), (n, 4) roi boxes, (n, 5) detections -> n faces."""
     landmarks = crop_to_image(face_model.landmarks(parameters), roi_boxes)
     scale, rotation, translation = decompose_camera(split_camera(parameters))
-    translation = translation[:, :, None] * face_model.flip + face_model.flip_offset
+    translation = face_model.to_crop(translation[:, :, None])  # (n, 3, 1)
     translation = crop_to_image(translation, roi_boxes)[:, :, 0]  # (n, 3)
     scale = scale * (roi_boxes[:, 2] - roi_boxes[:, 0]) / CROP_SIZE
     angles = rotation_to_angles(rotation)
@@ -268,7 +271,7 @@ def with_expression(
             f"expected {EXPRESSION} finite expression coefficients and a finite factor, got shape "
             f"{own.shape} and factor {factor}"
         )
-    return _rebuilt(face, np.append(face.parameters[:-EXPRESSION], factor * own))
+    return with_parameters(face, np.append(face.parameters[:-EXPRESSION], factor * own))
 
 
 def expression_of(face: Face) -> np.ndarray:
@@ -288,13 +291,29 @@ def frontal(face: Face) -> Face:
     """
     camera = split_camera(face.parameters[None]).copy()  # (1, 3, 4)
     camera[0, :, :3] = decompose_camera(camera)[0] * np.eye(3)
-    return _rebuilt(face, np.append(camera, face.parameters[CAMERA:]))
+    return with_parameters(face, np.append(camera, face.parameters[CAMERA:]))
 
 
-def _rebuilt(face: Face, parameters: np.ndarray) -> Face:
-    """A face of (62,) other parameters from the same crop."""
+def with_parameters(face: Face, parameters: np.ndarray) -> Face:
+    """The face that other parameters give in the same crop; its texture is still the photo's.
+
+    Args:
+        face: fitted.
+        parameters: (62,) camera, shape, expression, not whitened (``utils/morphable_model.py``),
+            such as a person's shape averaged over photos.
+
+    Returns:
+        A new face, image frame; without dense mesh where ``face`` has none.
+
+    Raises:
+        ValueError: not 62 finite numbers.
+    """
     detection = np.append(face.box, face.score)
-    parameters = parameters.astype(face.parameters.dtype)
+    parameters = np.asarray(parameters, dtype=face.parameters.dtype)
+    if parameters.shape != face.parameters.shape or not np.isfinite(parameters).all():
+        raise ValueError(
+            f"expected {len(face.parameters)} finite parameters, got shape {parameters.shape}"
+        )
     (changed,) = faces_from_parameters(
         face.face_model,
         parameters[None],
@@ -302,14 +321,36 @@ def _rebuilt(face: Face, parameters: np.ndarray) -> Face:
         detection[None],
         dense=face.vertices is not None,
     )
-    return changed
+    return replace(changed, fitted=face.fitted or face)
 
 
 def detect(detector: Detector, image: np.ndarray) -> np.ndarray:
     """(n, 5) float32 detections of a photo, without boxes that cannot be cropped, such as those
-    that are too small."""
-    found = np.asarray(detector(image), dtype=np.float32).reshape(-1, 5)
+    that are too small.
+
+    Raises:
+        ValueError: the detector gives something else than boxes.
+    """
+    found = with_scores(detector(image), "from the detector, boxes")
     return found[croppable(found)]
+
+
+def with_scores(boxes: np.ndarray, name: str) -> np.ndarray:
+    """(n, 4) or (n, 5) boxes -> (n, 5) float32; the score is NaN where there is none.
+
+    Raises:
+        ValueError: another shape; it says what ``name`` was expected.
+    """
+    boxes = np.asarray(boxes, dtype=np.float32)
+    if boxes.size == 0:
+        return np.zeros((0, 5), dtype=np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] not in (4, 5):
+        raise ValueError(
+            f"expected {name} of shape (n, 4) or (n, 5), x1 y1 x2 y2 score, got {boxes.shape}"
+        )
+    if boxes.shape[1] == 4:
+        boxes = np.concatenate([boxes, np.full((len(boxes), 1), np.nan, np.float32)], axis=1)
+    return boxes
 
 
 def given_boxes(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -319,13 +360,7 @@ def given_boxes(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
         ValueError: another shape, an infinite score, or a box that has nothing of the picture in
             it.
     """
-    boxes = np.asarray(boxes, dtype=np.float32)
-    if boxes.size == 0:
-        return np.zeros((0, 5), dtype=np.float32)
-    if boxes.ndim != 2 or boxes.shape[1] not in (4, 5):
-        raise ValueError(f"expected boxes of shape (n, 4) or (n, 5), got {boxes.shape}")
-    if boxes.shape[1] == 4:
-        boxes = np.concatenate([boxes, np.full((len(boxes), 1), np.nan, np.float32)], axis=1)
+    boxes = with_scores(boxes, "boxes")
     if np.isinf(boxes[:, 4]).any():
         raise ValueError("expected finite scores of boxes, or NaN where there is none")
     height, width = image.shape[:2]

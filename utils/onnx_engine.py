@@ -5,8 +5,9 @@
 
 Cache files lie in ``.onnx_cache/`` beside the weights or, where that cannot be written, in the
 user's cache folder. Their names are ``WEIGHTS.KEY.CHECKSUM.onnx``: the key stands for the content
-of the weights and the versions of the export and of ONNX Runtime, the checksum is the file's own.
-So changed weights, or another ONNX Runtime, are exported for anew, and a damaged file is not used.
+of the weights, the code of the networks and of their export, and the version of ONNX Runtime; the
+checksum is the file's own. So changed weights, changed code, or another ONNX Runtime, are exported
+for anew, and a damaged file is not used.
 Deleting a cache file only costs the time to make it.
 """
 
@@ -25,11 +26,13 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils import assets
 from utils.cores import cpu_threads
 from utils.errors import UnavailableError, first_line
 from utils.files import atomic_write, read_weights_file
@@ -39,7 +42,13 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 17  # read by ONNX Runtime from 1.12 on
-EXPORT_VERSION = "2"  # raise it when exported graphs change: older cache files are then left
+# The code that an exported graph depends on, below the repository's folder.
+SOURCES = (
+    "backbone_nets/*.py",
+    "model_building.py",
+    "FaceBoxes/network.py",
+    "utils/onnx_engine.py",
+)
 TOLERANCE = 1e-4  # allowed difference to PyTorch, of the largest magnitude
 CACHE_FOLDER = ".onnx_cache"
 
@@ -122,8 +131,7 @@ def open_network(
 
     weights = Path(weights)
     digest = hashlib.blake2b(read_weights_file(weights), digest_size=8)
-    for part in (EXPORT_VERSION, version):  # another ONNX Runtime may not read it
-        digest.update(f"|{part}".encode())
+    digest.update(f"|{version}|{code_digest()}".encode())  # another version may not read it
     key = digest.hexdigest()
 
     folders = cache_folders(weights)
@@ -137,6 +145,16 @@ def open_network(
         graph = export()
     _store(graph, folders, weights.name, key)
     return OnnxNetwork(graph, threads)
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Of ``SOURCES``."""
+    digest = hashlib.blake2b(digest_size=8)
+    for pattern in SOURCES:
+        for path in sorted(assets.ROOT.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def cache_folders(weights: Path) -> list[Path]:

@@ -368,11 +368,13 @@ def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:
     if suffix in PHOTO_SUFFIXES:
         write_image(path, face.draw(image))
         return [path]
-    from utils.texture import face_mesh, textured_face  # imported here: most runs unwrap no texture
+    # imported here: most runs unwrap no texture
+    from utils.texture import face_mesh, textured_face, with_geometry
 
     if image is None:
         return save_mesh(path, face_mesh(face))
-    return save_mesh(path, textured_face(face, image))
+    mesh = textured_face(face.fitted or face, image)
+    return save_mesh(path, with_geometry(mesh, face) if face.fitted else mesh)
 
 
 def face_to_json(face: Face) -> dict[str, object]:

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import aflw2000
-from utils.datasets import PUBLISHED_CROPS, write_published_labels
+from utils.datasets import DESCRIPTIONS, PUBLISHED_CROPS, write_published_labels
 from utils.files import new_folder
 from utils.geometry import decompose_camera, exact_angles
 from utils.metrics import YAW_BINS, box_size
@@ -27,7 +27,7 @@ PHOTO_SIDE = 450  # pixels, as AFLW2000-3D's pictures
 ROI_SIDES = (191, 340)  # pixels, the range of AFLW2000-3D's roi boxes
 # Standard deviation per coordinate, as a share of the landmark box's sqrt(w * h).
 REANNOTATION_NOISE = 0.01
-DESCRIPTION = "rendered.json"
+DESCRIPTION = DESCRIPTIONS[0]
 VERSION = {"training": 1, "aflw2000": 3}  # goes up when the same seed gives something else
 
 

@@ -45,7 +45,7 @@ from utils.geometry import camera_angles
 from utils.memory import keep_freed_memory
 from utils.metrics import YAW_BINS, angle_differences, bin_means, nme
 from utils.morphable_model import MorphableModel, split_camera
-from utils.preprocessing import PROTOCOL_BORDER
+from utils.preprocessing import CROP_SIZE, PROTOCOL_BORDER
 from utils.training_log import TrainingLog
 
 # The published schedule: epochs of 80 at which a new factor of the peak rate begins.
@@ -465,6 +465,12 @@ class Trainer:
                 f"done: {progress.epoch} epochs in {(time.time() - started) / 60:.1f} minutes, "
                 f"{progress.skipped} steps skipped; {best}"
             )
+            if options.train_size != CROP_SIZE:
+                say(
+                    f"the scores are of crops of {options.train_size} pixels; faces are found in "
+                    f"crops of {CROP_SIZE}, where this network is worse: go on with --init "
+                    f"{options.out / 'best.pth.tar'} --train-size {CROP_SIZE} --out ANOTHER"
+                )
 
     def _remove_old_run(self) -> None:
         """The checkpoints, log and curves of the run that is given up, so that nobody takes them
