@@ -97,7 +97,9 @@ class Mirror:
         directions = (basis.flatten(1) / norms[:, None]).T  # (204, 50)
         mirrored = (basis[:, :, MIRRORED_LANDMARKS] * flip).flatten(1).T  # (204, 50)
         offset = (mean[:, MIRRORED_LANDMARKS] * flip - mean).flatten()[:, None]
-        solution = torch.linalg.lstsq(directions, torch.cat([mirrored, offset], 1)).solution
+        target = torch.cat([mirrored, offset], 1)
+        # by singular values: directions of zeros leave gelsy, the default, with noise
+        solution = torch.linalg.lstsq(directions, target, driver="gelsd").solution
         solution = solution / norms[:, None]
         self.linear, self.offset = solution[:, :-1].float(), solution[:, -1].float()
 
