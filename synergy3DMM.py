@@ -27,7 +27,6 @@ import numpy as np
 
 from FaceBoxes import DETECT_SIZE, FaceBoxes, detection_limits
 from utils import assets
-from utils.files import WHAT_IS_A_PICTURE, opened, to_bgr8
 from utils.inference import (
     DEFAULT_DRAWINGS,
     Detector,
@@ -41,6 +40,7 @@ from utils.inference import (
 )
 from utils.morphable_model import load_morphable_model
 from utils.onnx_engine import ExportError
+from utils.pictures import WHAT_IS_A_PICTURE, as_picture, to_bgr8
 from utils.runtime import choose_engine, open_regressor
 
 if TYPE_CHECKING:
@@ -214,9 +214,9 @@ class SynergyNet:
                 for each picture.
         """
         if isinstance(images, (np.ndarray, str, os.PathLike)):
-            return self.pipeline([opened(images)], None if boxes is None else [boxes], dense)[0]
+            return self.pipeline([as_picture(images)], None if boxes is None else [boxes], dense)[0]
         if isinstance(images, (list, tuple)):
-            return self.pipeline([opened(image) for image in images], boxes, dense)
+            return self.pipeline([as_picture(image) for image in images], boxes, dense)
         # iterable, but not over pictures: a tensor's rows, a file's lines
         is_one_thing = isinstance(images, (bytes, bytearray, memoryview, Mapping, IOBase))
         if is_one_thing or getattr(images, "ndim", 1) in (2, 3) or not isinstance(images, Iterable):
@@ -239,7 +239,7 @@ class SynergyNet:
             if image is missing or own is missing:
                 kinds = ("boxes", "pictures") if image is missing else ("pictures", "boxes")
                 raise ValueError("got more {} than {}: expected one for each".format(*kinds))
-            return self.pipeline([opened(image)], [own], dense)[0]
+            return self.pipeline([as_picture(image)], [own], dense)[0]
 
         return starmap(faces_of, pairs)  # goes on after an error, which a generator does not
 
@@ -253,7 +253,7 @@ class SynergyNet:
         from utils.overlays import Overlays  # imported here: numbers alone need no drawing
 
         faces = [faces] if isinstance(faces, Face) else faces
-        return Overlays(self.face_model, drawings)(to_bgr8(opened(image)), faces)
+        return Overlays(self.face_model, drawings)(to_bgr8(as_picture(image)), faces)
 
     def tracker(self, smoothing: str = "light", detect_every: int = 10) -> FaceTracker:
         """Follows the faces of one video: ``tracker(frame)`` gives [(id, face), ...] of the next.

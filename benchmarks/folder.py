@@ -27,8 +27,8 @@ from singleImage import parse_options
 from synergy3DMM import SynergyNet
 from utils import assets, results
 from utils.cli import quiet, run_script
-from utils.files import read_image, write_image
 from utils.photo_script import finished_photos, load_model, run_on_photos
+from utils.pictures import read_image, write_image
 
 
 def make_photos(folder: Path, count: int, seed: int = 0) -> None:

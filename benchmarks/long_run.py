@@ -26,8 +26,8 @@ from benchmarks.folder import resident_mb
 from singleImage import parse_options
 from utils import assets, results
 from utils.cli import quiet, run_script
-from utils.files import read_image, write_image
 from utils.photo_script import finished_photos, load_model, run_on_photos
+from utils.pictures import read_image, write_image
 
 SIZES = 20
 

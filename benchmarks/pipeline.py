@@ -34,8 +34,8 @@ from synergy3DMM import SynergyNet
 from utils import assets
 from utils.cli import run_script
 from utils.cores import cpu_threads
-from utils.files import read_image
 from utils.morphable_model import SHAPE, MorphableModel, load_morphable_model, split_camera
+from utils.pictures import read_image
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
 from utils.results import counted
 

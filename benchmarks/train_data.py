@@ -40,9 +40,9 @@ from utils.datasets import (
     pack,
     write_published_labels,
 )
-from utils.files import read_image, write_image
 from utils.memory import keep_freed_memory
 from utils.morphable_model import CAMERA, MorphableModel, load_morphable_model
+from utils.pictures import read_image, write_image
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
 
 BATCH = 128

@@ -23,7 +23,8 @@ from starter_kit.detector_losses import targets
 from starter_kit.fit_labels import LABEL_SIDE
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils.boxes import intersections
-from utils.files import read_npz, read_zipped_image
+from utils.files import read_npz
+from utils.pictures import read_zipped_image
 
 SHARDS = 4  # zip files of face crops
 # Share of each kind of training picture; all but the first two are kinds of the picture set.

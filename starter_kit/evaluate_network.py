@@ -19,12 +19,13 @@ from starter_kit.landmark_statistics import LABEL_UNIT
 from utils import assets
 from utils.cli import run_script
 from utils.evaluation import jittered_boxes
-from utils.files import read_npz, read_zipped_image, require_files
+from utils.files import read_npz, require_files
 from utils.fitting import similarity_align
 from utils.geometry import rotation_to_angles
 from utils.inference import FacePipeline
 from utils.metrics import bin_means, nme
 from utils.morphable_model import load_morphable_model
+from utils.pictures import read_zipped_image
 from utils.preprocessing import crop_faces
 from utils.runtime import TorchRegressor, choose_device
 

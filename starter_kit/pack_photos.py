@@ -16,7 +16,8 @@ from starter_kit.fit_labels import LABEL_SIDE, label_landmarks
 from starter_kit.landmark_statistics import load_model
 from utils.cli import run_script
 from utils.datasets import write_packed
-from utils.files import read_npz, read_zipped_image, require_files
+from utils.files import read_npz, require_files
+from utils.pictures import read_zipped_image
 
 MAX_SPREAD = 0.035  # labels on which the labelling model disagreed with itself are left out
 

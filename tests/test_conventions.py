@@ -7,9 +7,9 @@ from scipy.spatial.transform import Rotation
 
 from tools import draw_conventions as conventions
 from utils.assets import ROOT, STARTER_FACE_MODEL
-from utils.files import read_image
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.morphable_model import load_morphable_model, split_camera
+from utils.pictures import read_image
 
 CLAIMS = {  # README, "Conventions"
     "yaw": {1: "turns towards the left edge", -1: "turns towards the right edge"},

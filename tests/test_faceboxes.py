@@ -21,7 +21,7 @@ from starter_kit.detector_losses import targets
 from starter_kit.detector_pictures import paste
 from tools import evaluate_detector
 from tools.evaluate_detector import copies, judge, read_pictures
-from utils.files import read_image
+from utils.pictures import read_image
 
 # ------------------------------------------------------------------------------ slow, plain twins
 

@@ -21,9 +21,10 @@ from utils import assets, training
 from utils.checkpoint import write_checkpoint
 from utils.datasets import PackedFaces, write_packed
 from utils.errors import UnavailableError
-from utils.files import atomic_write, read_image, remove_partials, write_image, write_npz
+from utils.files import atomic_write, remove_partials, write_npz
 from utils.memory import is_out_of_memory
 from utils.photo_script import run_on_photos
+from utils.pictures import read_image, write_image
 from utils.runtime import TorchRegressor
 
 # ------------------------------------------------------------------------------------- killed

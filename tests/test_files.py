@@ -13,14 +13,9 @@ import numpy as np
 import pytest
 from conftest import Evil
 
-from utils.files import (
-    atomic_write,
-    read_array_pickle,
-    read_image,
-    read_npy,
-    to_bgr8,
-    write_image,
-)
+from utils.array_pickle import read_array_pickle
+from utils.files import atomic_write, read_npy
+from utils.pictures import read_image, to_bgr8, write_image
 
 # ---------------------------------------------------------------------------------------- pictures
 

@@ -26,6 +26,7 @@ import Sim3DR
 from FaceBoxes import nms as suppression
 from Sim3DR import fallback
 from utils.aflw2000 import AFLW_LIST, open_aflw21
+from utils.array_pickle import read_array_pickle
 from utils.benchmark_report import read_run
 from utils.checkpoint import read_checkpoint
 from utils.datasets import (
@@ -34,9 +35,10 @@ from utils.datasets import (
     PUBLISHED_PARAMETERS,
     PublishedFaces,
 )
-from utils.files import read_array_pickle, read_image, read_npy, read_npz
+from utils.files import read_npy, read_npz
 from utils.matlab import read_mat
 from utils.morphable_model import MorphableModel, build_morphable_model, load_morphable_model
+from utils.pictures import read_image
 from utils.preprocessing import CROP_SIZE, boxes_to_roi_boxes, crop_faces
 from utils.unpack import Limits, unpack
 

@@ -14,9 +14,9 @@ from utils.augmentation import AUGMENTATIONS, Batch, make_augmentation
 from utils.datasets import write_packed
 from utils.distributed import World
 from utils.evaluation import torch_network
-from utils.files import read_image
 from utils.inference import FacePipeline
 from utils.morphable_model import load_morphable_model
+from utils.pictures import read_image
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image
 from utils.runtime import TorchRegressor
 

@@ -19,7 +19,6 @@ from model_building import SynergyNet as Network
 from synergy3DMM import SynergyNet
 from utils import results
 from utils.checkpoint import write_checkpoint
-from utils.files import read_image, write_image
 from utils.inference import (
     MAX_BATCH,
     Face,
@@ -30,6 +29,7 @@ from utils.inference import (
     with_parameters,
 )
 from utils.morphable_model import MIRRORED_LANDMARKS
+from utils.pictures import read_image, write_image
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
 from utils.runtime import choose_engine
 from utils.smoothing import STRENGTHS

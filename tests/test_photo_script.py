@@ -14,7 +14,6 @@ from conftest import ROOT
 
 from utils.cli import STOPPED, at_least, comma_list, run_script, within
 from utils.errors import UnavailableError
-from utils.files import write_image
 from utils.finished import FinishedPhotos
 from utils.photo_script import (
     add_photo_options,
@@ -23,6 +22,7 @@ from utils.photo_script import (
     small_faces_note,
     would_overwrite,
 )
+from utils.pictures import write_image
 from utils.results import counted, find_photos
 
 

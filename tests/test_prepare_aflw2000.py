@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from tools import prepare_aflw2000
 from tools.prepare_aflw2000 import landmarks_to_roi_box, read_labels
 from utils.aflw2000 import crop_published, open_benchmark
-from utils.files import read_image
+from utils.pictures import read_image
 
 ANGLES = np.float32([[-23, 1, 5], [3, 70, -8], [100, -40, 0], [0, 0, -98], [-4, -120, 9]])
 NAMES = [f"image{number:05d}" for number in (2, 4, 6, 8, 10)]

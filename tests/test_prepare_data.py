@@ -15,12 +15,12 @@ from tools import prepare_data
 from tools.prepare_data import Sample, name_crops, roi_box, to_crop
 from utils.assets import STARTER_FACE_MODEL
 from utils.datasets import open_training_set
-from utils.files import read_image
 from utils.fitting import whitening
 from utils.geometry import decompose_camera, exact_angles
 from utils.landmark_labels import find_labels, read_mat_labels, read_pts
 from utils.metrics import geodesic, nme
 from utils.morphable_model import load_morphable_model, split_camera
+from utils.pictures import read_image
 from utils.synthetic import FaceRenderer, random_background, random_parameters
 
 COUNT = 8

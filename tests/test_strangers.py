@@ -28,9 +28,11 @@ import benchmark
 import singleImage
 import video
 from utils.aflw2000 import AFLW_LIST, open_aflw21
+from utils.array_pickle import read_array_pickle
 from utils.benchmark_report import read_run
 from utils.datasets import PublishedFaces
-from utils.files import read_array_pickle, read_image, read_npz
+from utils.files import read_npz
+from utils.pictures import read_image
 from utils.texture import textured_face
 
 # ---------------------------------------------------------------------------------- memory bombs
@@ -42,7 +44,7 @@ def peak_of(code: str, *arguments: object, **environment: str) -> tuple[int, str
     On Linux a process begins with the peak of the one that started it: only growth counts.
     """
     peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
-    code = f"import resource, sys\nfrom utils.files import *\nbefore = {peak}\n{code}"
+    code = f"import resource, sys\nfrom utils.files import *\nfrom utils.pictures import *\nfrom utils.array_pickle import *\nbefore = {peak}\n{code}"
     code += f"\nprint({peak} - before)"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(

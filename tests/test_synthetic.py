@@ -10,11 +10,12 @@ from conftest import exit_code
 from tools import render_faces
 from utils import assets
 from utils.aflw2000 import crop_published
+from utils.array_pickle import read_array_pickle
 from utils.datasets import open_training_set, source_photo
-from utils.files import read_array_pickle, read_image
 from utils.geometry import camera_angles, decompose_camera, exact_angles
 from utils.metrics import bin_means, nme
 from utils.morphable_model import CAMERA, Y_FLIP, load_morphable_model, split_camera
+from utils.pictures import read_image
 from utils.preprocessing import CROP_SIZE, crop_faces, crop_to_image
 from utils.synthetic import FaceRenderer, random_parameters
 from utils.synthetic_sets import is_rendered, write_benchmark_set, write_training_set

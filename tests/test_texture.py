@@ -10,10 +10,10 @@ from conftest import ROOT, asset
 import Sim3DR
 from synergy3DMM import SynergyNet
 from utils.assets import STARTER_FACE_MODEL
-from utils.files import read_image
 from utils.geometry import decompose_camera
 from utils.inference import Face, frontal, with_expression
 from utils.morphable_model import load_morphable_model, split_camera
+from utils.pictures import read_image
 from utils.render import render_textured
 from utils.texture import (
     boundary_loops,

@@ -9,8 +9,8 @@ from test_smoothing import LAG, LEFT, SMOOTHING, jitter, lag_behind, landmarks_o
 
 from synergy3DMM import SynergyNet
 from utils.boxes import overlaps
-from utils.files import read_image
 from utils.inference import FacePipeline
+from utils.pictures import read_image
 from utils.preprocessing import boxes_to_roi_boxes
 from utils.smoothing import STRENGTHS, FaceSmoother
 from utils.tracking import (

@@ -14,7 +14,7 @@ from FaceBoxes.network import ANCHORS_PER_CELL, MAP_CHANNELS, load_weights
 from starter_kit import detector_pictures, train_detector
 from starter_kit.detector_losses import Hints
 from starter_kit.detector_pictures import TrainingPictures, mixed, paste, person, turned
-from utils.files import read_image
+from utils.pictures import read_image
 
 BOX = [183.0, 59.0, 271.0, 180.0, 0.99]  # of the astronaut's face
 

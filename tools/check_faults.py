@@ -50,12 +50,14 @@ import singleImage
 from model_building import SynergyNet as Network
 from synergy3DMM import SynergyNet
 from utils import assets, training, training_log
+from utils.array_pickle import read_array_pickle
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.cli import at_least, comma_list, quiet, run_script, script_parser
 from utils.datasets import PUBLISHED_LIST, PUBLISHED_PARAMETERS, provide_pack
-from utils.files import read_array_pickle, read_image, read_npz, write_image
+from utils.files import read_npz
 from utils.morphable_model import load_morphable_model
 from utils.onnx_engine import CACHE_FOLDER, OnnxNetwork
+from utils.pictures import read_image, write_image
 from utils.synthetic_sets import write_training_set
 
 # Processes are forked from one that has imported all this, so that a round is work and no import,

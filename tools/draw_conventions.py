@@ -16,10 +16,10 @@ from Sim3DR import Lighting
 from utils.assets import ROOT, STARTER_FACE_MODEL, shown
 from utils.cli import run_script, script_parser
 from utils.draw import AXES, FONT, OUTLINE, PARTS, Colour, Part, draw_pose_axes
-from utils.files import write_image
 from utils.geometry import angles_to_rotation
 from utils.inference import Face, faces_from_parameters
 from utils.morphable_model import CAMERA, Y_FLIP, MorphableModel, load_morphable_model
+from utils.pictures import write_image
 from utils.preprocessing import CROP_SIZE
 from utils.render import render_mesh_overlay
 

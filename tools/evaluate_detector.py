@@ -28,7 +28,8 @@ from FaceBoxes import FaceBoxes
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils.boxes import overlaps
 from utils.cli import plain, run_script, script_parser
-from utils.files import atomic_write, read_npz, read_zipped_image, require_files
+from utils.files import atomic_write, read_npz, require_files
+from utils.pictures import read_zipped_image
 from utils.runtime import choose_device
 
 OVERLAP = 0.5  # intersection over union from which a detection is on a face

@@ -11,7 +11,7 @@ from synergy3DMM import Face, SynergyNet, frontal, with_expression
 from utils import assets, results
 from utils.cli import run_script, script_parser
 from utils.draw import contact_sheet
-from utils.files import read_image, write_image
+from utils.pictures import read_image, write_image
 from utils.texture import textured_face, with_geometry
 from utils.turntable import turntable_frames
 

@@ -29,10 +29,11 @@ from utils.aflw2000 import (
     write_labels,
 )
 from utils.cli import complain, first_lines, run_script, script_parser
-from utils.files import new_folder, read_image, read_npy, read_npz, write_image
+from utils.files import new_folder, read_npy, read_npz
 from utils.geometry import angles_to_rotation
 from utils.matlab import read_mat
 from utils.metrics import bin_masks
+from utils.pictures import read_image, write_image
 
 EPILOG = """\
 written to OUT (rows in the order of the file names):

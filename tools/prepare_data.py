@@ -21,7 +21,7 @@ from utils.assets import find_face_model, shown
 from utils.cli import at_least, complain, first_lines, run_script, script_parser
 from utils.datasets import PUBLISHED_CROPS, write_published_labels
 from utils.draw import contact_sheet, draw_landmarks
-from utils.files import new_folder, read_image, write_image, write_npz
+from utils.files import new_folder, write_npz
 from utils.fitting import MIN_POINTS, fit_landmarks, whitening
 from utils.geometry import camera_angles, decompose_camera
 from utils.landmark_labels import LabelledFace, find_labels
@@ -35,6 +35,7 @@ from utils.morphable_model import (
     split_camera,
 )
 from utils.parallel import in_order
+from utils.pictures import read_image, write_image
 from utils.preprocessing import CROP_SIZE, MAX_COORDINATE, crop_faces
 
 EPILOG = """\

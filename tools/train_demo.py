@@ -22,9 +22,9 @@ from utils.augmentation import make_augmentation
 from utils.cli import at_least, run_script, script_parser
 from utils.datasets import Faces, open_training_set
 from utils.draw import contact_sheet, draw_landmarks
-from utils.files import write_image
 from utils.metrics import nme
 from utils.morphable_model import load_morphable_model
+from utils.pictures import write_image
 from utils.preprocessing import CROP_SIZE
 from utils.synthetic_sets import is_rendered, write_training_set
 

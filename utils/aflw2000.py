@@ -30,7 +30,8 @@ from pathlib import Path
 import numpy as np
 
 from utils import assets, metrics
-from utils.files import read_image, read_npy, read_npz, write_npz
+from utils.files import read_npy, read_npz, write_npz
+from utils.pictures import read_image
 from utils.preprocessing import CROP_SIZE, crop_faces
 
 DEFAULT_FOLDER = assets.ROOT / "aflw2000_data"

@@ -11,11 +11,11 @@ import numpy as np
 
 from utils import assets, texture
 from utils.cli import say
-from utils.files import read_image, write_image
 from utils.inference import Face, FacePipeline, expression_of, frontal, with_expression
 from utils.mesh_io import TexturedMesh, save_mesh
 from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.photo_script import finished_photos, run_on_photos
+from utils.pictures import read_image, write_image
 from utils.preprocessing import crop_faces
 from utils.render import render_mesh_overlay
 from utils.results import face_names, save_confidence

@@ -23,7 +23,8 @@ from utils import metrics
 from utils.aflw2000 import BenchmarkSet
 from utils.draw import draw_landmarks
 from utils.evaluation import ANGLES, BINS, PUBLISHED_LABELS, Prediction
-from utils.files import atomic_write, write_image
+from utils.files import atomic_write
+from utils.pictures import write_image
 from utils.preprocessing import CROP_SIZE
 from utils.results import result_names
 

@@ -32,13 +32,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils.array_pickle import read_array_pickle
 from utils.augmentation import Batch
 from utils.cli import say
 from utils.distributed import local_rank
-from utils.files import atomic_write, new_folder, read_array_pickle, read_image, read_npz
+from utils.files import atomic_write, new_folder, read_npz
 from utils.geometry import camera_angles
 from utils.morphable_model import NUM_PARAMETERS, MorphableModel, split_camera
 from utils.parallel import in_order
+from utils.pictures import read_image
 from utils.preprocessing import CROP_SIZE
 
 YAW_BIN = 15.0  # degrees, of the bins that pose balancing knows

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.files import opened, to_bgr8
 from utils.geometry import decompose_camera, rotation_to_angles
 from utils.morphable_model import CAMERA, EXPRESSION, MorphableModel, split_camera
+from utils.pictures import as_picture, to_bgr8
 from utils.preprocessing import (
     CROP_SIZE,
     boxes_to_roi_boxes,
@@ -96,8 +96,8 @@ class Face:
         """The photo with this face drawn on it.
 
         Args:
-            image: its photo, as ``utils.files.to_bgr8`` takes it, or that file's path; it stays as
-                it is.
+            image: its photo, as ``utils.pictures.to_bgr8`` takes it, or that file's path; it stays
+                as it is.
             drawings: one or some of ``utils.overlays.DRAWINGS``: mesh, depth, pncc, landmarks,
                 box, pose.
 
@@ -109,7 +109,7 @@ class Face:
         """
         from utils.overlays import Overlays  # imported here: numbers alone need no drawing
 
-        return Overlays(self.face_model, drawings)(to_bgr8(opened(image)), [self])
+        return Overlays(self.face_model, drawings)(to_bgr8(as_picture(image)), [self])
 
     def save(
         self, path: str | os.PathLike, image: np.ndarray | str | os.PathLike | None = None
@@ -123,7 +123,7 @@ class Face:
 
         Args:
             path: its folder is made where it does not exist.
-            image: the face's photo, as ``utils.files.to_bgr8`` takes it, or that file's path.
+            image: the face's photo, as ``utils.pictures.to_bgr8`` takes it, or that file's path.
 
         Returns:
             The files written.
@@ -135,7 +135,7 @@ class Face:
         """
         from utils.results import save_face  # imported here: many callers write no file
 
-        return save_face(Path(path), self, None if image is None else opened(image))
+        return save_face(Path(path), self, None if image is None else as_picture(image))
 
 
 class FacePipeline:
@@ -159,7 +159,7 @@ class FacePipeline:
         """All faces of each photo, best score first; those of given boxes in the boxes' order.
 
         Args:
-            images: pictures as ``utils.files.to_bgr8`` takes them, of any sizes.
+            images: pictures as ``utils.pictures.to_bgr8`` takes them, of any sizes.
             boxes: for each image (n, 4) or (n, 5) boxes x1 y1 x2 y2 [score], image frame, to be
                 used instead of the detector; None (or None for one image) detects.
             dense: make the dense mesh too.

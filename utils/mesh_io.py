@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 
 import Sim3DR
-from utils.files import atomic_write, write_image
+from utils.files import atomic_write
+from utils.pictures import write_image
 
 FRAMES = ("model", "image")
 MESH_SUFFIXES = (".obj", ".glb", ".ply", ".html")

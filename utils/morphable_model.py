@@ -28,7 +28,8 @@ from weakref import WeakSet
 
 import numpy as np
 
-from utils.files import read_array_pickle, read_npy, read_npz
+from utils.array_pickle import read_array_pickle
+from utils.files import read_npy, read_npz
 from utils.matlab import read_mat
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from FaceBoxes import detection_limits, detection_scale
 from utils import results
 from utils.cli import STOPPED, at_least, say
 from utils.cores import cpu_threads, usable_cores
-from utils.files import read_image
 from utils.finished import LIST_NAME, FinishedPhotos
 from utils.inference import Face
 from utils.memory import is_out_of_memory
 from utils.model_options import add_model_options, open_model
 from utils.parallel import in_order
+from utils.pictures import read_image
 from utils.results import counted
 
 if TYPE_CHECKING:

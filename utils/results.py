@@ -12,11 +12,12 @@ import numpy as np
 
 from utils.cli import say
 from utils.draw import contact_sheet, fit_into
-from utils.files import atomic_write, read_image, write_image, write_npz
+from utils.files import atomic_write, write_npz
 from utils.inference import Face
 from utils.mesh_io import MESH_SUFFIXES, TexturedMesh, save_mesh
 from utils.morphable_model import NUM_LANDMARKS, NUM_PARAMETERS, MorphableModel
 from utils.overlays import Overlays
+from utils.pictures import read_image, write_image
 from utils.render import normalized_coordinate_code, render_depth, render_pncc
 
 PHOTO_SUFFIXES = frozenset(

@@ -22,10 +22,10 @@ import cv2
 import numpy as np
 
 import Sim3DR
-from utils.files import refuse_absurd_size, to_bgr8
 from utils.inference import Face
 from utils.mesh_io import TexturedMesh
 from utils.morphable_model import MIRRORED_LANDMARKS, MorphableModel
+from utils.pictures import refuse_absurd_size, to_bgr8
 
 UV_MAP_SUFFIX = "_fake_B.png"  # of published UV maps
 PHOTO_SUFFIX = "_real_A"  # of published pre-cropped photos, before the extension
@@ -266,7 +266,7 @@ def textured_face(face: Face, image: np.ndarray, size: int = DEFAULT_SIZE) -> Te
     Args:
         face: fitted, with a dense mesh; its face model has texture coordinates that are mirrored
             with the face (``u`` to ``1 - u``).
-        image: its photo, as ``utils.files.to_bgr8`` takes it.
+        image: its photo, as ``utils.pictures.to_bgr8`` takes it.
         size: side of the texture in texels.
 
     Returns:

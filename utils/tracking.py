@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 
 from utils.boxes import overlaps
-from utils.files import to_bgr8
 from utils.inference import Face, FacePipeline, detect, faces_from_parameters
 from utils.morphable_model import split_camera
+from utils.pictures import to_bgr8
 from utils.preprocessing import ROI_ENLARGEMENT, boxes_to_roi_boxes, crop_faces
 from utils.smoothing import STRENGTHS, FaceSmoother
 

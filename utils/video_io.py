@@ -22,7 +22,7 @@ import numpy as np
 
 from utils.draw import fit_into
 from utils.errors import first_line
-from utils.files import to_bgr8
+from utils.pictures import to_bgr8
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 DEFAULT_FPS = 25.0  # where a file or camera tells none that can be true
