@@ -44,8 +44,9 @@ def peak_of(code: str, *arguments: object, **environment: str) -> tuple[int, str
     On Linux a process begins with the peak of the one that started it: only growth counts.
     """
     peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
-    code = f"import resource, sys\nfrom utils.files import *\nfrom utils.pictures import *\nfrom utils.array_pickle import *\nbefore = {peak}\n{code}"
-    code += f"\nprint({peak} - before)"
+    modules = ("files", "pictures", "array_pickle")
+    imports = "\n".join(f"from utils.{module} import *" for module in modules)
+    code = f"import resource, sys\n{imports}\nbefore = {peak}\n{code}\nprint({peak} - before)"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
