@@ -210,7 +210,7 @@ def export_encoder(weights: str | os.PathLike, face_model: MorphableModel) -> by
 
     Raises:
         FileNotFoundError, ValueError: see ``load_synergynet``.
-        RuntimeError: see ``export_onnx``.
+        ExportError: see ``export_onnx``.
     """
     model = load_synergynet(weights, face_model)
     generator = torch.Generator().manual_seed(0)

@@ -115,6 +115,8 @@ class SynergyNet:
         face_model = assets.find_face_model() if face_model is None else face_model
         if detector_weights is None and detector is None:
             detector_weights = assets.find_detector_weights()
+        elif detector_weights is not None and detector is not None:
+            raise ValueError("detector_weights belong to FaceBoxes; a detector has its own")
         if threads is not None and not (isinstance(threads, Integral) and threads >= 1):
             raise ValueError(f"threads must be a whole number, 1 or more, got {threads}")
         if not detect_size >= 2:
@@ -126,7 +128,9 @@ class SynergyNet:
             """Regressor and detector; the face model on the way."""
 
             def open_detector() -> Detector:
-                return detector or FaceBoxes(
+                if detector is not None:
+                    return detector
+                return FaceBoxes(
                     detector_weights,
                     self.device,
                     score_threshold=score_threshold,
@@ -153,9 +157,9 @@ class SynergyNet:
             networks = open_networks(self.engine)
         regressor, finder = networks
         self.pipeline = FacePipeline(finder, regressor, self.face_model)
-        self.files = weights, face_model, *([] if detector else [detector_weights])
+        self.files = weights, face_model, *([] if detector_weights is None else [detector_weights])
         shown = [assets.shown(path) for path in self.files]
-        if detector:
+        if detector is not None:
             shown.append(getattr(detector, "__qualname__", type(detector).__name__))
         self.description = "weights {}, face model {}, detector {}, engine {}{}, device {}".format(
             *shown, self.engine, reason, self.device
@@ -168,7 +172,8 @@ class SynergyNet:
         """Pickled and copied as what it was made from, opened again where it arrives."""
         weights, face_model, *others = map(os.path.abspath, self.files)
         detector_weights = others[0] if others else None
-        return type(self), (weights, face_model, detector_weights, self.device, *self._settings)
+        settings = (weights, face_model, detector_weights, self.device, *self._settings)
+        return _reopened, (type(self), settings)
 
     @overload
     def __call__(
@@ -279,3 +284,10 @@ class SynergyNet:
             [face.vertices for face in faces],
             [[[face.yaw, face.pitch, face.roll], face.translation.tolist()] for face in faces],
         )
+
+
+def _reopened(kind: type[SynergyNet], settings: tuple) -> SynergyNet:
+    """A pickled model; ``kind`` may be a class of one's own with another constructor."""
+    model = kind.__new__(kind)
+    SynergyNet.__init__(model, *settings)
+    return model

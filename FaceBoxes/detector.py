@@ -60,7 +60,7 @@ class FaceBoxes:
 
     Raises:
         FileNotFoundError, ValueError: missing or unfit weights, an option out of range.
-        RuntimeError: the ONNX export fails.
+        UnavailableError: the ONNX export fails, or the device has no memory for the network.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from utils.checkpoint import read_checkpoint, require_finite
 from utils.onnx_engine import export_onnx
+from utils.runtime import on_device
 
 MAP_CHANNELS = (128, 128, 128, 128, 256, 256)  # of the feature maps; the heads read the last three
 ANCHORS_PER_CELL = (21, 1, 1)
@@ -162,10 +163,9 @@ class TorchEngine:
 
     def __init__(self, weights: Path | str, device: str = "cpu") -> None:
         self.device = torch.device(device)
-        self.network = FaceBoxesNet()
-        self.network.load_state_dict(load_weights(weights))
-        # Channels-last convolutions and pools take two thirds of the time on a CPU.
-        self.network.eval().to(self.device, memory_format=torch.channels_last)
+        network = FaceBoxesNet()
+        network.load_state_dict(load_weights(weights))
+        self.network = on_device(network.eval(), self.device)
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3, H, W) float32 to offsets (B, A, 4) and probabilities (B, A, 2), float32."""
@@ -194,7 +194,7 @@ def export_detector(weights: Path | str) -> bytes:
 
     Raises:
         FileNotFoundError, ValueError: see ``load_weights``.
-        RuntimeError: see ``export_onnx``.
+        ExportError: see ``export_onnx``.
     """
     network = FaceBoxesNet()
     network.load_state_dict(load_weights(weights))

@@ -48,7 +48,7 @@ def main() -> None:
         raise SystemExit(f"{options.checkpoint}: was not trained with {trained.source}")
     for name in ("landmark_mean", "landmark_basis", "param_mean", "param_std"):
         if not np.array_equal(getattr(trained, name), getattr(shipped, name)):
-            raise SystemExit(f"{name} differs between {trained.source} and the shipped model")
+            raise SystemExit(f"{name} differs between {trained.source} and {shipped.source}")
     state = learnable_state(content)
     if options.init:
         before = read_checkpoint(options.init)

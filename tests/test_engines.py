@@ -24,7 +24,7 @@ from synergy3DMM import SynergyNet
 from utils import assets, evaluation, runtime
 from utils.checkpoint import write_checkpoint
 from utils.cores import cpu_threads
-from utils.errors import first_line
+from utils.errors import UnavailableError, first_line
 from utils.morphable_model import load_morphable_model
 from utils.onnx_engine import ExportError, cache_folders, export_onnx
 from utils.runtime import OnnxRegressor, TorchRegressor, choose_device, choose_engine
@@ -168,6 +168,15 @@ def test_other_weights_are_exported_anew_and_the_old_file_goes(face_model, weigh
     assert len(exports) == 2 and new != old
     assert np.abs(first - second).max() > 1e-3
     close(second, TorchRegressor(load_synergynet(weights, face_model), "cpu")(CROPS))
+
+
+def test_no_memory_for_the_detector_is_one_line(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(FaceBoxesNet, "to", full)
+    with pytest.raises(UnavailableError, match="cpu: no memory for the network .CUDA out of mem"):
+        FaceBoxes(engine="torch")
 
 
 def test_changed_code_is_exported_anew(face_model, weights, exports, monkeypatch, tmp_path):

@@ -424,11 +424,33 @@ def test_a_detector_of_ones_own(api, tmp_path):
         assert own(green) == []
 
 
+class Empty(list):
+    """A detector that is false where its truth is asked for."""
+
+    def __call__(self, image: np.ndarray) -> list[list[float]]:
+        return [[10, 20, 60, 90, 0.5], [9000, 9000, 9100, 9100, 0.9]]
+
+
+class Own(SynergyNet):
+    def __init__(self, weights: Path, face_model: Path) -> None:
+        super().__init__(weights, face_model, device="cpu", detector=Empty())
+
+
+def test_detectors_and_models_of_ones_own_classes(api):
+    model = Own(*api.files[:2])
+    for own in (model, pickle.loads(pickle.dumps(model)), copy.copy(model)):
+        assert type(own) is Own and "detector Empty" in own.description
+        (face,) = own(PHOTOS[0])  # the other box lies outside
+        assert face.score == 0.5
+    with pytest.raises(ValueError, match="detector_weights belong to FaceBoxes"):
+        SynergyNet(*api.files, device="cpu", detector=red_corner)
+
+
 @pytest.mark.parametrize("found", [[10, 20, 60, 90], [[1, 2, 3]] * 5, [[[1, 2, 3, 4, 5]]], None])
 def test_a_detector_that_gives_no_boxes(api, found):
     weights, face_model, _ = api.files
     model = SynergyNet(weights, face_model, device="cpu", detector=lambda image: found)
-    with pytest.raises(ValueError, match="expected from the detector, boxes of shape"):
+    with pytest.raises(ValueError, match="expected boxes from the detector of shape"):
         model(PHOTOS[0])
 
 

@@ -1,5 +1,6 @@
 """The 3DMM: its algebra against the formula, both ways of storing it, and files that are bad."""
 
+import copy
 import pickle
 from dataclasses import replace
 
@@ -293,6 +294,7 @@ def test_fewer_directions_are_to_be_filled_up(tmp_path, name, count, said):
 def test_models_as_they_were_read_are_pickled_as_their_files_name(tmp_path):
     np.savez(tmp_path / "face.npz", **tiny_face_arrays())
     model = load_morphable_model(tmp_path / "face.npz")
+    assert copy.deepcopy(model) is copy.copy(model) is model
     stored = pickle.dumps(model)
     assert len(stored) < 1000 and pickle.loads(stored) is pickle.loads(stored)
     again = pickle.loads(stored)
@@ -303,6 +305,14 @@ def test_models_as_they_were_read_are_pickled_as_their_files_name(tmp_path):
     changed = model.mean + 1
     copied = pickle.loads(pickle.dumps(replace(model, mean=changed)))
     np.testing.assert_array_equal(copied.mean, changed)
+
+
+def test_models_of_relative_paths_are_found_from_other_folders(tmp_path, monkeypatch):
+    np.savez(tmp_path / "face.npz", **tiny_face_arrays())
+    monkeypatch.chdir(tmp_path)
+    model = load_morphable_model("face.npz")
+    monkeypatch.chdir("/")
+    assert pickle.loads(pickle.dumps(model)).fingerprint == model.fingerprint
 
 
 def test_a_pickled_models_file_must_be_there_unchanged(tmp_path):

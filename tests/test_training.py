@@ -130,6 +130,14 @@ def test_epochs_to_keep_have_the_published_name(options, tmp_path, face_model):
     load_synergynet(tmp_path / kept[0], face_model)
 
 
+def test_scores_of_small_crops_are_told_to_be_such(options, tmp_path, capsys):
+    for name, said in (("small", True), ("none", False)):
+        more = ["--epochs", str(int(said))]
+        main_train.main([*options, *more, "--out", str(tmp_path / name)])
+        told = capsys.readouterr().out
+        assert ("the scores are of crops of 48 pixels" in told) == said
+
+
 def test_validation_faces_that_are_trained_on_are_told(options, tmp_path, capsys):
     main_train.main([*options, "--out", str(tmp_path / "a"), "--dry-run"])
     assert "trained on too" not in capsys.readouterr().out

@@ -188,8 +188,13 @@ def test_a_name_that_is_no_text(frames, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "inference_output" / name).stat().st_size > 1000
-    with pytest.raises(ValueError, match="no text"):
-        VideoWriter(tmp_path / name / "o.mp4", (32, 32), 25)
+    folder = tmp_path / os.fsdecode(b"f\xe9")
+    writer = VideoWriter(folder / "o.mp4", (32, 32), 25)
+    for number in range(3):
+        writer.write(np.zeros((32, 32, 3), np.uint8), number / 25)
+    writer.close()
+    assert os.listdir(folder) == ["o.mp4"] and not writer.alias.exists()
+    assert VideoReader(folder / "o.mp4", print).count == 3
 
 
 # -------------------------------------------------------------------------------- damaged and odd

@@ -385,7 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--jaw", choices=["auto", "contour", "model"], default="auto", help=about)
     add(
         "--max-error",
-        type=at_least(0, float),
+        type=at_least(1e-6, float),
         default=5.0,
         help="of a fit, %% of sqrt(w*h) (default: 5)",
     )

@@ -44,7 +44,7 @@ def run_benchmark(options: argparse.Namespace) -> int:
         options: of ``benchmark.py``.
 
     Raises:
-        OSError, ValueError, RuntimeError: wrong usage or unfit files. What goes wrong later, a
+        OSError, ValueError, UnavailableError: wrong usage or unfit files. What goes wrong later, a
             damaged picture or a full disk, is said on stderr and gives the exit code 1.
     """
     inputs = open_inputs(options)

@@ -35,7 +35,9 @@ def say(line: str, file: IO[str] | None = None) -> None:
     _write(line, stream, above_bar="tqdm" in sys.modules)
 
 
-def _write(text: str, stream: IO[str], above_bar: bool = False) -> None:
+def _write(text: str, stream: IO[str] | None, above_bar: bool = False) -> None:
+    if stream is None:  # closed before Python began
+        return
     try:
         if above_bar:
             sys.modules["tqdm"].tqdm.write(text, file=stream)

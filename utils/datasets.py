@@ -48,6 +48,7 @@ YAW_BIN = 15.0  # degrees, of the bins that pose balancing knows
 PUBLISHED_LIST = "3dmm_data/train_aug_120x120.list.train"
 PUBLISHED_PARAMETERS = "3dmm_data/param_all_norm_v201.pkl"
 PUBLISHED_CROPS = "train_aug_120x120"
+NUM_STORED = 102  # numbers a row; after the 62 come 40 of a texture that is not used
 # Beside the published files, of sets made here (rendered, from own photos): name their face model.
 DESCRIPTIONS = ("rendered.json", "report.json")
 
@@ -194,7 +195,7 @@ class PublishedFaces(Faces):
         if (
             not isinstance(whitened, np.ndarray)
             or whitened.ndim != 2
-            or whitened.shape[1] not in (NUM_PARAMETERS, 102)
+            or whitened.shape[1] not in (NUM_PARAMETERS, NUM_STORED)
         ):
             found = getattr(whitened, "shape", type(whitened).__name__)
             raise ValueError(f"{path}: expected an array (n, 62) or (n, 102), found {found}")
@@ -224,7 +225,7 @@ class PublishedFaces(Faces):
                 raise ValueError(
                     f"{self.folder}: made with face model {made_with} ({name}), but "
                     f"{self.face_model.source} is {self.face_model.fingerprint}; give the one it "
-                    "was made with (--face-model)"
+                    "was made with (--face-model), or make the set again"
                 )
 
     def _check_whitening(self, path: Path) -> None:
@@ -581,9 +582,6 @@ def provide_pack(
             say(f"{folder}: packed by another process meanwhile; using that")
     while not done.exists():
         time.sleep(1)
-
-
-NUM_STORED = 102  # the published rows end in 40 texture values that are not used
 
 
 def write_published_labels(folder: Path, names: Sequence[str], whitened: np.ndarray) -> None:

@@ -39,7 +39,7 @@ from utils.preprocessing import (
     crop_to_image,
     normalize_crops,
 )
-from utils.runtime import OnnxRegressor
+from utils.runtime import OnnxRegressor, on_device
 
 BATCH = 128
 BINS = tuple(f"{low}_{high}" for low, high in metrics.YAW_BINS)
@@ -66,8 +66,11 @@ def torch_network(model: SynergyNet, device: str | torch.device) -> Network:
     """SynergyNet, with its refiner where that was trained, in full precision and repeatable.
 
     The model is moved to the device; it must be in evaluation mode.
+
+    Raises:
+        UnavailableError: the device has no memory for it.
     """
-    model = model.to(device)
+    model = on_device(model, device)
     loop = "refiner" if runs_refiner(model.trained_loop) else "backbone"
 
     def network(crops: np.ndarray) -> CropOutput:

@@ -65,7 +65,7 @@ def to_html(mesh: trimesh.Trimesh, title: str) -> bytes:
     Raises:
         ValueError: the installed trimesh has another viewer.
     """
-    import trimesh  # here: it takes half a second, and most runs write no mesh
+    import trimesh  # imported here: it takes half a second, and most runs write no mesh
     from trimesh.viewer.notebook import scene_to_html
 
     _ = mesh.vertex_normals  # cached ones are exported, without them the page would show facets

@@ -326,20 +326,26 @@ def with_parameters(face: Face, parameters: np.ndarray) -> Face:
 
 def detect(detector: Detector, image: np.ndarray) -> np.ndarray:
     """(n, 5) float32 detections of a photo, without boxes that cannot be cropped, such as those
-    that are too small.
+    that are too small, or that have nothing of the photo in them.
 
     Raises:
         ValueError: the detector gives something else than boxes.
     """
-    found = with_scores(detector(image), "from the detector, boxes")
-    return found[croppable(found)]
+    found = with_scores(detector(image), "boxes from the detector")
+    return found[croppable(found) & ~outside(found, image)]
+
+
+def outside(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Which boxes (n, 4+) have nothing of a picture (H, W, ...) in them: (n,) bool."""
+    height, width = image.shape[:2]
+    return (boxes[:, :2] >= (width, height)).any(1) | (boxes[:, 2:4] <= 0).any(1)
 
 
 def with_scores(boxes: np.ndarray, name: str) -> np.ndarray:
     """(n, 4) or (n, 5) boxes -> (n, 5) float32; the score is NaN where there is none.
 
     Raises:
-        ValueError: another shape; it says what ``name`` was expected.
+        ValueError: another shape, or an infinite score; the message calls them ``name``.
     """
     boxes = np.asarray(boxes, dtype=np.float32)
     if boxes.size == 0:
@@ -350,6 +356,8 @@ def with_scores(boxes: np.ndarray, name: str) -> np.ndarray:
         )
     if boxes.shape[1] == 4:
         boxes = np.concatenate([boxes, np.full((len(boxes), 1), np.nan, np.float32)], axis=1)
+    if np.isinf(boxes[:, 4]).any():
+        raise ValueError(f"expected finite scores of {name}, or NaN where there is none")
     return boxes
 
 
@@ -361,13 +369,11 @@ def given_boxes(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
             it.
     """
     boxes = with_scores(boxes, "boxes")
-    if np.isinf(boxes[:, 4]).any():
-        raise ValueError("expected finite scores of boxes, or NaN where there is none")
     height, width = image.shape[:2]
-    outside = (boxes[:, :2] >= (width, height)).any(1) | (boxes[:, 2:4] <= 0).any(1)
-    if outside.any():
+    beyond = boxes[outside(boxes, image)]
+    if len(beyond):
         raise ValueError(
-            f"box {boxes[outside][0, :4].tolist()} lies outside the picture of {width}x{height} "
+            f"box {beyond[0, :4].tolist()} lies outside the picture of {width}x{height} "
             "pixels; boxes are x1 y1 x2 y2 in pixels of the picture that is given"
         )
     return boxes

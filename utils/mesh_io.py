@@ -107,7 +107,9 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
     if suffix == ".glb":
         content = to_trimesh(mesh).export(file_type="glb", include_normals=True)
     elif suffix == ".html":
-        from utils.html_viewer import to_html  # here: scripts import this file as they start
+        from utils.html_viewer import (
+            to_html,  # imported here: scripts import this file as they start
+        )
 
         content = to_html(to_trimesh(mesh.to_frame("model")), path.stem)
     else:
@@ -125,7 +127,7 @@ def to_trimesh(mesh: TexturedMesh):
 
     With a texture it has a rough, not metallic PBR material; else vertex colours, if any.
     """
-    import trimesh  # here: it takes half a second, and most runs write no mesh
+    import trimesh  # imported here: it takes half a second, and most runs write no mesh
     from PIL import Image
 
     visual = None

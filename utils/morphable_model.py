@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -149,8 +149,14 @@ class MorphableModel:
         face that one process sends another would carry megabytes. A changed one is pickled whole.
         """
         if self in _AS_READ:
-            return _read_again, (os.path.abspath(self.source), self.fingerprint)
+            return _read_again, (_AS_READ[self], self.fingerprint)
         return super().__reduce_ex__(protocol)
+
+    def __copy__(self) -> MorphableModel:
+        return self  # nothing changes it
+
+    def __deepcopy__(self, memo: dict) -> MorphableModel:
+        return self
 
     def to_torch(self, device: str | torch.device = "cpu") -> MorphableModel:
         """The same model in float32 torch tensors on ``device``."""
@@ -169,7 +175,7 @@ class MorphableModel:
         return digest.hexdigest()
 
 
-_AS_READ: WeakSet[MorphableModel] = WeakSet()
+_AS_READ: WeakKeyDictionary[MorphableModel, str] = WeakKeyDictionary()  # absolute paths
 
 
 def split_camera(parameters: Array) -> Array:
@@ -237,7 +243,7 @@ def load_morphable_model(path: str | os.PathLike) -> MorphableModel:
     path = Path(path)
     read = _read_folder if path.is_dir() else _read_npz
     face_model = build_morphable_model(read(path), path)
-    _AS_READ.add(face_model)
+    _AS_READ[face_model] = os.path.abspath(path)
     if doubt := _doubtful_convention(face_model):
         logger.warning("%s: %s (docs/face_model.md)", path, doubt)
     return face_model
@@ -253,8 +259,8 @@ def _doubtful_convention(face_model: MorphableModel) -> str:
     some = face_model.triangles[:: len(face_model.triangles) // 2000 + 1]
     if np.linalg.det(centred.T[some].astype(np.float64)).sum() > 0:
         return (
-            "its triangles seem to be wound the other way round (seen from outside, y up, their "
-            "corners go clockwise): is it dark in pictures, exchange two rows of tri"
+            "its triangles seem to be wound counter-clockwise (from outside, y up), not clockwise; "
+            "if it is dark in pictures, exchange two rows of tri"
         )
     return ""
 

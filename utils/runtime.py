@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from model_building import SynergyNet
     from utils.morphable_model import MorphableModel
+
+Module = TypeVar("Module", bound="torch.nn.Module")
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +124,24 @@ def open_regressor(
     return TorchRegressor(load_synergynet(weights, face_model), device)
 
 
+def on_device(network: Module, device: torch.device) -> Module:
+    """A network moved to a device, its layout channels-last: two thirds of the time on a CPU.
+
+    Raises:
+        UnavailableError: the device has no memory for it.
+    """
+    import torch
+
+    try:
+        return network.to(device, memory_format=torch.channels_last)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UnavailableError(
+            f"{device}: no memory for the network ({first_line(error)}); {_FULL_DEVICE}"
+        ) from error
+
+
 class TorchRegressor:
     """The image-to-parameters network in PyTorch (``utils.inference.Regressor``).
 
@@ -140,15 +160,7 @@ class TorchRegressor:
         import torch
 
         self.device = torch.device(device)
-        try:
-            network = model.I2P.to(self.device).to(memory_format=torch.channels_last)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UnavailableError(
-                f"{self.device}: no memory for the network ({first_line(error)}); {_FULL_DEVICE}"
-            ) from error
-        self.network = network.eval()
+        self.network = on_device(model.I2P.eval(), self.device)
         self.largest: int | None = None  # crops at once, once the memory was too small for more
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:

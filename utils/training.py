@@ -465,11 +465,12 @@ class Trainer:
                 f"done: {progress.epoch} epochs in {(time.time() - started) / 60:.1f} minutes, "
                 f"{progress.skipped} steps skipped; {best}"
             )
-            if options.train_size != CROP_SIZE:
+            if options.train_size < CROP_SIZE and progress.best_epoch:
                 say(
-                    f"the scores are of crops of {options.train_size} pixels; faces are found in "
-                    f"crops of {CROP_SIZE}, where this network is worse: go on with --init "
-                    f"{options.out / 'best.pth.tar'} --train-size {CROP_SIZE} --out ANOTHER"
+                    f"the scores are of crops of {options.train_size} pixels; everything else "
+                    f"crops at {CROP_SIZE}, where this network is worse: go on with the same "
+                    f"command and --init {options.out / 'best.pth.tar'} --train-size {CROP_SIZE} "
+                    "--out ANOTHER"
                 )
 
     def _remove_old_run(self) -> None:

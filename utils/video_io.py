@@ -261,18 +261,13 @@ class VideoWriter:
 
     Raises:
         OSError: it cannot be written there.
-        ValueError: another suffix, a folder whose name is no text, a size below 2x2, or an OpenCV
-            that cannot write the format.
+        ValueError: another suffix, a size below 2x2, or an OpenCV that cannot write the format.
     """
 
     def __init__(
         self, path: Path, size: tuple[int, int], fps: float, longest_gap: float = LONGEST_GAP
     ) -> None:
         check_video_path(path)
-        if not _is_text(path.parent):
-            raise ValueError(
-                f"{str(path.parent)!r}: the folder's name is no text; OpenCV needs one"
-            )
         self.path, self.fps, self.written = path, fps, 0
         self.last = 0.0  # time of the last frame, seconds
         self.shift = 0.0  # seconds of gaps that were longer than ``longest_gap``, left out
@@ -286,8 +281,12 @@ class VideoWriter:
         # OpenCV needs the video's own suffix, so that `.partial` is the name of a folder around it
         self.folder = Path(tempfile.mkdtemp(prefix=".video.", suffix=".partial", dir=path.parent))
         self.partial = self.folder / f"video{path.suffix.lower()}"
+        self.alias = None
+        if not _is_text(self.folder):  # OpenCV needs a name that is
+            self.alias = Path(tempfile.mkdtemp())
+            (self.alias / "folder").symlink_to(self.folder.resolve())
         code = cv2.VideoWriter_fourcc(*CODECS[path.suffix.lower()])
-        self.writer = cv2.VideoWriter(str(self.partial), code, fps, self.size)
+        self.writer = cv2.VideoWriter(self._name_for_opencv(self.partial), code, fps, self.size)
         if not self.writer.isOpened():
             self.abandon()
             raise ValueError(
@@ -362,17 +361,24 @@ class VideoWriter:
         """Ends without a video."""
         self.writer.release()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.alias:
+            shutil.rmtree(self.alias, ignore_errors=True)  # not what its link leads to
+
+    def _name_for_opencv(self, path: Path) -> str:
+        """Of a file in the temporary folder."""
+        return str(self.alias / "folder" / path.name if self.alias else path)
 
     def _readable(self, path: Path) -> int:
         """How many frames of a video of ours can be read."""
-        capture = cv2.VideoCapture(str(path))
+        name = self._name_for_opencv(path)
+        capture = cv2.VideoCapture(name)
         capture.set(cv2.CAP_PROP_POS_FRAMES, self.written - 1)
         # without an index it stays at the beginning
         is_whole = capture.read()[0] and capture.get(cv2.CAP_PROP_POS_FRAMES) == self.written
         capture.release()
         if is_whole:
             return self.written
-        capture = cv2.VideoCapture(str(path))  # not every container can be searched
+        capture = cv2.VideoCapture(name)  # not every container can be searched
         count = sum(1 for _ in takewhile(lambda _: capture.grab(), repeat(None)))
         capture.release()
         return count
