@@ -359,7 +359,7 @@ def test_a_crop_that_does_not_fit_ends_with_a_message(tmp_path, capsys):
 
 
 def test_a_network_that_does_not_fit_ends_with_a_message(monkeypatch):
-    def fail(self, device):
+    def fail(self, *_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 MiB\nand more")
 
     monkeypatch.setattr(SmallMemory, "to", fail)
