@@ -149,13 +149,12 @@ class SynergyNet:
         self.engine, self.device = choose_engine(engine, device)
         reason = ""
         try:
-            networks = open_networks(self.engine)
+            regressor, finder = open_networks(self.engine)
         except ExportError as error:
             if engine == "onnx":
                 raise
             self.engine, reason = "torch", f" ({error})"
-            networks = open_networks(self.engine)
-        regressor, finder = networks
+            regressor, finder = open_networks(self.engine)
         self.pipeline = FacePipeline(finder, regressor, self.face_model)
         self.files = weights, face_model, *([] if detector_weights is None else [detector_weights])
         shown = [assets.shown(path) for path in self.files]

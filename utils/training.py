@@ -335,8 +335,7 @@ class Trainer:
         faces = open_training_set(options.pack or options.data, face_model)
         if options.val:
             train_set, val_set = faces, open_training_set(options.val, face_model)
-            both = count_shared_faces(train_set, val_set)
-            if both and self.world.is_main:
+            if self.world.is_main and (both := count_shared_faces(train_set, val_set)):
                 say(
                     f"{options.val}: {both:,} of its {len(val_set):,} faces are trained on "
                     "too; the error on them says nothing of other faces"
