@@ -275,7 +275,8 @@ class SynergyNet:
 
         Returns:
             landmarks (3, 68) float32 and vertices (3, N) float32, image frame;
-            poses ``[[yaw, pitch, roll], [tx, ty, tz]]``, degrees and image frame.
+            poses ``[[yaw, pitch, roll], [tx, ty, tz]]``, degrees and image frame. (The published
+            code leaves ty counted from the bottom, and tz in pixels of the crop.)
         """
         faces = self(image)
         return (

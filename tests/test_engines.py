@@ -299,7 +299,8 @@ def test_without_the_packages_it_is_torch(monkeypatch, face_npz, weights, detect
     assert choose_engine("auto", "cpu") == ("torch", "cpu")
     with pytest.raises(RuntimeError, match="pip install onnxruntime"):
         choose_engine("onnx", "cpu")
-    assert "engine torch, device cpu" in SynergyNet(weights, face_npz, detector_weights).description
+    model = SynergyNet(weights, face_npz, detector_weights, "cpu")
+    assert "engine torch, device cpu" in model.description
 
 
 def test_packages_that_do_not_load_are_told_and_torch_takes_over(
@@ -395,3 +396,13 @@ def test_a_warm_run_imports_no_more_than_it_needs(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "engine onnx" in done.stdout + done.stderr
     assert len(list(tmp_path.rglob("*.jpg"))) == 3
+
+
+def test_one_thread_at_a_time_on_an_apple_gpu():
+    apple = torch.device("mps")
+    with runtime.alone_on(apple), ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(runtime.alone_on(apple).acquire, blocking=False).result()
+    assert runtime.alone_on(apple) is runtime.alone_on(apple)
+    for name in ("cpu", "cuda"):
+        with runtime.alone_on(torch.device(name)), runtime.alone_on(torch.device(name)):
+            pass  # nobody waits

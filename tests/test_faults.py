@@ -169,6 +169,7 @@ def test_a_single_photo_takes_over_its_name_too(run_folder, tmp_path):
 def test_a_result_that_is_gone_is_made_again(tmp_path, call):
     write_photos(tmp_path / "photos", [150, 160])
     common = ["-f", tmp_path / "photos", "-o", tmp_path / "out", "--draw", "box"]
+    common += ["--device", "cpu"]
     code, output = call(singleImage.main, *common)
     assert code == 0 and "2 photos with faces written" in output
     gone = tmp_path / "out" / "drawn" / "160.jpg"
@@ -279,6 +280,7 @@ def test_a_page_that_cannot_be_written_costs_no_photo(tmp_path, monkeypatch, cal
 
     monkeypatch.setattr("utils.results.write_image", write)
     arguments = ["-f", tmp_path / "photos", "-o", tmp_path / "out", "--save", "json"]
+    arguments += ["--device", "cpu"]
     code, output = call(singleImage.main, *arguments)
     assert code == 1 and "2 photos with faces written" in output
     assert "failed: [Errno 28] No space left on device: 'contact_sheet.jpg'" in output

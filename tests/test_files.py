@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from conftest import Evil
 
+from utils import files
 from utils.array_pickle import read_array_pickle
-from utils.files import atomic_write, read_npy
+from utils.files import atomic_write, new_folder, read_npy
 from utils.pictures import read_image, to_bgr8, write_image
 
 # ---------------------------------------------------------------------------------------- pictures
@@ -314,6 +315,52 @@ def test_atomic_write_gives_usual_permissions(tmp_path):
     finally:
         os.umask(old)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX systems")
+def test_new_folders_have_usual_permissions(tmp_path):
+    tmp_path.chmod(0o1777)  # as /tmp
+    old = os.umask(0o027)
+    try:
+        with new_folder(tmp_path / "made") as partial:
+            (partial / "file").touch()
+        os.mkdir(tmp_path / "plain")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "made").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_empty_folder_or_a_link_to_one_is_written_to(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with new_folder(tmp_path / "link") as partial:
+        (partial / "file").touch()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "file").exists()
+    with pytest.raises(FileExistsError, match="remove it"), new_folder(tmp_path / "link"):
+        pass
+
+
+@pytest.mark.parametrize(("platform", "tries"), [("win32", 3), ("linux", 1)])
+def test_a_file_that_is_open_on_windows_is_waited_for(tmp_path, monkeypatch, platform, tries):
+    calls, replace = [], os.replace
+
+    def replace_later(source, target):
+        calls.append(target)
+        if len(calls) < 3:
+            raise PermissionError(13, "Access is denied", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(files.sys, "platform", platform)
+    monkeypatch.setattr(files.os, "replace", replace_later)
+    path = tmp_path / "log.csv"
+    if platform == "win32":
+        with atomic_write(path) as file:
+            file.write(b"new")
+        assert path.read_bytes() == b"new"
+    else:
+        with pytest.raises(PermissionError), atomic_write(path):
+            pass
+    assert len(calls) == tries
 
 
 def test_two_writers_at_once(tmp_path):

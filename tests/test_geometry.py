@@ -11,7 +11,7 @@ from utils.geometry import (
     nearest_rotation,
     rotation_to_angles,
 )
-from utils.metrics import geodesic
+from utils.metrics import angle_differences, geodesic
 
 
 def turned(axis: str, degrees: float) -> np.ndarray:
@@ -144,6 +144,17 @@ def test_exact_angles_return_what_people_hold_their_heads_at():
     np.testing.assert_allclose(exact_angles(angles_to_rotation(angles)), angles, atol=1e-9)
     poles = exact_angles(angles_to_rotation([[90, 20, 5], [-90, 20, 5]]))
     np.testing.assert_allclose(poles, [[90, 15, 0], [-90, 25, 0]], atol=1e-6)
+
+
+def test_exact_angles_take_the_triple_near_a_label():
+    rotation = Rotation.random(500, random_state=5).as_matrix()
+    angles = exact_angles(rotation)
+    other = [180, 180, 180] + angles * [-1, 1, 1]  # means the same
+    assert geodesic(angles_to_rotation(other), rotation).max() < 1e-6
+    for label in (angles, other):
+        noisy = label + np.random.default_rng(6).uniform(-20, 20, label.shape)
+        assert angle_differences(exact_angles(rotation, noisy), label).max() < 1e-9
+    assert (np.abs(angles).sum(1) <= np.abs((other + 180) % 360 - 180).sum(1)).all()
 
 
 def test_published_formulas_agree_for_single_turns():

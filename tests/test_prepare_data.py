@@ -382,3 +382,11 @@ def test_parameters_move_with_the_pixels(face_model, parameters):
         expected = (seen[:2] - [[-6], [21]]) / 3  # the centre of the first three by three
         np.testing.assert_allclose(face_model.landmarks(moved[None])[0, :2], expected, atol=1e-3)
         assert moved[11] == -76
+
+
+def test_hidden_files_of_a_mac_are_no_faces(labelled, tmp_path):
+    folder = labelled("pts")
+    for name in ("._photo_0.png", "._photo_0.pts"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    found = list(find_labels(folder))
+    assert len(found) == COUNT and not any(face.reason for face in found)

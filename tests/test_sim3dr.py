@@ -638,7 +638,7 @@ def test_kernel_under_sanitizers(tmp_path, sanitizers):
         pytest.skip("needs g++ or clang++")
     program = tmp_path / "sanitize_sim3dr"
     build = [compiler, "-std=c++17", "-g1", "-O0", "-pthread", "-I", "Sim3DR", "-o", program]
-    build += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    build += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-ffp-contract=off"]
     build += ["tests/native/sanitize_sim3dr.cpp", "Sim3DR/mesh.cpp", "Sim3DR/rasterizer.cpp"]
     built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     if "cannot find" in built.stderr and "san" in built.stderr:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -18,13 +19,14 @@ import torch
 import main_train
 from backbone_nets.strided_depthwise import StridedDepthwiseConv2d
 from model_building import load_synergynet
-from utils import datasets, training
+from utils import datasets, files, training
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.datasets import write_packed
 from utils.distributed import World
 from utils.evaluation import torch_network
 from utils.metrics import YAW_BINS
 from utils.morphable_model import load_morphable_model
+from utils.training_log import TrainingLog
 
 ROOT = Path(main_train.__file__).parent
 
@@ -630,3 +632,15 @@ def test_another_optimiser_cannot_go_on(options, whole_run, capsys):
 def test_a_batch_larger_than_the_set_is_refused(options, tmp_path, capsys):
     assert main_train.main([*options, "--batch-size", "64", "--out", str(tmp_path)]) == 2
     assert "no full batch of 64" in capsys.readouterr().err
+
+
+def test_a_log_that_is_open_elsewhere_is_written_with_the_next_epoch(tmp_path, monkeypatch, capsys):
+    log = TrainingLog(tmp_path)
+    with monkeypatch.context() as patch:
+        error = PermissionError(13, "in use", "log.csv")
+        patch.setattr(files.os, "replace", Mock(side_effect=error))
+        log.add({"epoch": 1, "loss": 0.5})
+    assert "in use: 'log.csv': this epoch is added with the next one" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.csv"))
+    log.add({"epoch": 2, "loss": 0.25})
+    assert (tmp_path / "log.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"

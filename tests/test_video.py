@@ -17,7 +17,7 @@ from moving_pictures import GREY, SIZE, film, pause_film, read_film, scene, writ
 
 import video
 from synergy3DMM import SynergyNet
-from utils import video_io, video_numbers
+from utils import files, video_io, video_numbers
 from utils.overlays import DRAWINGS, Overlays
 from utils.tracking import FaceTracker
 from utils.video_io import CODECS, VideoReader, VideoWriter
@@ -734,3 +734,25 @@ def test_help_imports_no_network():
     assert "exit code: 0 all done" in done.stdout and "--draw" in done.stdout
     loaded = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "onnxruntime", "matplotlib", "trimesh"}
+
+
+def test_a_video_that_cannot_be_replaced_is_kept_beside_the_old_one(tmp_path, monkeypatch):
+    path, replace = tmp_path / "o.avi", os.replace
+    path.write_bytes(b"open in a player")
+    (tmp_path / "o_1.avi").touch()
+
+    def refuse(source, target):
+        if Path(target) == path:
+            raise PermissionError(13, "Access is denied", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    writer = VideoWriter(path, (32, 32), 25)
+    for index in range(5):
+        writer.write(np.full((32, 32, 3), 40 * index, np.uint8), index / 25)
+    message = writer.close()
+    kept = tmp_path / "o_2.avi"
+    assert message == f"{path}: cannot be replaced (Access is denied); the new video is {kept}"
+    assert writer.path == kept and path.read_bytes() == b"open in a player"
+    assert len(read_film(kept)) == 5
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "o_1.avi", kept]

@@ -37,6 +37,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -62,7 +63,6 @@ from utils.synthetic_sets import write_training_set
 
 # Processes are forked from one that has imported all this, so that a round is work and no import,
 # and none has a thread of this one.
-_CONTEXT = multiprocessing.get_context("forkserver")
 _IMPORTS = [
     "main_train",
     "singleImage",
@@ -71,7 +71,14 @@ _IMPORTS = [
     "torch.onnx",
     "utils.texture",
 ]
-_CONTEXT.set_forkserver_preload(_IMPORTS)
+
+
+@cache
+def _context() -> multiprocessing.context.BaseContext:
+    """Made when it is needed: Windows has none of that kind."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTS)
+    return context
 
 
 # ------------------------------------------------------------------------- processes to be killed
@@ -95,8 +102,8 @@ def run(
         work: a function of a module.
         kill_after: seconds from the beginning of the work to SIGKILL.
     """
-    ours, theirs = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_in_child, args=(work, arguments, log, theirs))
+    ours, theirs = _context().Pipe(duplex=False)
+    process = _context().Process(target=_in_child, args=(work, arguments, log, theirs))
     process.start()
     theirs.close()
     ours.recv()
@@ -529,7 +536,7 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"some of {','.join(KINDS)}")  # fmt: skip
     options = parser.parse_args(arguments)
     if "training" in options.only:  # torch imports it at the first step, and needs seconds
-        _CONTEXT.set_forkserver_preload([*_IMPORTS, "torch._dynamo"])
+        _context().set_forkserver_preload([*_IMPORTS, "torch._dynamo"])
     tallies = []
     with tempfile.TemporaryDirectory(prefix="check_faults_") as folder:
         for name in options.only:

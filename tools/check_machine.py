@@ -6,6 +6,7 @@ needs the standard library only and is readable by old Pythons).
 
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -29,6 +30,11 @@ def problems():
             "`make PYTHON=python3.12`."
         ]
     found = []
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
+        found.append(
+            "There is no current PyTorch for Intel Macs (nor for a Python made for Intel on "
+            "Apple's processors: take one made for arm64)."
+        )
     in_venv = sys.prefix != sys.base_prefix
     for module in () if in_venv else ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:

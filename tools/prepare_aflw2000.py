@@ -310,7 +310,9 @@ def prepare(
             dense = np.stack([sample.dense for sample in samples.values()])
             write_dense(partial, dense, whole.indices, whole.num_vertices)
         if bad:
-            (partial / "left_out.txt").write_text("".join(f"{line}\n" for line in bad))
+            lines = "".join(f"{line}\n" for line in bad)
+            path = partial / "left_out.txt"
+            path.write_text(lines, encoding="utf-8", errors="backslashreplace")
     bins = " / ".join(f"{chosen.sum():,}" for chosen in bin_masks(angles[:, 1]))
     words = f"{len(rows):,} samples, {bins} by yaw, {beyond} beyond {ANGLE_LIMIT:.0f} degrees"
     return words, bad

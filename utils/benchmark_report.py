@@ -170,8 +170,9 @@ def own_tables(scores: dict) -> list[Table]:
                     for name, pose in scores["pose"].items()
                 ],
                 note="Published: the angle formulas behind the published tables, whose yaw mixes "
-                "in pitch and roll. Exact: the angles as the labels mean them, differences the "
-                "short way round. Geodesic: the single turn between both rotations.",
+                "in pitch and roll. Exact: the angles as the labels mean them (of the two triples "
+                "that mean a rotation the one nearer to the label), differences the short way "
+                "round. Geodesic: the single turn between both rotations.",
             )
         )
     rows = []

@@ -45,10 +45,14 @@ def _write(text: str, stream: IO[str] | None, above_bar: bool = False) -> None:
             stream.write(f"{text}\n")
         stream.flush()
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in _CLOSED:
             raise
         # `| head` has read enough, or the terminal is closed; the work goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# What writing to a closed pipe or terminal gives; Windows' pipes EINVAL.
+_CLOSED = (errno.EPIPE, errno.EIO, *([errno.EINVAL] if sys.platform == "win32" else []))
 
 
 @contextmanager

@@ -352,7 +352,8 @@ def pose_scores(
     """Head pose errors in degrees, of the samples with labelled angles.
 
     ``published``: angles by the published formulas, plain differences; what the tables of papers
-    hold. ``exact``: angles as the labels mean them, differences the short way round.
+    hold. ``exact``: angles as the labels mean them, of the two triples that mean one rotation the
+    one nearer to the label; differences the short way round.
     ``geodesic``: the single turn between the rotations.
 
     Returns:
@@ -362,7 +363,7 @@ def pose_scores(
     has = np.isfinite(data.angles).all(1)
     labels, yaw = data.angles[has], data.yaw[has]
     published = np.abs(rotation_to_angles(rotation[has]) - labels)  # (m, 3)
-    exact = metrics.angle_differences(exact_angles(rotation[has]), labels)
+    exact = metrics.angle_differences(exact_angles(rotation[has], labels), labels)
     turn = metrics.geodesic(nearest_rotation(rotation[has]), angles_to_rotation(labels))
     scores, columns = {}, {}
 

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,13 +117,36 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = Fals
                 file.flush()
                 os.fsync(file.fileno())
         os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
+        replace_file(partial, path)
     except BaseException as error:
         if os.path.exists(partial):
             os.unlink(partial)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # the system's "no space left" does not say for what
         raise
+
+
+def replace_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """``os.replace``, with patience on Windows.
+
+    There a file cannot be replaced while somebody has it open; virus scanners and indexers do, for
+    moments, whatever is new.
+
+    Raises:
+        OSError: it could not be replaced; on Windows, for ``PATIENCE`` seconds.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+PATIENCE = 2.0
 
 
 def remove_partials(folder: str | os.PathLike) -> None:
@@ -141,13 +166,17 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: exists; remove it, or give another place to write to")
+    if folder.is_symlink():
+        folder = folder.resolve()  # what it leads to is written, the link stays
     parent = folder.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name[:40]}.", suffix=".partial"))
     try:
         yield partial
-        partial.chmod(parent.stat().st_mode & 0o777)
-        os.replace(partial, folder)
+        partial.chmod(0o777 & ~_umask())
+        if folder.is_dir():
+            folder.rmdir()  # empty; Windows replaces no folder
+        replace_file(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

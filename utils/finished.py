@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class FinishedPhotos:
     ) -> None:
         self.out, self.path, self.resume = out, out / LIST_NAME, resume
         self.companion_of = companion_of
+        self.lock = threading.Lock()
         text = json.dumps({key: str(value) for key, value in settings.items()}, sort_keys=True)
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
         # The last line about each name: [name, *state, result], or [name] of results begun anew.
@@ -94,7 +96,8 @@ class FinishedPhotos:
         self._append([*state, shown])
 
     def _append(self, line: list) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
+        # one at a time: Windows has no appending that two may do at once
+        with self.lock, open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(line)}\n")
 
 

@@ -8,6 +8,8 @@ Head angles in degrees, as seen by the viewer of the picture:
 
 import numpy as np
 
+from utils.metrics import angle_differences
+
 # Pitch and roll turn about the same axis from this |sin(yaw)| on, and up to this |cos(yaw)|.
 SINE_AT_POLE, COSINE_AT_POLE = 1 - 1e-9, 1e-6
 
@@ -82,13 +84,18 @@ def angles_to_rotation(angles: np.ndarray) -> np.ndarray:
     return Rotation.from_euler("XYZ", turns, degrees=True).as_matrix()
 
 
-def exact_angles(rotation: np.ndarray) -> np.ndarray:
+def exact_angles(rotation: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
     """The inverse of ``angles_to_rotation``: (n, 3, 3) -> (n, 3) yaw, pitch, roll in degrees.
 
     It differs from the published formulas (``rotation_to_angles``) in two ways. Yaw is read from
-    R[0, 2], which holds it alone; R[2, 0] mixes pitch and roll in. And of the two triples that
-    mean one rotation, the one with the smaller turns is taken, so that a head turned past the
-    profile keeps its pitch and roll. At yaw = +-90 roll is 0 and pitch takes the turn.
+    R[0, 2], which holds it alone; R[2, 0] mixes pitch and roll in. And two triples mean one
+    rotation: (yaw, pitch, roll) and (180 - yaw, pitch + 180, roll + 180). The one with the smaller
+    turns is taken, so that a head turned past the profile keeps its pitch and roll. At yaw = +-90
+    roll is 0 and pitch takes the turn.
+
+    Args:
+        near: (n, 3) degrees; if given, the triple nearer to these is taken. Labels name some heads
+            past the profile by the one, some by the other.
     """
     r = np.asarray(rotation, dtype=np.float64)
     cosine = np.hypot(r[:, 0, 0], r[:, 0, 1])
@@ -97,14 +104,15 @@ def exact_angles(rotation: np.ndarray) -> np.ndarray:
         yaw = np.arctan2(-r[:, 0, 2], sign * cosine)
         pitch = np.arctan2(sign * r[:, 1, 2], sign * r[:, 2, 2])
         roll = np.arctan2(sign * r[:, 0, 1], sign * r[:, 0, 0])
-        both.append(np.stack([yaw, pitch, roll], axis=1))
+        both.append(np.degrees(np.stack([yaw, pitch, roll], axis=1)))
     first, second = both
-    smaller = np.abs(first).sum(1) <= np.abs(second).sum(1)
-    angles = np.where(smaller[:, None], first, second)
+    origin = 0.0 if near is None else near
+    away, second_away = (angle_differences(angles, origin).sum(1) for angles in both)
+    angles = np.where((away <= second_away)[:, None], first, second)
     at_pole = cosine <= COSINE_AT_POLE
     turn = np.arctan2(-np.sign(r[:, 0, 2]) * r[:, 1, 0], r[:, 1, 1])
-    angles[at_pole, 1], angles[at_pole, 2] = turn[at_pole], 0.0
-    return np.degrees(angles)
+    angles[at_pole, 1], angles[at_pole, 2] = np.degrees(turn[at_pole]), 0.0
+    return angles
 
 
 def nearest_rotation(matrices: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ class LabelledFace:
 
     Attributes:
         photo: the picture's file; whether it is there has not been looked at.
-        name: the photo's, relative to the folder of photos.
+        name: the photo's, relative to the folder of photos, with forward slashes.
         points: (2 or 3, 68) float64, image frame, NaN where unknown; None where ``reason`` says
             why there are none.
         visible_contour: whether the jaw's points lie on the visible contour.
@@ -135,7 +135,8 @@ def find_labels(source: Path, photos: Path | None = None) -> Iterator[LabelledFa
     folder = photos or source.parent
     for place, name, rows in (_of_json if kind == ".json" else _of_csv)(source):
         parts = Path(name).parts
-        inside = parts and ".." not in parts and not Path(name).is_absolute()
+        # an anchor: on Windows, paths from the root of a drive are not absolute
+        inside = parts and ".." not in parts and not Path(name).anchor
         try:
             if not inside:
                 raise ValueError(f"{place}: the photo must lie in {folder}; --photos names another")
@@ -148,6 +149,8 @@ def find_labels(source: Path, photos: Path | None = None) -> Iterator[LabelledFa
 
 def _of_folder(folder: Path) -> Iterator[LabelledFace]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    # macOS leaves a second, hidden file beside each that it copies to a disk of another kind
+    files = [path for path in files if not path.name.startswith(".")]
     photos = [path for path in files if path.suffix.lower() in PHOTO_SUFFIXES]
     labels = {path.with_suffix(path.suffix.lower()): path for path in files}
     pictured, used = {photo.with_suffix("") for photo in photos}, 0
@@ -159,7 +162,7 @@ def _of_folder(folder: Path) -> Iterator[LabelledFace]:
         if label is None:
             continue
         used += 1
-        sample = LabelledFace(photo, str(inner))
+        sample = LabelledFace(photo, inner.as_posix())
         try:
             if label.suffix.lower() == ".pts":
                 sample.points = read_pts(label)
@@ -176,9 +179,8 @@ def _of_folder(folder: Path) -> Iterator[LabelledFace]:
     for path in files:
         is_label = path.suffix.lower() in (".pts", ".mat") and not path.stem.endswith("_pts")
         if is_label and path.with_suffix("") not in pictured:
-            yield LabelledFace(
-                path, str(path.relative_to(folder)), reason=f"{path}: has no picture"
-            )
+            name = path.relative_to(folder).as_posix()
+            yield LabelledFace(path, name, reason=f"{path}: has no picture")
 
 
 def _of_json(path: Path) -> Iterator[tuple[str, str, object]]:

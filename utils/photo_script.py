@@ -78,10 +78,15 @@ def would_overwrite(out: Path, photos: Path, with_sheet: bool) -> bool:
     Args:
         with_sheet: contact sheets are written too, into ``out`` itself.
     """
-    photos, out = photos.resolve(), out.resolve()
-    if photos == out:
+    if _is_same(photos, out):
         return with_sheet
-    return photos.parent == out and photos.name.casefold() in results.FOLDERS
+    photos = photos.resolve()
+    return _is_same(photos.parent, out) and photos.name.casefold() in results.FOLDERS
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one folder, however spelt (macOS and Windows ignore case)."""
+    return a.samefile(b) if a.exists() and b.exists() else a.resolve() == b.resolve()
 
 
 def load_model(options: argparse.Namespace) -> SynergyNet:

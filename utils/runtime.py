@@ -10,6 +10,8 @@ import os
 import platform
 import sys
 import textwrap
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -124,6 +126,15 @@ def open_regressor(
     return TorchRegressor(load_synergynet(weights, face_model), device)
 
 
+_APPLE_GPU = threading.Lock()
+
+
+def alone_on(device: torch.device) -> AbstractContextManager:
+    """Holds a device that one thread at a time may use, which is Apple's: torch crashes there
+    (pytorch issue 197805). No wait on others."""
+    return _APPLE_GPU if device.type == "mps" else nullcontext()
+
+
 def on_device(network: Module, device: torch.device) -> Module:
     """A network moved to a device, its layout channels-last: two thirds of the time on a CPU.
 
@@ -187,7 +198,7 @@ class TorchRegressor:
     def _forward(self, crops: np.ndarray) -> np.ndarray:
         import torch
 
-        with torch.inference_mode():
+        with alone_on(self.device), torch.inference_mode():
             images = torch.from_numpy(crops).to(self.device, memory_format=torch.channels_last)
             return self.network(images)[0].float().cpu().numpy()
 

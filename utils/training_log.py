@@ -4,6 +4,7 @@ import csv
 import importlib.util
 from pathlib import Path
 
+from utils.cli import say
 from utils.files import atomic_write
 
 
@@ -32,8 +33,21 @@ class TrainingLog:
             self.events = SummaryWriter(folder / "tensorboard", purge_step=epochs + 1)
 
     def add(self, row: dict[str, float]) -> None:
-        """Adds an epoch and writes both files anew, complete or not at all."""
+        """Adds an epoch and writes both files anew, complete or not at all.
+
+        A file that another program keeps open (Windows) is written with the next epoch.
+        """
         self.rows.append({name: str(value) for name, value in row.items()})
+        try:
+            self._write()
+        except PermissionError as error:
+            say(f"{error}: this epoch is added with the next one")
+        if self.events is not None:
+            for name, value in row.items():
+                self.events.add_scalar(name, value, row["epoch"])
+            self.events.flush()
+
+    def _write(self) -> None:
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         with atomic_write(self.path, "w") as file:
             writer = csv.DictWriter(file, names, restval="nan", lineterminator="\n")
@@ -41,10 +55,6 @@ class TrainingLog:
             writer.writerows(self.rows)
         if importlib.util.find_spec("matplotlib"):
             draw_curves(self.rows, self.path.with_name("curves.png"))
-        if self.events is not None:
-            for name, value in row.items():
-                self.events.add_scalar(name, value, row["epoch"])
-            self.events.flush()
 
 
 def draw_curves(rows: list[dict[str, str]], path: Path) -> None:

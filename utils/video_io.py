@@ -22,6 +22,7 @@ import numpy as np
 
 from utils.draw import fit_into
 from utils.errors import first_line
+from utils.files import replace_file
 from utils.pictures import to_bgr8
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
@@ -339,7 +340,8 @@ class VideoWriter:
             sound_from: the video whose sound is copied.
 
         Returns:
-            One line that says why the sound was not copied; None where nothing is to be said.
+            One line that says why the sound was not copied, or that the video has another name
+            (``path``) because the old one could not be replaced; None where nothing is to be said.
 
         Raises:
             OSError: it could not be written, for example because the disk is full.
@@ -352,7 +354,13 @@ class VideoWriter:
                 message = self._add_sound(sound_from) if sound_from else None
             except KeyboardInterrupt:  # the pictures are there, and were longer work
                 self.was_stopped, message = True, "the sound is not copied: stopped"
-            os.replace(self.partial, self.path)
+            try:
+                replace_file(self.partial, self.path)
+            except PermissionError as error:  # Windows: the old one is open in a player
+                old, self.path = self.path, _free_name(self.path)
+                replace_file(self.partial, self.path)
+                kept = f"{old}: cannot be replaced ({error.strerror}); the new video is {self.path}"
+                message = f"{kept}; {message}" if message else kept
         finally:
             self.abandon()
         return message
@@ -417,6 +425,14 @@ class VideoWriter:
                 return None
         reason = first_line(done.stderr.strip() or "no reason given")
         return f"the sound is not copied: ffmpeg says {reason!r}"
+
+
+def _free_name(path: Path) -> Path:
+    """The first of NAME_1, NAME_2, ... that is not taken."""
+    number = 1
+    while (free := path.with_stem(f"{path.stem}_{number}")).exists():
+        number += 1
+    return free
 
 
 def check_video_path(path: Path) -> None:
