@@ -142,7 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    torch.set_float32_matmul_precision("high")  # TF32 on GPUs; the CPU is not concerned
+    if options.amp == "off":
+        torch.backends.cudnn.allow_tf32 = False  # float32 is meant, not what GPUs round it to
     trainer = None  # what fails once it is there is no wrong usage
     try:
         face_model = load_morphable_model(options.face_model or find_face_model())

@@ -72,7 +72,7 @@ class SynergyNet:
         weights: SynergyNet checkpoint.
         face_model: 3DMM folder or ``.npz``; it must be the one the weights were trained with.
         detector_weights: FaceBoxes checkpoint.
-        device: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto`` (cuda, else cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         score_threshold: detections must score above it.
         engine: ``torch``, ``onnx`` (ONNX Runtime, on the CPU) or ``auto``: onnx where it is
             installed, can be used with the weights, and the device is the CPU; else torch.

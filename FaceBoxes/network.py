@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from utils.checkpoint import read_checkpoint, require_finite
 from utils.onnx_engine import export_onnx
-from utils.runtime import alone_on, on_device
+from utils.runtime import alone_on, on_device, picture_layout
 
 MAP_CHANNELS = (128, 128, 128, 128, 256, 256)  # of the feature maps; the heads read the last three
 ANCHORS_PER_CELL = (21, 1, 1)
@@ -170,7 +170,8 @@ class TorchEngine:
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3, H, W) float32 to offsets (B, A, 4) and probabilities (B, A, 2), float32."""
         with alone_on(self.device), torch.inference_mode():
-            batch = torch.from_numpy(images).to(self.device, memory_format=torch.channels_last)
+            layout = picture_layout(self.device)
+            batch = torch.from_numpy(images).to(self.device, memory_format=layout)
             loc, conf = self.network(batch, probabilities=True)
             return loc.cpu().numpy(), conf.cpu().numpy()
 

@@ -137,7 +137,7 @@ def measure(epoch: Callable[[], Iterator[torch.Tensor]]) -> tuple[float, float]:
     for images in stream:
         count += len(images)
     if images.is_cuda:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(images.device)
     seconds = time.perf_counter() - started
     return (count - first) / seconds, 1e3 * (cpu_seconds() - used) / count
 

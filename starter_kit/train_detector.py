@@ -50,7 +50,7 @@ from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
 from utils.checkpoint import mixed_state, write_checkpoint
 from utils.cli import run_script
 from utils.files import require_files
-from utils.runtime import choose_device
+from utils.runtime import choose_device, on_device
 from utils.training import decay_groups
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,8 +65,8 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(0)
     device = args.device
-    network = untrained().to(device, memory_format=torch.channels_last)
-    hints = Hints().to(device, memory_format=torch.channels_last)
+    network = on_device(untrained(), device)
+    hints = on_device(Hints(), device)
     parameters = [*network.parameters(), *hints.parameters()]
     optimiser = torch.optim.AdamW(
         decay_groups(parameters, args.weight_decay), lr=args.lr, fused=True
@@ -86,7 +86,7 @@ def train(args: argparse.Namespace) -> None:
 
     teacher = None
     if args.teacher:
-        teacher = FaceBoxesNet().to(device, memory_format=torch.channels_last).eval()
+        teacher = on_device(FaceBoxesNet(), device).eval()
         teacher.load_state_dict(load_weights(args.teacher))
     pictures = TrainingPictures(
         args.data, args.seed, args.labels, args.views, teacher is not None, args.repeats

@@ -406,3 +406,21 @@ def test_one_thread_at_a_time_on_an_apple_gpu():
     for name in ("cpu", "cuda"):
         with runtime.alone_on(torch.device(name)), runtime.alone_on(torch.device(name)):
             pass  # nobody waits
+
+
+def test_an_accelerator_that_does_not_work_is_said_and_the_cpu_taken(monkeypatch, caplog):
+    def fail(*size, device):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", fail)
+    assert choose_device("auto") == torch.device("cpu")
+    assert "no kernel image is available" in caplog.text and "going on with the CPU" in caplog.text
+    with pytest.raises(UnavailableError, match="no kernel image"):
+        choose_device("cuda")
+
+
+def test_pictures_lie_plainly_on_an_apple_gpu():
+    layouts = {name: runtime.picture_layout(name) for name in ("cpu", "cuda:1", "mps")}
+    assert layouts.pop("mps") == torch.contiguous_format
+    assert set(layouts.values()) == {torch.channels_last}

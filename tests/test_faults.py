@@ -382,6 +382,7 @@ def test_other_errors_of_the_network_are_not_taken_for_it(monkeypatch):
         cv2.resize(CROPS[0, 0], (0, 0))
     assert not is_out_of_memory(caught.value)
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
 
 
 def test_too_little_memory_in_onnx_runtime_is_told_from_other_faults():

@@ -22,7 +22,8 @@ from model_building import load_synergynet
 from utils import datasets, files, training
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.datasets import write_packed
-from utils.distributed import World
+from utils.distributed import World, join_world
+from utils.errors import UnavailableError
 from utils.evaluation import torch_network
 from utils.metrics import YAW_BINS
 from utils.morphable_model import load_morphable_model
@@ -644,3 +645,15 @@ def test_a_log_that_is_open_elsewhere_is_written_with_the_next_epoch(tmp_path, m
     assert not list(tmp_path.glob("*.csv"))
     log.add({"epoch": 2, "loss": 0.25})
     assert (tmp_path / "log.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda", "process 3 of this machine has no GPU, it has 2"), ("mps", "in one process only")],
+)
+def test_processes_without_a_device_of_their_own_are_refused(monkeypatch, device, message):
+    for name, value in {"WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UnavailableError, match=message), join_world(device):
+        pass

@@ -30,11 +30,21 @@ from utils.morphable_model import (
     split_camera,
 )
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD, PROTOCOL_BORDER
+from utils.runtime import picture_layout
 
 BLACK = -PIXEL_MEAN / PIXEL_STD  # in normalised pictures; white is its opposite
 GREY = (0.114, 0.587, 0.299)  # weights of B, G, R
 FACE_SIZE = 0.68  # of a plain crop: the landmark box's longer side over the crop's
 CPU_CHUNK = 16  # samples that are worked on together: few enough for the processor's cache
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for.
+
+    On Apple's GPU it does: before torch 2.13 the copy may be read from memory that is already used
+    for something else (pytorch issue 189690).
+    """
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 class Batch(NamedTuple):
@@ -46,7 +56,7 @@ class Batch(NamedTuple):
     valid: Tensor  # (B, 4) x1 y1 x2 y2: the part that is photo, the rest is made-up border
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return Batch(*(to_device(tensor, device) for tensor in self))
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ class Mirror:
     @staticmethod
     def points(points: Tensor, width: int) -> Tensor:
         """(B, 3, 68) landmarks of a picture -> of the mirrored picture, renumbered."""
-        order = torch.from_numpy(MIRRORED_LANDMARKS).to(points.device, non_blocking=True)
+        order = to_device(torch.from_numpy(MIRRORED_LANDMARKS), points.device)
         mirrored = points[:, :, order]
         return torch.cat([width - 1 - mirrored[:, :1], mirrored[:, 1:]], 1)
 
@@ -182,16 +192,16 @@ class Augment:
             size: side of the crops; parameters and landmarks refer to a 120 wide one.
 
         Returns:
-            images (B, 3, size, size) float32, normalised, channels-last in memory;
+            images (B, 3, size, size) float32, normalised, in memory as ``picture_layout`` says;
             parameters (B, 62), not whitened, crop frame;
             landmarks (B, 3, 68), crop frame.
         """
         count, device = len(batch.images), batch.images.device
         host = self._draw(count, generator)
-        drawn = {name: value.to(device, non_blocking=True) for name, value in host.items()}
+        drawn = {name: to_device(value, device) for name, value in host.items()}
         linear, offset, parameters, landmarks = self._geometry(batch, drawn)
         images = torch.empty(
-            (count, 3, size, size), device=device, memory_format=torch.channels_last
+            (count, 3, size, size), device=device, memory_format=picture_layout(device)
         )
         chunk = CPU_CHUNK if device.type == "cpu" else count
         for start in range(0, count, chunk):
@@ -489,7 +499,7 @@ class StrongAugmentation(Augment):
         device, side = crops.device, crops.shape[-1]
 
         def rows(chosen: Tensor) -> Tensor:
-            return chosen.nonzero()[:, 0].to(device, non_blocking=True)
+            return to_device(chosen.nonzero()[:, 0], device)
 
         for kind, level in enumerate(LOW_RESOLUTIONS):
             chosen = rows(host["low resolution"] == kind)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.errors import UnavailableError
 from utils.runtime import choose_device
 
 
@@ -52,19 +53,33 @@ def join_world(device: str = "auto") -> Iterator[World]:
 
     Args:
         device: as ``choose_device``; several GPUs of a machine are shared out by local rank.
+
+    Raises:
+        ValueError, UnavailableError: of ``choose_device``; more processes than GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device=choose_device(device))
         return
-    local = local_rank()
-    if device in ("auto", "cuda") and local < torch.cuda.device_count():
+    if device == "auto":  # the same for all processes
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    local, gpus = local_rank(), torch.cuda.device_count()
+    if device == "cuda" and 0 < gpus <= local:
+        raise UnavailableError(
+            f"process {local + 1} of this machine has no GPU, it has {gpus}; start "
+            f"--nproc_per_node {gpus}"
+        )
+    if device == "mps":
+        raise UnavailableError("Apple's GPU trains in one process only; start it without torchrun")
+    if device == "cuda" and gpus:
         torch.cuda.set_device(local)  # before it is tried, or all would take memory of the first
     chosen = choose_device(device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("nccl", device_id=chosen)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield World(dist.get_rank(), size, chosen)
     finally:

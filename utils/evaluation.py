@@ -39,7 +39,7 @@ from utils.preprocessing import (
     crop_to_image,
     normalize_crops,
 )
-from utils.runtime import OnnxRegressor, on_device
+from utils.runtime import OnnxRegressor, on_device, picture_layout
 
 BATCH = 128
 BINS = tuple(f"{low}_{high}" for low, high in metrics.YAW_BINS)
@@ -75,7 +75,7 @@ def torch_network(model: SynergyNet, device: str | torch.device) -> Network:
 
     def network(crops: np.ndarray) -> CropOutput:
         with torch.inference_mode(), _without_tf32():
-            images = torch.from_numpy(crops).to(device, memory_format=torch.channels_last)
+            images = torch.from_numpy(crops).to(device, memory_format=picture_layout(device))
             output = model(images, loop)
             parameters = model.face_model.dewhiten(output.parameters)
             arrays = (parameters, output.landmarks, output.refined)

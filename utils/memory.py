@@ -5,7 +5,13 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of glibc's malloc.h
 _CV_NO_MEMORY = -4  # cv2.Error.StsNoMem
-_NO_MEMORY = ("out of memory", "can't allocate memory", "Failed to allocate memory", "bad_alloc")
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Failed to allocate memory",
+    "bad_alloc",
+    "ALLOC_FAILED",  # cuBLAS and cuDNN, for what they need themselves
+)
 
 
 def keep_freed_memory() -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import sys
 import textwrap
 import threading
@@ -71,14 +70,15 @@ def choose_engine(engine: str = "auto", device: str | torch.device = "auto") -> 
 
 
 def _may_have_accelerator() -> bool:
-    """Whether torch is worth asking for a GPU."""
-    if sys.platform == "darwin":
-        return platform.machine() == "arm64"
+    """Whether torch is worth asking for a GPU that ``auto`` takes."""
     return any(os.path.exists(path) for path in DRIVERS.get(sys.platform, ()))
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The torch device of a name; ``auto`` prefers cuda, then mps, then cpu.
+    """The torch device of a name.
+
+    ``auto`` is cuda where it works (where there is one that does not, a warning says so), else the
+    CPU. Apple's GPU is taken by name only: nobody has tried it here.
 
     Raises:
         ValueError: an unknown name.
@@ -88,9 +88,11 @@ def choose_device(name: str = "auto") -> torch.device:
 
     if name == "auto":
         if torch.cuda.is_available():
-            name = "cuda"
-        else:
-            name = "mps" if torch.backends.mps.is_available() else "cpu"
+            try:
+                return choose_device("cuda")
+            except UnavailableError as error:  # a GPU too old for this torch, for example
+                logger.warning("%s; going on with the CPU", error)
+        return torch.device("cpu")
     kind = name.split(":")[0]
     if kind not in DEVICES:
         raise ValueError(f"unknown device {name!r}; expected one of: {', '.join(DEVICES)}")
@@ -135,16 +137,26 @@ def alone_on(device: torch.device) -> AbstractContextManager:
     return _APPLE_GPU if device.type == "mps" else nullcontext()
 
 
+def picture_layout(device: torch.device | str) -> torch.memory_format:
+    """Of pictures (B, C, H, W) and of convolutions' weights in memory.
+
+    Channels last: two thirds of the time on a CPU, and what tensor cores want. Not on Apple's GPU,
+    where some backward passes are wrong in it (torch 2.13; pytorch issues 175189 and 175190).
+    """
+    import torch
+
+    is_apple = torch.device(device).type == "mps"
+    return torch.contiguous_format if is_apple else torch.channels_last
+
+
 def on_device(network: Module, device: torch.device) -> Module:
-    """A network moved to a device, its layout channels-last: two thirds of the time on a CPU.
+    """A network moved to a device, in the layout for its pictures.
 
     Raises:
         UnavailableError: the device has no memory for it.
     """
-    import torch
-
     try:
-        return network.to(device, memory_format=torch.channels_last)
+        return network.to(device, memory_format=picture_layout(device))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -199,7 +211,9 @@ class TorchRegressor:
         import torch
 
         with alone_on(self.device), torch.inference_mode():
-            images = torch.from_numpy(crops).to(self.device, memory_format=torch.channels_last)
+            images = torch.from_numpy(crops).to(
+                self.device, memory_format=picture_layout(self.device)
+            )
             return self.network(images)[0].float().cpu().numpy()
 
     def _smaller(self, size: int, reason: str) -> int:
@@ -215,8 +229,8 @@ class TorchRegressor:
                 "%s: out of memory with %d crops at once; going on with fewer", self.device, size
             )
         self.largest = min(size // 2, self.largest or size)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).empty_cache()
         return self.largest
 
 

@@ -45,7 +45,9 @@ from utils.geometry import camera_angles
 from utils.memory import keep_freed_memory
 from utils.metrics import YAW_BINS, angle_differences, bin_means, nme
 from utils.morphable_model import MorphableModel, split_camera
+from utils.parallel import in_order
 from utils.preprocessing import CROP_SIZE, PROTOCOL_BORDER
+from utils.runtime import picture_layout
 from utils.training_log import TrainingLog
 
 # The published schedule: epochs of 80 at which a new factor of the peak rate begins.
@@ -179,14 +181,19 @@ class Snapshot:
     """The buffers of a module (batch-norm statistics), to take a forward pass back."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.buffers = list(module.buffers())
-        self.copies = [buffer.clone() for buffer in self.buffers]
+        buffers: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers():
+            buffers.setdefault(buffer.dtype, []).append(buffer)
+        # one kind of number at a time: of several at once each tensor is copied by itself
+        self.kinds = [(some, [buffer.clone() for buffer in some]) for some in buffers.values()]
 
     def take(self) -> None:
-        torch._foreach_copy_(self.copies, self.buffers)
+        for buffers, copies in self.kinds:
+            torch._foreach_copy_(copies, buffers)
 
     def restore(self) -> None:
-        torch._foreach_copy_(self.buffers, self.copies)
+        for buffers, copies in self.kinds:
+            torch._foreach_copy_(buffers, copies)
 
 
 def seed_of(*key: int) -> int:
@@ -218,11 +225,10 @@ def validate(
     """
     raw, refined, pose = [], [], []
     with evaluation_mode(model):
-        for indices in np.array_split(np.arange(len(faces)), math.ceil(len(faces) / 128)):
-            images, parameters, target = augment(
-                faces.batch(indices).to(device), torch.Generator(), size
-            )
-            output = model(images.contiguous(memory_format=torch.channels_last), loop)
+        parts = np.array_split(np.arange(len(faces)), math.ceil(len(faces) / 128))
+        for batch in in_order(faces.batch, parts, workers=1):
+            images, parameters, target = augment(batch.to(device), torch.Generator(), size)
+            output = model(images.contiguous(memory_format=picture_layout(device)), loop)
             predicted = model.face_model.dewhiten(output.parameters)
             if not torch.isfinite(predicted).all():
                 raise NonFiniteError("the network's answers are not finite")
@@ -287,7 +293,8 @@ class Trainer:
             content = read_checkpoint(options.init)
             check_face_model(content, face_model, options.init)
             load_learnable(self.model, content, options.init)
-        self.model.to(memory_format=torch.channels_last)
+        self.layout = picture_layout(self.device)
+        self.model.to(memory_format=self.layout)
         if self.device.type == "cpu":
             fuse_batch_norm(self.model)
             speed_up_strided_depthwise(self.model)
@@ -313,9 +320,12 @@ class Trainer:
             step.compile()
             if world.is_main:
                 say("--compile: the first steps wait for the compiler, minutes on a CPU")
+                if world.size > 1:
+                    say("--compile gains little here: batch norm across processes is not compiled")
         if world.size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            step = DistributedDataParallel(step, device_ids=ids)
+            # GPUs' batch-norm statistics are those of all processes already
+            step = DistributedDataParallel(step, device_ids=ids, broadcast_buffers=ids is None)
         self.step, self.snapshot = step, Snapshot(self.model)
         self.augment = make_augmentation(options.augment, face_model)
         self.plain = Augment(PROTOCOL_BORDER if options.augment == "published" else 0)
@@ -592,14 +602,15 @@ class Trainer:
         images, parameters, landmarks = self.augment(
             batch.to(self.device), generator, options.train_size
         )
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self.layout)
         self.snapshot.take()
         terms = self.step(images, self.model.face_model.whiten(parameters), landmarks)
         terms = {"loss": total(terms), **terms}
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm or math.inf)
-        # of all processes, and the only wait for the device in a step
+        # of all processes, and the only wait for the device in a step (several GPUs' batch norm
+        # has waits of its own)
         values = world.mean(torch.stack([v.detach() for v in (*terms.values(), norm)])).tolist()
         if not all(map(math.isfinite, values)):
             self.snapshot.restore()
@@ -659,7 +670,7 @@ class Trainer:
             started = time.perf_counter()
             self.train_step(batch)
             if self.device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(self.device)
             durations.append(time.perf_counter() - started)
         seconds = statistics.median(durations[len(durations) // 3 :])  # the first ones warm up
         epoch = seconds * self.steps_per_epoch
@@ -681,7 +692,7 @@ def differences(before: dict, now: dict) -> list[str]:
 def peak_memory(device: torch.device) -> str:
     """The most memory this process has held, for people to read."""
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of GPU memory at most"
+        return f"{torch.cuda.max_memory_reserved(device) / 2**30:.2f} GiB of GPU memory at most"
     try:
         import resource
     except ImportError:  # Windows has no such count
