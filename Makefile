@@ -13,7 +13,7 @@ OUT ?= inference_output
 BENCHMARK ?= runs/benchmark_demo
 # What `make published` fetches; empty: everything. FORCE=1 replaces files that are already there.
 NAMES ?=
-# Which torch to install, as pip understands it (`make TORCH=torch==2.13.0`). Empty: on a machine
+# Which torch to install, as pip understands it (`make build TORCH=torch==2.13.0`). Empty: on a machine
 # without NVIDIA's driver the newest CPU build (a version ending in +cpu) that pip's configuration
 # offers, because the ordinary Linux wheels bring several GB of CUDA packages; where pip's
 # configuration offers no such build, or a driver is there, the ordinary torch. The package index
@@ -108,7 +108,7 @@ clean: ## Remove what the build and the tools left (keeps the environment and re
 # Holds the TORCH that it was made for: naming another one later installs that.
 $(VENV)/.torch-installed: $(if $(filter-out $(file <$(VENV)/.torch-installed),$(TORCH)),FORCE)
 	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here: install Python 3.10 or newer," \
-	    "or name it with \`make PYTHON=python3.12\`" >&2; exit 1; }
+	    "or name it with \`make build PYTHON=python3.12\`" >&2; exit 1; }
 	@$(PYTHON) tools/check_machine.py -q
 	@$(PY) -m pip --version >/dev/null 2>&1 || \
 	    { echo "Creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }

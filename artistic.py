@@ -30,7 +30,7 @@ written for each photo NAME that has a face; further faces are NAME_1, NAME_2, .
   OUT/confidence/NAME.png          --texture photo: white where the photo saw the face well, grey
                                    where it was mirrored, black where it was made up
   OUT/rendering_overlay/NAME.jpg   --precropped: the fitted mesh over the photo
-  OUT/finished.jsonl               of a folder: the photos that are done, for --resume
+  OUT/finished.jsonl               of several photos or a folder: those done, for --resume
   OUT/turntable/NAME.gif, .mp4     --turntable: the head, upright, swaying to both sides
 
 Beyond some 60 degrees of yaw the photo shows little of the face's far side and middle: what

@@ -22,7 +22,8 @@ written to OUT:
   plots.png       one page of plots (with matplotlib)
   report.html     the report, the worst 20 faces in it; one file that needs no other
 
-exit code: 0 done, 1 a picture could not be read, 2 wrong usage or unfit files, 130 Ctrl-C
+exit code: 0 done, 1 stopped by a fault on the way (a picture that cannot be read, a full disk),
+2 wrong usage or unfit files, 130 Ctrl-C
 """
 
 

@@ -27,9 +27,9 @@ written for each photo NAME that has a face:
   OUT/poses/NAME.jpg               pose axes: x red, y green, z blue
 with --draw, instead of these three:
   OUT/drawn/NAME.jpg               all that --draw names, on one picture
-of a folder, also:
+of several photos, also:
   OUT/contact_sheet.jpg, _2, ...   all photos with faces, small
-  OUT/finished.jsonl               the photos that are done, for --resume
+  OUT/finished.jsonl               the photos that are done, for --resume (of any folder)
 
 with --save, also:
   OUT/numbers/NAME.npz, .json      boxes, parameters, landmarks, vertices (npz), pose; also of

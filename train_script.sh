@@ -2,7 +2,7 @@
 # Trains SynergyNet as published, on every GPU of this machine.
 #
 #   bash train_script.sh                    one GPU or several
-#   bash train_script.sh --pack runs/packed --compile      several times faster on one GPU
+#   bash train_script.sh --pack runs/packed --compile      from one file, compiled: for one fast GPU
 #   GPUS=1 bash train_script.sh --resume    options go to main_train.py
 #   CPU=1 bash train_script.sh              smaller settings, for a machine without a GPU
 #

@@ -56,6 +56,8 @@ def soft_nms(
 ) -> np.ndarray:
     """Soft suppression (Bodla et al., "Soft-NMS", ICCV 2017): scores decay instead of rows going.
 
+    The published code has it too; the detector, like its, uses ``nms``.
+
     Repeatedly takes the best row and multiplies every other row's score by 0 (``"hard"`` or 0) or
     1 - IoU (``"linear"`` or 1) where their IoU exceeds ``overlap_threshold``, or by
     exp(-IoU² / sigma) (``"gaussian"`` or 2). Rows whose score falls below ``score_threshold`` go.

@@ -3,7 +3,7 @@
     python -m benchmarks.long_run [--photos 10000] [--frames 10000] [--at 1000]
 
 - photos: ``singleImage.py``'s loop (``--jobs`` at once) over crops of img/astronaut.jpg of 20 sizes
-  (160 to 320 pixels), again and again; numbers and pictures are written, over the last ones.
+  (160 to 312 pixels), again and again; numbers and pictures are written, over the last ones.
 - frames: a made-up video (320 x 180) through the tracker of ``video.py``: one face always moves,
   another comes and goes, every 500th frame is a cut.
 

@@ -44,8 +44,7 @@ def main() -> None:
         load_morphable_model(path)
         for path in (options.trained_with or options.face_model, options.face_model)
     )
-    if content["face_model"] != trained.fingerprint:
-        raise SystemExit(f"{options.checkpoint}: was not trained with {trained.source}")
+    check_face_model(content, trained, options.checkpoint)
     for name in ("landmark_mean", "landmark_basis", "param_mean", "param_std"):
         if not np.array_equal(getattr(trained, name), getattr(shipped, name)):
             raise SystemExit(f"{name} differs between {trained.source} and {shipped.source}")
@@ -55,8 +54,9 @@ def main() -> None:
         check_face_model(before, shipped, options.init)
         state = mixed_state(state, learnable_state(before), options.init_share, options.init)
     state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    kept = {key: content[key] for key in ("epoch", "backbone", "heads")}
-    kept["trained_loop"] = content.get("trained_loop", "full")  # older weights don't say
+    # what published weights and older ones of ours don't say
+    unsaid = {"epoch": 0, "backbone": "mobilenet_v2", "heads": "published", "trained_loop": "full"}
+    kept = {key: content.get(key, value) for key, value in unsaid.items()}
     write_checkpoint(options.out, {"state_dict": state, "face_model": shipped.fingerprint, **kept})
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
 

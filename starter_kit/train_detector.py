@@ -279,7 +279,7 @@ def export(source: Path, target: Path, other: Path | None = None, share: float =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, help="folder of the photos (PHOTOS above)")
+    parser.add_argument("--data", type=Path, help="folder of detector/ and the zips of faces")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "detector")
     parser.add_argument("--labels", type=Path, help="in place of DATA/detector/train.json")
     parser.add_argument("--views", type=Path, help="packed set of faces turned in 3D")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_building import load_synergynet
+from model_building import SynergyNet, load_synergynet
 from starter_kit import export_weights
 from utils import assets
 from utils.checkpoint import mixed_state, read_checkpoint, write_checkpoint
@@ -78,3 +78,14 @@ def test_weights_of_another_network_are_refused():
         mixed_state(state, {"a": torch.zeros(2, 4), "n": torch.tensor(1)}, 0.5, "other.pth")
     with pytest.raises(ValueError, match="has not the tensors"):
         mixed_state(state, {"a": torch.zeros(2, 3)}, 0.5, "other.pth")
+
+
+def test_weights_that_say_nothing_of_themselves_are_the_published_kind(monkeypatch, tmp_path):
+    bare, out = tmp_path / "best.pth.tar", tmp_path / "out.pth"
+    face_model = load_morphable_model(assets.STARTER_FACE_MODEL)
+    state = {f"module.{k}": v for k, v in SynergyNet(face_model).state_dict().items()}
+    write_checkpoint(bare, {"state_dict": state})
+    export(monkeypatch, bare, "-o", out)
+    assert read_checkpoint(out)["face_model"] == face_model.fingerprint
+    model = load_synergynet(out, face_model)
+    assert (model.heads, model.trained_loop) == ("published", "full")

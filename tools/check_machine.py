@@ -27,7 +27,7 @@ def problems():
     if sys.version_info < OLDEST_PYTHON:
         return [
             f"Python {version} is too old: 3.10 or newer is needed. Name another one with "
-            "`make PYTHON=python3.12`."
+            "`make build PYTHON=python3.12`."
         ]
     found = []
     if sys.platform == "darwin" and platform.machine() == "x86_64":
@@ -49,7 +49,7 @@ def problems():
         found.append(
             "No C++ compiler: `{}` was not found. On Debian and Ubuntu: `apt-get install g++`; "
             "on Fedora: `dnf install gcc-c++`; on macOS: `xcode-select --install`. A compiler of "
-            "another name: `make CXX=clang++`.".format(" ".join(command) or "c++")
+            "another name: `make build CXX=clang++`.".format(" ".join(command) or "c++")
         )
         return found
     result = subprocess.run(

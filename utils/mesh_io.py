@@ -88,7 +88,8 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
     ``.obj``: as published, ``v x y z r g b`` (RGB in [0, 1]) and ``f``; with a texture also
     ``vt``, ``vn``, and NAME.mtl and NAME_texture.png beside it. ``.glb``: glTF 2.0 with the texture
     in it, or vertex colours. ``.ply``: binary, vertex colours. ``.html``: a page that shows the
-    mesh turning and needs nothing else (``utils.html_viewer``); upright, whatever ``frame`` is.
+    mesh turning and needs nothing else (``utils.html_viewer``), in the model frame (y up) whatever
+    ``frame`` is.
 
     Returns:
         The files written.
