@@ -5,30 +5,46 @@
 The roi box is the middle of each picture; the photos are not part of this repository (CARD.md).
 ``--jitter`` moves the roi boxes by up to 10 % and scales them by up to 10 % at random, and also
 tells how far the landmarks move. ``--end-to-end`` gives no box: the detector finds the face.
+``--poses`` makes poses that the photos lack, of a packed set of them: turned in the picture plane,
+and views in profile that lean (``rotate_views.py``), of people who are in no training view.
 """
 
 import argparse
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from FaceBoxes import FaceBoxes
 from model_building import load_synergynet
 from starter_kit.landmark_statistics import LABEL_UNIT
+from starter_kit.rotate_views import (
+    MARGINS,
+    build_head,
+    render_view,
+    rotation_to_euler,
+    turn_labels,
+    without_head,
+)
 from utils import assets
 from utils.cli import run_script
 from utils.evaluation import jittered_boxes
 from utils.files import read_npz, require_files
 from utils.fitting import similarity_align
-from utils.geometry import rotation_to_angles
+from utils.geometry import decompose_camera, rotation_to_angles
 from utils.inference import FacePipeline
 from utils.metrics import bin_means, nme
-from utils.morphable_model import load_morphable_model
+from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.pictures import read_zipped_image
 from utils.preprocessing import crop_faces
 from utils.runtime import TorchRegressor, choose_device
 
+TILTS = (0, 25, 45, 65, 85)  # degrees in the picture plane, to both sides
+LEANS = (0, 12, 24)  # degrees, towards the viewer and away
+LEANING_YAW = 75.0
+POSED = 200  # photos that are turned
 ROI_BOX = (16.0, 16.0, 144.0, 144.0)  # landmarks fill 0.70 of it, as in the AFLW2000-3D crops
 
 
@@ -40,6 +56,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jitter", action="store_true", help="random roi boxes")
     parser.add_argument("--end-to-end", action="store_true", help="boxes by the detector")
+    parser.add_argument(
+        "--poses", type=Path, metavar="PACKED", help="pack_photos' set of the photos, to be turned"
+    )
     parser.add_argument("--detector-weights", type=Path, help="FaceBoxes weights")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -55,7 +74,7 @@ def main() -> None:
     target = labels["landmarks"].astype(np.float64) * LABEL_UNIT
     human = labels["human_landmarks"].astype(np.float64)
 
-    def predict(roi_boxes: np.ndarray) -> np.ndarray:
+    def predict(images: Sequence[np.ndarray], roi_boxes: np.ndarray) -> np.ndarray:
         pipeline = FacePipeline(None, regressor, face_model)  # no detector: roi boxes are given
         crops = np.concatenate(
             [crop_faces(i, b[None]) for i, b in zip(images, roi_boxes, strict=True)]
@@ -65,13 +84,15 @@ def main() -> None:
         return np.stack([face.landmarks for face in faces])
 
     still = np.tile(ROI_BOX, (len(images), 1))
-    landmarks = predict(still)
+    landmarks = predict(images, still)
     yaw = label_yaw(target, face_model)
     report("centred roi box", landmarks, target, human, yaw, labels["source"])
     if options.jitter:
-        moved = predict(jittered_boxes(still, options.seed))
+        moved = predict(images, jittered_boxes(still, options.seed))
         report("random roi box", moved, target, human, yaw, labels["source"])
         print(f"  landmarks moved by {nme(moved, landmarks).mean():.2f} % of their box")
+    if options.poses:
+        score_poses(predict, options.poses, face_model, options.seed)
     if options.end_to_end:
         weights = options.detector_weights or assets.find_detector_weights()
         detector = FaceBoxes(weights, str(regressor.device))
@@ -88,6 +109,69 @@ def main() -> None:
                 f"  {name}: face found {len(hits) / len(errors):.1%}, NME below 8 % "
                 f"{(errors < 8).mean():.1%}, NME where found {hits.mean():.2f}"
             )
+
+
+def score_poses(
+    predict: Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray],
+    folder: Path,
+    face_model: MorphableModel,
+    seed: int,
+) -> None:
+    """Prints the NME of held-out faces in poses that are made."""
+    files = [folder / name for name in ("images.npy", "labels.npz")]
+    require_files(
+        (path, "--poses is a folder that starter_kit.pack_photos wrote") for path in files
+    )
+    images, labels = np.load(files[0], mmap_mode="r", allow_pickle=False), read_npz(files[1])
+    rng = np.random.default_rng(seed)
+    landmarks = labels["landmarks"].astype(np.float64)  # (n, 3, 68)
+
+    def errors(pictures: Sequence[np.ndarray], target: np.ndarray) -> np.ndarray:
+        low, high = target[:, :2].min(2), target[:, :2].max(2)
+        middle, half = (low + high) / 2, (high - low).max(1, keepdims=True) / 2**0.5
+        return nme(predict(pictures, np.concatenate([middle - half, middle + half], 1)), target)
+
+    some = rng.permutation(len(images))[:POSED]
+    yaw, side = label_yaw(landmarks[some], face_model), images.shape[1]
+    print("tilted, NME by |yaw| <= 30 / 60 / 90")
+    for tilt in TILTS:
+        both = []
+        for angle in {tilt, -tilt}:
+            move = cv2.getRotationMatrix2D([(side - 1) / 2] * 2, angle, 1)  # (2, 3)
+            pictures = [
+                cv2.warpAffine(images[i], move, (side, side), borderMode=cv2.BORDER_REPLICATE)
+                for i in some
+            ]
+            target = landmarks[some].copy()
+            target[:, :2] = move[:, :2] @ target[:, :2] + move[:, 2:]
+            both.append(bin_means(errors(pictures, target), yaw))
+        print(f"  by {tilt:2} degrees {np.mean(both, 0).round(2)}")
+
+    head, parameters = build_head(face_model), labels["parameters"]
+    angles = rotation_to_euler(decompose_camera(split_camera(parameters))[1])
+    box = np.concatenate([landmarks[:, :2].min(2), landmarks[:, :2].max(2)], 1)
+    usable = ((box - labels["valid"]) * (1, 1, -1, -1) >= MARGINS).all(1)
+    usable &= (np.abs(angles[:, 1:]) < 15).all(1) & (np.abs(np.abs(angles[:, 0]) - 30) < 15)
+    usable &= (labels["valid"] == (0, 0, side, side)).all(1)
+    some = rng.permutation(np.flatnonzero(usable))[:POSED]
+    print(f"turned to {LEANING_YAW:.0f} degrees of yaw, {len(some)} photos, NME")
+    for lean in LEANS:
+        both = []
+        for leaning in {lean, -lean}:
+            turned = [(np.copysign(LEANING_YAW, angles[i, 0]), 0, 0, leaning) for i in some]
+            made = [
+                turn_labels(face_model, parameters[i], landmarks[i], angle, side)
+                for i, angle in zip(some, turned, strict=True)
+            ]
+            views = [
+                render_view(
+                    head, images[i], parameters[i], labels["valid"][i], new,
+                    without_head(images[i], landmarks[i]),
+                )
+                for i, (new, _) in zip(some, made, strict=True)
+            ]  # fmt: skip
+            both.append(errors(views, np.stack([points for _, points in made])).mean())
+        print(f"  leaning by {lean:2} degrees {np.mean(both):.2f}")
 
 
 def label_yaw(target: np.ndarray, face_model) -> np.ndarray:

@@ -41,7 +41,7 @@ from utils.texture import boundary_loops, fill_smoothly, smooth_step
 
 FACE_SIDE = 0.565  # longer side of the landmarks' box over the picture's, as in the photos
 SUPERSAMPLING = 2
-ROLL_NOISE = 7.0  # standard deviation, degrees; cut off at two of them, as for the pitch
+ROLL_NOISE = 7.0  # standard deviation, degrees; cut off at two of them, as for pitch and lean
 FRONTAL = 2.0  # degrees: photos turned less have no side yet
 MARGINS = np.array([8, 15, 8, 8])  # pixels of photo a source has beyond its landmarks: l t r b
 MAX_SPREAD = 0.0125  # labels on which the labelling model agreed with itself
@@ -66,17 +66,20 @@ class Turn:
         yaw: least and most |yaw| of the views, which are uniform between.
         added: least and most that is added to a photo's |yaw|.
         pitch_noise: standard deviation of what is added to its pitch, cut off at two of them.
+        lean: the same of the lean, ear to shoulder. Seen from the front that is roll; in a profile
+            nod and roll are one, and leaning the only way left to move.
     """
 
     share: float
     yaw: tuple[float, float]
     added: tuple[float, float]
     pitch_noise: float
+    lean: float
 
 
 TURNS = (
-    Turn(0.8, (35, 89), (15, 55), 11),  # at 90 degrees pitch and roll are one
-    Turn(0.2, (0, 40), (0, 8), 22),
+    Turn(0.8, (35, 100), (15, 60), 11, 12),
+    Turn(0.2, (0, 40), (0, 8), 22, 0),
 )
 
 
@@ -154,20 +157,25 @@ def build_head(face_model: MorphableModel) -> Head:
     )
 
 
-def euler_to_rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """Degrees -> (3, 3) in the y-up frame: a nod, then a turn to the side, then a tilt.
+def euler_to_rotation(yaw: float, pitch: float, roll: float, lean: float = 0.0) -> np.ndarray:
+    """Degrees -> (3, 3) in the y-up frame: a lean, a nod, a turn to the side, then a tilt.
 
-    The yaw is the one that `utils.geometry.rotation_to_angles` reads, exactly.
+    Without a lean and up to 90 degrees the yaw is the one that
+    `utils.geometry.rotation_to_angles` reads, exactly.
     """
-    (cy, cp, cr), (sy, sp, sr) = (f(np.radians([yaw, pitch, roll])) for f in (np.cos, np.sin))
+    (cy, cp), (sy, sp) = (f(np.radians([yaw, pitch])) for f in (np.cos, np.sin))
     nod = np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]])
     turn = np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
-    tilt = np.array([[cr, sr, 0], [-sr, cr, 0], [0, 0, 1]])
-    return tilt @ turn @ nod
+    lean_of_head, tilt = (
+        np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
+        for c, s in ((np.cos(a), np.sin(a)) for a in np.radians([lean, roll]))
+    )
+    return tilt @ turn @ nod @ lean_of_head
 
 
 def rotation_to_euler(rotation: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) -> (..., 3) yaw, pitch, roll in degrees: the inverse of `euler_to_rotation`."""
+    """(..., 3, 3) -> (..., 3) yaw, pitch, roll in degrees: the inverse of `euler_to_rotation`
+    without a lean."""
     yaw = np.arcsin(np.clip(rotation[..., 2, 0], -1, 1))
     pitch = np.arctan2(-rotation[..., 2, 1], rotation[..., 2, 2])
     roll = np.arctan2(-rotation[..., 1, 0], rotation[..., 0, 0])
@@ -184,7 +192,7 @@ def turn_labels(
     """Labels (62,) and (3, 68) of a crop, of the same head at other angles, framed anew.
 
     Args:
-        angles: new yaw, pitch, roll as `euler_to_rotation` takes them.
+        angles: new yaw, pitch, roll, lean as `euler_to_rotation` takes them.
         side: pixels of the square crop; the box of the landmarks is centred in it.
 
     Returns:
@@ -297,8 +305,8 @@ def choose_views(
         usable: (n,) bool.
 
     Returns:
-        photos (count,) and new angles (count, 3). Heads are turned on to the side to which they
-        are turned already, and photos used as evenly as that allows.
+        photos (count,) and new angles (count, 4) with the lean. Heads are turned on to the side to
+        which they are turned already, and photos used as evenly as that allows.
     """
     yaw = np.where(usable, np.abs(angles[:, 0]), np.nan)
     uses = rng.uniform(0, 0.5, len(yaw))  # ties are broken at random
@@ -312,8 +320,8 @@ def choose_views(
         some = rng.choice(fits, min(len(fits), 64))
         photos[i] = some[np.argmin(uses[some])]
         uses[photos[i]] += 1
-    noise = rng.normal(0, 1, (count, 2)).clip(-2, 2) * (turn.pitch_noise, ROLL_NOISE)
-    new = angles[photos].copy()
+    noise = rng.normal(0, 1, (count, 3)).clip(-2, 2) * (turn.pitch_noise, ROLL_NOISE, turn.lean)
+    new = np.concatenate([angles[photos], np.zeros((count, 1))], 1)
     new[:, 1:] = (new[:, 1:] + noise).clip(-45, 45)
     new[:, 0] = np.copysign(wanted, angles[photos, 0])
     return photos, new

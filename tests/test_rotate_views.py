@@ -191,6 +191,20 @@ def test_a_picture_without_its_head_is_smooth_there_and_itself_elsewhere(model):
     np.testing.assert_array_equal(changed[below:], picture[below:])
 
 
+def test_a_lean_is_seen_from_the_side():
+    """A head in profile leans towards the viewer or away, which no nod and no tilt does."""
+    for yaw, pitch, roll in ((0, 10, 5), (60, 0, 0), (90, 20, -10)):
+        rotation = euler_to_rotation(yaw, pitch, roll, 20)
+        head_roll = euler_to_rotation(yaw, pitch, roll).T @ rotation
+        np.testing.assert_allclose(head_roll, euler_to_rotation(0, 0, 20), atol=1e-12)
+    top = euler_to_rotation(90, 0, 0, 20) @ (0, 1, 0)  # of the head: x, y, towards the viewer
+    np.testing.assert_allclose(
+        np.abs(top), (0, np.cos(np.radians(20)), np.sin(np.radians(20))), atol=1e-12
+    )
+    level = euler_to_rotation(90, 20, 20) @ (0, 1, 0)
+    assert abs(level[2]) < 1e-12
+
+
 def test_views_are_spread_evenly_and_turn_no_head_back():
     rng = np.random.default_rng(0)
     angles = rng.uniform(-1, 1, (500, 3)) * (60, 20, 20)
@@ -199,9 +213,10 @@ def test_views_are_spread_evenly_and_turn_no_head_back():
     assert usable[photos].all()
     added = np.abs(new[:, 0]) - np.abs(angles[photos, 0])
     assert (np.sign(new[:, 0]) == np.sign(angles[photos, 0])).all()
-    assert added.min() > 15 - 1e-9 and added.max() < 55 + 1e-9
-    counts, _ = np.histogram(np.abs(new[:, 0]), np.linspace(35, 89.01, 6))
+    assert added.min() > 15 - 1e-9 and added.max() < 60 + 1e-9
+    counts, _ = np.histogram(np.abs(new[:, 0]), np.linspace(35, 100.01, 6))
     assert np.ptp(counts) <= 2
+    assert 8 < new[:, 3].std() < 12 and np.abs(new[:, 3]).max() <= 24
     again, _ = choose_views(angles, usable, TURNS[0], 300, np.random.default_rng(1))
     np.testing.assert_array_equal(photos, again)
     with pytest.raises(ValueError, match="no usable photo"):

@@ -64,7 +64,7 @@ class StrongSettings:
     """Ranges of everything random in ``StrongAugmentation``; probabilities in [0, 1]."""
 
     rotation: float = 15.0  # degrees, standard deviation
-    far_rotation: tuple[float, float] = (0.15, 45.0)  # probability of uniform(-a, a) instead
+    far_rotation: tuple[float, float] = (0.15, 100.0)  # probability of uniform(-a, a) instead
     face_size: tuple[float, float] = (0.58, 0.78)  # landmark box's longer side over the crop's
     shift: tuple[float, float] = (0.04, 0.05)  # x, y: standard deviation, of the crop's side
     drop: float = 0.04  # mean of the y shift: detected boxes reach higher than the landmarks do
