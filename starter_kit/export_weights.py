@@ -2,7 +2,8 @@
 
     python -m starter_kit.export_weights runs/starter/best.pth.tar [--init WEIGHTS --init-share 0.4]
 
-With ``--init`` they are averaged with the weights that the training began from.
+Several checkpoints of one run are averaged, which smooths above all batch norm's statistics. With
+``--init`` they are averaged with the weights that the training began from.
 
 The network is trained on the landmark part of the face model, which is fixed before the dense mesh
 is; the exported file carries the fingerprint of the whole model. Both must agree at the landmarks.
@@ -27,7 +28,9 @@ from utils.morphable_model import load_morphable_model
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="written by main_train.py")
+    parser.add_argument(
+        "checkpoints", type=Path, nargs="+", help="written by main_train.py, the last one last"
+    )
     parser.add_argument("--trained-with", type=Path, help="face model of the run, if another")
     parser.add_argument("--face-model", type=Path, default=assets.STARTER_FACE_MODEL)
     parser.add_argument("-o", "--out", type=Path, default=assets.STARTER_WEIGHTS)
@@ -39,16 +42,19 @@ def main() -> None:
     if not 0 <= options.init_share <= 1 or (options.init_share and not options.init):
         parser.error("--init-share is a share of 0 to 1 of the weights that --init names")
 
-    content = read_checkpoint(options.checkpoint)
+    contents = [read_checkpoint(path) for path in options.checkpoints]
     trained, shipped = (
         load_morphable_model(path)
         for path in (options.trained_with or options.face_model, options.face_model)
     )
-    check_face_model(content, trained, options.checkpoint)
+    for path, content in zip(options.checkpoints, contents, strict=True):
+        check_face_model(content, trained, path)
     for name in ("landmark_mean", "landmark_basis", "param_mean", "param_std"):
         if not np.array_equal(getattr(trained, name), getattr(shipped, name)):
             raise SystemExit(f"{name} differs between {trained.source} and {shipped.source}")
-    state = learnable_state(content)
+    state = learnable_state(contents[0])
+    for number, path in enumerate(options.checkpoints[1:], 2):
+        state = mixed_state(learnable_state(contents[number - 1]), state, 1 - 1 / number, path)
     if options.init:
         before = read_checkpoint(options.init)
         check_face_model(before, shipped, options.init)
@@ -56,7 +62,7 @@ def main() -> None:
     state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     # what published weights and older ones of ours don't say
     unsaid = {"epoch": 0, "backbone": "mobilenet_v2", "heads": "published", "trained_loop": "full"}
-    kept = {key: content.get(key, value) for key, value in unsaid.items()}
+    kept = {key: contents[-1].get(key, value) for key, value in unsaid.items()}
     write_checkpoint(options.out, {"state_dict": state, "face_model": shipped.fingerprint, **kept})
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
 

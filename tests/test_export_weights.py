@@ -89,3 +89,26 @@ def test_weights_that_say_nothing_of_themselves_are_the_published_kind(monkeypat
     assert read_checkpoint(out)["face_model"] == face_model.fingerprint
     model = load_synergynet(out, face_model)
     assert (model.heads, model.trained_loop) == ("published", "full")
+
+
+def test_several_epochs_are_averaged(monkeypatch, tmp_path):
+    content = read_checkpoint(SHIPPED)
+    epochs, out = (
+        [tmp_path / f"epoch_{number}.pth.tar" for number in (1, 2, 3)],
+        tmp_path / "out.pth",
+    )
+    for step, path in zip((0.0, 0.25, 1.25), epochs, strict=True):
+        state = {
+            k: v.float() + step if v.is_floating_point() else v + int(4 * step)
+            for k, v in content["state_dict"].items()
+        }
+        write_checkpoint(path, content | {"state_dict": state, "epoch": int(4 * step)})
+    export(monkeypatch, *epochs, "-o", out)
+    exported = read_checkpoint(out)
+    assert exported["epoch"] == 5
+    for name, value in exported["state_dict"].items():
+        if value.is_floating_point():
+            expected = content["state_dict"][name].float() + 0.5
+            torch.testing.assert_close(value.float(), expected, rtol=2e-3, atol=1e-3)
+        else:
+            assert torch.equal(value, content["state_dict"][name] + 5)
