@@ -22,8 +22,7 @@ written to OUT:
   plots.png       one page of plots (with matplotlib)
   report.html     the report, the worst 20 faces in it; one file that needs no other
 
-exit code: 0 done, 1 stopped by a fault on the way (a picture that cannot be read, a full disk),
-2 wrong usage or unfit files, 130 Ctrl-C
+exit code: 0 done, 1 stopped by a fault on the way, 2 wrong usage or unfit files, 130 Ctrl-C
 """
 
 

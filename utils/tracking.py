@@ -34,8 +34,8 @@ BOX_ASPECT = 0.75  # width over height of detected boxes
 ROI_TOLERANCE = 0.05  # sides; crops of a face that strayed by less, and slowly, stay
 
 # To tell what the network makes of a crop without a face. Cameras of faces are nearly scaled
-# rotations: the largest scale over the smallest is 1.03 (median) to 1.17 (99.9 %); of background it
-# is 1.35 (median).
+# rotations: the largest scale over the smallest is 1.03 (median) to 1.11 (99.9 % of 835 photos); of
+# background it is 1.8 (median; 5 % of 608 crops are below the limit).
 MAX_STRETCH = 1.2
 WEAK_SCORE, WEAK_STRETCH = 0.8, 1.12  # a new face whose detection scores less must look better
 LANDMARKS_OVER_ROI = (0.65, 1.3)  # diagonal over side; faces 0.78 to 1.15 (98 %), background 0.75
@@ -265,8 +265,11 @@ class FaceTracker:
     def _begin(self, image: np.ndarray, found: list[tuple[Face, float]]) -> None:
         """Begins a track with each of the faces that belongs to no track in this frame."""
         for face, score in found:
-            if score < WEAK_SCORE and not looks_like_a_face(face, image, WEAK_STRETCH):
-                continue
+            if score < WEAK_SCORE and (
+                not looks_like_a_face(face, image, WEAK_STRETCH)
+                or any(distance_to(track, face) < MAX_DISTANCE for track in self.tracks)
+            ):
+                continue  # no face, or what is left of one that another is hiding
             if any(same_face(face, track.face) for track in self.tracks if not track.missing):
                 continue
             face_model, strength = self.pipeline.face_model, self.strength
@@ -432,11 +435,15 @@ def nearness_of(track: Track, face: Face) -> float:
     most = min(2.0, MAX_GROWTH**track.missing)
     if not 1 / most <= growth <= most:
         return 0.0
-    reach = MAX_DISTANCE + DISTANCE_GROWTH * track.missing
+    return 1 - distance_to(track, face) / (MAX_DISTANCE + DISTANCE_GROWTH * track.missing)
+
+
+def distance_to(track: Track, face: Face) -> float:
+    """From where a track's face was last, or should be by now, in its sizes."""
     # meanwhile it may have moved on, or stopped
     places = (track.centre, centre_of(track.face))
     distance = min(float(np.linalg.norm(centre_of(face) - place)) for place in places)
-    return 1 - distance / size / reach
+    return distance / size_of(track.face)
 
 
 def pairs(merit: np.ndarray, least: float) -> list[tuple[int, int]]:
