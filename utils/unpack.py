@@ -11,6 +11,7 @@ import lzma
 import os
 import stat
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -166,14 +167,18 @@ def _read_zip(archive: Path, _: bytes) -> Iterator[_Member]:
 
 
 class _BoundedReads:
-    """A file whose single reads are small: no header in it can ask for gigabytes of memory."""
+    """A file that gives little at once: no header in it can ask for gigabytes of memory."""
 
     def __init__(self, file: IO[bytes]):
         self._file, self.seek, self.tell = file, file.seek, file.tell
+        self.left = LARGEST_READ  # bytes that may be read before it is set again
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= LARGEST_READ:
-            raise ArchiveError(f"{self._file.name}: refused, it holds a header of {size:,} bytes")
+        if not 0 <= size <= self.left:
+            raise ArchiveError(
+                f"{self._file.name}: refused, it holds a header of more than {LARGEST_READ:,} bytes"
+            )
+        self.left -= size
         return self._file.read(size)
 
 
@@ -181,9 +186,17 @@ def _read_tar(archive: Path, magic: bytes) -> Iterator[_Member]:
     opener = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(magic[:2], open)
     with (
         opener(archive, "rb") as raw,
-        tarfile.open(fileobj=_BoundedReads(raw), mode="r:") as file,  # no second decompression
+        tarfile.open(fileobj=(reads := _BoundedReads(raw)), mode="r:") as file,  # unpacked once
     ):
-        while (info := file.next()) is not None:
+
+        def next_member() -> tarfile.TarInfo | None:
+            reads.left = LARGEST_READ  # newer Pythons read a header in pieces
+            try:
+                return file.next()
+            finally:
+                reads.left = sys.maxsize  # what the members hold is judged by their sizes
+
+        while (info := next_member()) is not None:
             file.members.clear()  # a million headers are kept in memory otherwise
             name = info.name.removeprefix("./")
             if info.isdir():
