@@ -99,6 +99,10 @@ def missing_packages() -> list[str]:
 # ------------------------------------------------------------------------------------- the cache
 
 
+# One thread at a time: while the import fails in one, another gets a module that is empty.
+_IMPORTING = threading.Lock()
+
+
 def open_network(
     weights: str | os.PathLike,
     export: Callable[[], bytes],
@@ -121,9 +125,10 @@ def open_network(
         Exception: whatever ``export`` raises.
     """
     try:
-        import onnxruntime
+        with _IMPORTING:
+            import onnxruntime
 
-        version = onnxruntime.__version__
+            version = onnxruntime.__version__
     except Exception as error:  # half removed, or made for another system
         raise ExportError(
             f"onnxruntime does not load ({first_line(error)}); use the torch engine"
