@@ -275,15 +275,17 @@ def test_hostile_photo_names(call, monkeypatch, face_model, tmp_path):
     for folder, suffix in (("landmarks", "jpg"), ("numbers", "json"), ("obj", "obj")):
         found = {path.name for path in (out / folder).glob(f"*.{suffix}")}
         found |= {path.name for path in (out / folder).glob(f".*.{suffix}")}
-        assert found == {f"{name}.{suffix}" for name in NAMES}
+        # not always the name: from Python 3.14 on, what is dots but for its end has no suffix
+        assert found == {f"{Path(f'{name}.png').stem}.{suffix}" for name in NAMES}
     for name in NAMES:
-        content = json.loads((out / "numbers" / f"{name}.json").read_text())
+        stem = Path(f"{name}.png").stem
+        content = json.loads((out / "numbers" / f"{stem}.json").read_text())
         assert content["photo"] == str(Path("in") / f"{name}.png") and len(content["faces"]) == 1
-        page = (out / "html" / f"{name}.html").read_text(encoding="utf-8")
+        page = (out / "html" / f"{stem}.html").read_text(encoding="utf-8")
         head = page[: page.index("<body>")]
         assert "<script>alert" not in page and "<img" not in head
         assert "Content-Security-Policy" in head
-        check_obj(out / "obj" / f"{name}.obj")
+        check_obj(out / "obj" / f"{stem}.obj")
 
 
 def check_obj(path: Path) -> None:
