@@ -20,6 +20,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -90,7 +91,26 @@ def seconds(call: Callable[[], object], device: torch.device, repeats: int) -> f
     return float(np.median(times))
 
 
-def rate(
+def crops_through(
+    module: nn.Module, batch: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[], object]:
+    """A call that takes as many crops through the backbone."""
+    crops = torch.zeros(batch, 3, CROP_SIZE, CROP_SIZE, dtype=dtype, device=device)
+    crops = crops.to(memory_format=picture_layout(device))
+    return lambda: module(crops)
+
+
+def frames_through(
+    pipeline: nn.Module, count: int, faces: int, device: torch.device
+) -> Callable[[], object]:
+    """A call that takes as many frames, of some faces each, through ``FramesToLandmarks``."""
+    frames = torch.zeros(count, *FRAME, 3, dtype=torch.uint8, device=device)
+    box = torch.tensor([500.0, 200.0, 780.0, 480.0], device=device)
+    boxes = box.expand(count, faces, 4)
+    return lambda: pipeline(frames, boxes)
+
+
+def speed(
     make: Callable[[], Callable[[], object]], count: int, device: torch.device, repeats: int
 ) -> float:
     """How many of ``count`` a second the made call does; NaN where the memory is too small."""
@@ -188,14 +208,8 @@ def main() -> None:
         torch.set_float32_matmul_precision("highest" if title == "fp32" else "high")
         rates = []
         for batch in args.batches:
-
-            def call(batch: int = batch, module: nn.Module = module, dtype=dtype):
-                size = (batch, 3, CROP_SIZE, CROP_SIZE)
-                crops = torch.zeros(size, dtype=dtype, device=device)
-                crops = crops.to(memory_format=picture_layout(device))
-                return lambda: module(crops)
-
-            rates.append(rate(call, batch, device, args.repeats))
+            make = partial(crops_through, module, batch, dtype, device)
+            rates.append(speed(make, batch, device, args.repeats))
         share = np.nanmax(rates) * floors[dtype]
         print(
             f"| {title} | {' | '.join(f'{rate:,.0f}' for rate in rates)} | {share:.0%} |",
@@ -207,14 +221,8 @@ def main() -> None:
     rates = []
     for batch in args.batches:
         faces = min(batch, FACES)
-
-        def call(count: int = batch // faces, faces: int = faces):
-            frames = torch.zeros(count, *FRAME, 3, dtype=torch.uint8, device=device)
-            box = torch.tensor([500.0, 200.0, 780.0, 480.0], device=device)
-            boxes = box.expand(count, faces, 4)
-            return lambda: pipeline(frames, boxes)
-
-        rates.append(rate(call, batch // faces * faces, device, args.repeats))
+        make = partial(frames_through, pipeline, batch // faces, faces, device)
+        rates.append(speed(make, batch // faces * faces, device, args.repeats))
     print(f"| frames to landmarks | {' | '.join(f'{rate:,.0f}' for rate in rates)} | |")
 
 

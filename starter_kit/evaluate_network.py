@@ -21,8 +21,8 @@ from FaceBoxes import FaceBoxes
 from model_building import load_synergynet
 from starter_kit.landmark_statistics import LABEL_UNIT
 from starter_kit.rotate_views import (
-    MARGINS,
     build_head,
+    has_margins,
     render_view,
     rotation_to_euler,
     turn_labels,
@@ -111,6 +111,10 @@ def main() -> None:
             )
 
 
+# (k, S, S, 3) pictures and (k, 3, 68) labels -> (k,) NME
+Errors = Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray]
+
+
 def score_poses(
     predict: Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray],
     folder: Path,
@@ -123,14 +127,26 @@ def score_poses(
         (path, "--poses is a folder that starter_kit.pack_photos wrote") for path in files
     )
     images, labels = np.load(files[0], mmap_mode="r", allow_pickle=False), read_npz(files[1])
+    labels["landmarks"] = labels["landmarks"].astype(np.float64)  # (n, 3, 68)
     rng = np.random.default_rng(seed)
-    landmarks = labels["landmarks"].astype(np.float64)  # (n, 3, 68)
 
     def errors(pictures: Sequence[np.ndarray], target: np.ndarray) -> np.ndarray:
         low, high = target[:, :2].min(2), target[:, :2].max(2)
         middle, half = (low + high) / 2, (high - low).max(1, keepdims=True) / 2**0.5
         return nme(predict(pictures, np.concatenate([middle - half, middle + half], 1)), target)
 
+    score_tilts(errors, images, labels["landmarks"], face_model, rng)
+    score_leans(errors, images, labels, face_model, rng)
+
+
+def score_tilts(
+    errors: Errors,
+    images: np.ndarray,
+    landmarks: np.ndarray,
+    face_model: MorphableModel,
+    rng: np.random.Generator,
+) -> None:
+    """Of photos turned in the picture plane."""
     some = rng.permutation(len(images))[:POSED]
     yaw, side = label_yaw(landmarks[some], face_model), images.shape[1]
     print("tilted, NME by |yaw| <= 30 / 60 / 90")
@@ -147,30 +163,34 @@ def score_poses(
             both.append(bin_means(errors(pictures, target), yaw))
         print(f"  by {tilt:2} degrees {np.mean(both, 0).round(2)}")
 
-    head, parameters = build_head(face_model), labels["parameters"]
+
+def score_leans(
+    errors: Errors,
+    images: np.ndarray,
+    labels: dict[str, np.ndarray],
+    face_model: MorphableModel,
+    rng: np.random.Generator,
+) -> None:
+    """Of views in profile that lean from ear to shoulder."""
+    landmarks, parameters, valid = (labels[k] for k in ("landmarks", "parameters", "valid"))
+    side = images.shape[1]
     angles = rotation_to_euler(decompose_camera(split_camera(parameters))[1])
-    box = np.concatenate([landmarks[:, :2].min(2), landmarks[:, :2].max(2)], 1)
-    usable = ((box - labels["valid"]) * (1, 1, -1, -1) >= MARGINS).all(1)
+    usable = has_margins(landmarks, valid) & (valid == (0, 0, side, side)).all(1)
     usable &= (np.abs(angles[:, 1:]) < 15).all(1) & (np.abs(np.abs(angles[:, 0]) - 30) < 15)
-    usable &= (labels["valid"] == (0, 0, side, side)).all(1)
     some = rng.permutation(np.flatnonzero(usable))[:POSED]
+    head = build_head(face_model)
+    behind = [without_head(images[i], landmarks[i]) for i in some]
     print(f"turned to {LEANING_YAW:.0f} degrees of yaw, {len(some)} photos, NME")
     for lean in LEANS:
         both = []
         for leaning in {lean, -lean}:
-            turned = [(np.copysign(LEANING_YAW, angles[i, 0]), 0, 0, leaning) for i in some]
-            made = [
-                turn_labels(face_model, parameters[i], landmarks[i], angle, side)
-                for i, angle in zip(some, turned, strict=True)
-            ]
-            views = [
-                render_view(
-                    head, images[i], parameters[i], labels["valid"][i], new,
-                    without_head(images[i], landmarks[i]),
-                )
-                for i, (new, _) in zip(some, made, strict=True)
-            ]  # fmt: skip
-            both.append(errors(views, np.stack([points for _, points in made])).mean())
+            views, points = [], []
+            for i, picture in zip(some, behind, strict=True):
+                turned = np.copysign(LEANING_YAW, angles[i, 0]), 0, 0, leaning
+                new, target = turn_labels(face_model, parameters[i], landmarks[i], turned, side)
+                views.append(render_view(head, images[i], parameters[i], valid[i], new, picture))
+                points.append(target)
+            both.append(errors(views, np.stack(points)).mean())
         print(f"  leaning by {lean:2} degrees {np.mean(both):.2f}")
 
 

@@ -295,6 +295,12 @@ def render_view(
     return (result + 0.5).clip(0, 255).astype(np.uint8)
 
 
+def has_margins(landmarks: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(n, 3, 68) landmarks, (n, 4) parts that are photo -> (n,) whether they leave `MARGINS`."""
+    box = np.concatenate([landmarks[:, :2].min(2), landmarks[:, :2].max(2)], 1)
+    return ((box - valid) * (1, 1, -1, -1) >= MARGINS).all(1)
+
+
 def choose_views(
     angles: np.ndarray, usable: np.ndarray, turn: Turn, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -386,11 +392,8 @@ def make_views(options: argparse.Namespace) -> None:
 
     _, rotation, _ = decompose_camera(split_camera(photos["parameters"]))
     angles = rotation_to_euler(rotation)
-    box = np.concatenate([photos["landmarks"][:, :2].min(2), photos["landmarks"][:, :2].max(2)], 1)
-    margins = (box - photos["valid"]) * (1, 1, -1, -1)  # (n, 4)
-    usable = (
-        (margins >= MARGINS).all(1) & (spread < MAX_SPREAD) & (np.abs(angles[:, 1:]) < 30).all(1)
-    )
+    usable = has_margins(photos["landmarks"], photos["valid"])
+    usable &= (spread < MAX_SPREAD) & (np.abs(angles[:, 1:]) < 30).all(1)
     rng = np.random.default_rng(options.seed)
     counts = [round(options.count * turn.share) for turn in TURNS]
     parts = [choose_views(angles, usable, *kind, rng) for kind in zip(TURNS, counts, strict=True)]

@@ -30,21 +30,12 @@ from utils.morphable_model import (
     split_camera,
 )
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD, PROTOCOL_BORDER
-from utils.runtime import picture_layout
+from utils.runtime import picture_layout, to_device
 
 BLACK = -PIXEL_MEAN / PIXEL_STD  # in normalised pictures; white is its opposite
 GREY = (0.114, 0.587, 0.299)  # weights of B, G, R
 FACE_SIZE = 0.68  # of a plain crop: the landmark box's longer side over the crop's
 CPU_CHUNK = 16  # samples that are worked on together: few enough for the processor's cache
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy that the host does not wait for.
-
-    On Apple's GPU it does: before torch 2.13 the copy may be read from memory that is already used
-    for something else (pytorch issue 189690).
-    """
-    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 class Batch(NamedTuple):

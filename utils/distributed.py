@@ -63,15 +63,15 @@ def join_world(device: str = "auto") -> Iterator[World]:
         return
     if device == "auto":  # the same for all processes
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    local, gpus = local_rank(), torch.cuda.device_count()
-    if device == "cuda" and 0 < gpus <= local:
-        raise UnavailableError(
-            f"process {local + 1} of this machine has no GPU, it has {gpus}; start "
-            f"--nproc_per_node {gpus}"
-        )
     if device == "mps":
         raise UnavailableError("Apple's GPU trains in one process only; start it without torchrun")
-    if device == "cuda" and gpus:
+    local = local_rank()
+    if device == "cuda" and (gpus := torch.cuda.device_count()):
+        if local >= gpus:
+            raise UnavailableError(
+                f"process {local + 1} of this machine has no GPU, it has {gpus}; start "
+                f"--nproc_per_node {gpus}"
+            )
         torch.cuda.set_device(local)  # before it is tried, or all would take memory of the first
     chosen = choose_device(device)
     if chosen.type == "cuda":

@@ -13,6 +13,8 @@ from typing import IO
 
 import numpy as np
 
+PATIENCE = 2.0  # seconds
+
 
 def read_weights_file(path: str | os.PathLike) -> bytes:
     """The bytes of a file of network weights.
@@ -144,9 +146,6 @@ def replace_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
             if sys.platform != "win32" or time.monotonic() > end:
                 raise
             time.sleep(0.05)
-
-
-PATIENCE = 2.0
 
 
 def remove_partials(folder: str | os.PathLike) -> None:

@@ -149,6 +149,15 @@ def picture_layout(device: torch.device | str) -> torch.memory_format:
     return torch.contiguous_format if is_apple else torch.channels_last
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy that the host does not wait for.
+
+    On Apple's GPU it does: before torch 2.13 the copy may be read from memory that is already used
+    for something else (pytorch issue 189690).
+    """
+    return tensor.to(device, non_blocking=device.type != "mps")
+
+
 def on_device(network: Module, device: torch.device) -> Module:
     """A network moved to a device, in the layout for its pictures.
 

@@ -7,6 +7,7 @@ to both sides by ``SWAY`` and returns to where it began, and the clip repeats wi
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from utils.files import atomic_write
 from utils.mesh_io import TexturedMesh
 from utils.render import render_textured
 from utils.video_io import VideoWriter
+
+logger = logging.getLogger(__name__)
 
 SIDE = 480  # pixels
 COUNT = 60  # frames
@@ -147,7 +150,8 @@ def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     try:
         for i, frame in enumerate(frames):
             writer.write(frame, i / fps)
-        writer.close()
+        if message := writer.close():
+            logger.warning("%s", message)
         if writer.was_stopped:  # it only keeps Ctrl-C from costing the video
             raise KeyboardInterrupt
     except BaseException:

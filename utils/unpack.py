@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 try:  # Python 3.14 reads Zstandard in zip files
     from compression.zstd import ZstdError
 except ImportError:
@@ -144,7 +144,7 @@ def _one_error(archive: Path) -> Iterator[None]:
         if error.errno not in (None, errno.EINVAL):  # the system's: disk full, no permission
             raise  # EINVAL: a zip whose directory points before its beginning
         raise ArchiveError(f"{archive}: damaged ({error})") from error
-    except (*_DAMAGED, EOFError) as error:
+    except _DAMAGED as error:
         raise ArchiveError(f"{archive}: not a zip or tar archive, or damaged ({error})") from error
     except (ValueError, struct.error, OverflowError, RuntimeError) as error:
         raise ArchiveError(f"{archive}: damaged or of an unknown kind ({error})") from error
