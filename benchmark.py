@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils import evaluation
 from utils.aflw2000 import DEFAULT_FOLDER
-from utils.benchmark_script import BOXES, compare_runs, run_benchmark
+from utils.benchmark_script import BOXES, print_comparison, run_benchmark
 from utils.cli import at_least, run_script, script_parser
 from utils.preprocessing import PROTOCOL_BORDER
 
@@ -51,7 +51,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if options.compare:
-        compare_runs(*options.compare, options.seed)
+        print_comparison(*options.compare, options.seed)
         return 0
     return run_benchmark(options)
 

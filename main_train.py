@@ -126,12 +126,18 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.report_aflw2000 = "aflw2000" in options.val
     folders = [Path(value) for value in options.val if value != "aflw2000"]
-    last = options.out / "last.pth.tar"
-    if last.exists() and not (options.resume or options.overwrite or options.dry_run):
-        parser.error(
-            f"{last}: a run is there already: go on with it (--resume), write elsewhere (--out), "
-            "or give it up (--overwrite)"
-        )
+    last, best = (options.out / f"{name}.pth.tar" for name in ("last", "best"))
+    if not (options.overwrite or options.dry_run):
+        if last.exists() and not options.resume:
+            parser.error(
+                f"{last}: a run is there already: go on with it (--resume), write elsewhere "
+                "(--out), or give it up (--overwrite)"
+            )
+        if best.exists() and not last.exists():
+            parser.error(
+                f"{best}: a run was there, of which last.pth.tar is gone: write elsewhere (--out; "
+                "--init begins with these weights), or give it up (--overwrite)"
+            )
     if len(folders) > 1:
         parser.error(f"--val: one folder at most, got {' '.join(map(str, folders))}")
     options.val = folders[0] if folders else None

@@ -155,9 +155,7 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
-def load_synergynet(
-    weights: str | os.PathLike, face_model: MorphableModel, device: str | torch.device = "cpu"
-) -> SynergyNet:
+def load_synergynet(weights: str | os.PathLike, face_model: MorphableModel) -> SynergyNet:
     """SynergyNet with the weights of a published or own checkpoint, in evaluation mode.
 
     Raises:
@@ -173,7 +171,7 @@ def load_synergynet(
     except (TypeError, ValueError) as error:
         raise ValueError(f"{weights}: not the weights of a SynergyNet ({error})") from error
     load_learnable(model, content, weights)
-    return model.to(device).eval()
+    return model.eval()
 
 
 def load_learnable(model: SynergyNet, content: dict[str, Any], path: str | os.PathLike) -> None:

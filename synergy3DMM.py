@@ -57,8 +57,8 @@ __all__ = [
     "with_parameters",
 ]
 
-Path = str | os.PathLike
-Image = np.ndarray | Path
+PathLike = str | os.PathLike
+Image = np.ndarray | PathLike
 Boxes = np.ndarray | Sequence[Sequence[float]]
 
 
@@ -100,9 +100,9 @@ class SynergyNet:
 
     def __init__(
         self,
-        weights: Path | None = None,
-        face_model: Path | None = None,
-        detector_weights: Path | None = None,
+        weights: PathLike | None = None,
+        face_model: PathLike | None = None,
+        detector_weights: PathLike | None = None,
         device: str | torch.device = "auto",
         score_threshold: float = 0.5,
         engine: str = "auto",

@@ -506,7 +506,10 @@ def _image(image: np.ndarray, name: str) -> np.ndarray:
     if image.dtype != np.uint8:
         raise TypeError(f"{name} must be uint8, not {image.dtype}")
     if image.ndim != 3 or not image.size or max(image.shape[:2]) > SIDE_LIMIT:
-        raise ValueError(f"{name} must have shape (H, W, C), none of them 0, not {image.shape}")
+        raise ValueError(
+            f"{name} must have shape (H, W, C), none of them 0, sides up to {SIDE_LIMIT}, not "
+            f"{image.shape}"
+        )
     return image
 
 

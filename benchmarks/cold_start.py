@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.assets import ROOT
-from utils.cli import run_script
+from utils.cli import at_least, run_script
 
 ENGINES = ("torch", "onnx")
 
@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=at_least(1), default=7)
     parser.add_argument("--photo", type=Path, default=ROOT / "img" / "astronaut.jpg")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

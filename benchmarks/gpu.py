@@ -30,7 +30,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model_building import load_synergynet
 from utils import assets
-from utils.cli import run_script
+from utils.cli import at_least, run_script
 from utils.memory import is_out_of_memory
 from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
@@ -95,7 +95,7 @@ def crops_through(
     module: nn.Module, batch: int, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], object]:
     """A call that takes as many crops through the backbone."""
-    crops = torch.zeros(batch, 3, CROP_SIZE, CROP_SIZE, dtype=dtype, device=device)
+    crops = torch.randn(batch, 3, CROP_SIZE, CROP_SIZE, dtype=dtype, device=device)
     crops = crops.to(memory_format=picture_layout(device))
     return lambda: module(crops)
 
@@ -104,7 +104,7 @@ def frames_through(
     pipeline: nn.Module, count: int, faces: int, device: torch.device
 ) -> Callable[[], object]:
     """A call that takes as many frames, of some faces each, through ``FramesToLandmarks``."""
-    frames = torch.zeros(count, *FRAME, 3, dtype=torch.uint8, device=device)
+    frames = torch.randint(256, (count, *FRAME, 3), dtype=torch.uint8, device=device)
     box = torch.tensor([500.0, 200.0, 780.0, 480.0], device=device)
     boxes = box.expand(count, faces, 4)
     return lambda: pipeline(frames, boxes)
@@ -126,11 +126,12 @@ def speed(
 def speeds(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Bytes a second of a copy (read and written), multiplications a second of a matrix product."""
     large = device.type != "cpu"
-    source = torch.zeros(2**29 if large else 2**24, dtype=torch.uint8, device=device)
+    # numbers, not zeros: those cost less power, and so the clock is higher
+    source = torch.randint(256, (2**29 if large else 2**24,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = 2 * source.numel() / seconds(lambda: target.copy_(source), device, 10)
     side = 8192 if large else 512
-    a = torch.zeros(side, side, dtype=dtype, device=device)
+    a = torch.randn(side, side, dtype=dtype, device=device)
     return copied, side**3 / seconds(lambda: a @ a, device, 10)
 
 
@@ -163,8 +164,9 @@ class FramesToLandmarks(nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256, 1024, 4096])
-    parser.add_argument("--repeats", type=int, default=20)
+    batches = [1, 8, 64, 256, 1024, 4096]
+    parser.add_argument("--batches", type=at_least(1), nargs="+", default=batches)
+    parser.add_argument("--repeats", type=at_least(1), default=20)
     parser.add_argument("--skip-compiled", action="store_true")
     args = parser.parse_args()
     device = choose_device(args.device)

@@ -32,12 +32,11 @@ from FaceBoxes.nms import nms
 from model_building import load_synergynet
 from synergy3DMM import SynergyNet
 from utils import assets
-from utils.cli import run_script
+from utils.cli import at_least, counted, run_script
 from utils.cores import cpu_threads
 from utils.morphable_model import SHAPE, MorphableModel, load_morphable_model, split_camera
 from utils.pictures import read_image
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
-from utils.results import counted
 
 HEIGHT, WIDTH = 524, 1024
 
@@ -116,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--threads", type=int, default=cpu_threads(), help="default: the cores at hand")
-    add("--repeats", type=int, default=15)
+    add("--repeats", type=at_least(1), default=15)
     add("--batches", type=int, nargs="+", default=[1, 8, 64], help="crops at once")
     add("--photo", default=assets.ROOT / "img" / "astronaut.jpg")
     args = parser.parse_args()

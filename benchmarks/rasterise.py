@@ -29,7 +29,7 @@ import numpy as np
 
 import Sim3DR
 from Sim3DR import fallback
-from utils.cli import run_script
+from utils.cli import at_least, run_script
 from utils.render import render_mesh_overlay
 
 Steps = dict[str, Callable[[], object]]
@@ -214,7 +214,7 @@ def growth(grid: int, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=at_least(1), default=15)
     parser.add_argument("--grid", type=int, default=231, help="vertices on each side of the mesh")
     args = parser.parse_args()
     cv2.setNumThreads(1)

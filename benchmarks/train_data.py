@@ -44,6 +44,7 @@ from utils.memory import keep_freed_memory
 from utils.morphable_model import CAMERA, MorphableModel, load_morphable_model
 from utils.pictures import read_image, write_image
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
+from utils.runtime import choose_device
 
 BATCH = 128
 
@@ -158,7 +159,7 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     keep_freed_memory()  # as training does
-    device = torch.device(args.device)
+    device = choose_device(args.device)
     face_model = load_morphable_model(find_face_model())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

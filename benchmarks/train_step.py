@@ -31,7 +31,7 @@ from backbone_nets.strided_depthwise import speed_up_strided_depthwise
 from loss_definition import SynergyLoss, total
 from model_building import SynergyNet
 from utils.assets import find_face_model
-from utils.cli import run_script
+from utils.cli import at_least, run_script
 from utils.memory import keep_freed_memory
 from utils.morphable_model import load_morphable_model
 from utils.training import supports_bf16
@@ -103,17 +103,15 @@ def milliseconds(step: Callable[[], float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--repeats", type=int, default=7)
-    add("--batch", type=int, default=64)
+    add("--repeats", type=at_least(1), default=7)
+    add("--batch", type=at_least(1), default=64)
     add("--sizes", type=int, nargs="+", default=[80, 96, 120], help="sides of the images")
     add("--face-model", help="3DMM folder or .npz (default: as singleImage.py)")
     add("--keep-memory", action="store_true", help="both with utils.memory.keep_freed_memory()")
-    add("--threads", type=int, default=1)
+    add("--threads", type=at_least(1), default=1)
     add("--float32", action="store_true", help="ours in float32 wherever it runs")
     add("--plain-depthwise", action="store_true", help="ours with PyTorch's depthwise gradient")
     args = parser.parse_args()
-    if args.threads < 1:
-        parser.error(f"--threads must be at least 1, got {args.threads}")
     torch.set_num_threads(args.threads)
     if args.keep_memory and not keep_freed_memory():
         parser.error("--keep-memory needs glibc")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import main_train
-from utils.cli import run_script, say
+from utils.cli import at_least, run_script, say
 from utils.files import atomic_write
 
 VARIANTS = {
@@ -32,11 +32,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="packed training set")
     parser.add_argument("--val", type=Path, required=True, help="packed validation set")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=at_least(1), default=3)
     parser.add_argument(
         "--faces", type=int, default=6000, help="of the set, drawn by the run's seed"
     )
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=at_least(1), default=10)
     parser.add_argument("options", nargs="*", help="after --: more options of main_train.py")
     options = parser.parse_args()
 

@@ -6,7 +6,7 @@ The roi box is the middle of each picture; the photos are not part of this repos
 ``--jitter`` moves the roi boxes by up to 10 % and scales them by up to 10 % at random, and also
 tells how far the landmarks move. ``--end-to-end`` gives no box: the detector finds the face.
 ``--poses`` makes poses that the photos lack, of a packed set of them: turned in the picture plane,
-and views in profile that lean (``rotate_views.py``), of people who are in no training view.
+and views that nod or lean (``rotate_views.py``), of people who are in no training view.
 """
 
 import argparse
@@ -42,6 +42,8 @@ from utils.preprocessing import crop_faces
 from utils.runtime import TorchRegressor, choose_device
 
 TILTS = (0, 25, 45, 65, 85)  # degrees in the picture plane, to both sides
+NODS = (-40, -25, 0, 25, 40)  # degrees, negative is down
+NODDING_YAWS = (None, 45.0)  # degrees; None: as the photo has it, below 30
 LEANS = (0, 12, 24)  # degrees, towards the viewer and away
 LEANING_YAW = 75.0
 POSED = 200  # photos that are turned
@@ -136,7 +138,7 @@ def score_poses(
         return nme(predict(pictures, np.concatenate([middle - half, middle + half], 1)), target)
 
     score_tilts(errors, images, labels["landmarks"], face_model, rng)
-    score_leans(errors, images, labels, face_model, rng)
+    score_turned(errors, images, labels, face_model, rng)
 
 
 def score_tilts(
@@ -164,34 +166,56 @@ def score_tilts(
         print(f"  by {tilt:2} degrees {np.mean(both, 0).round(2)}")
 
 
-def score_leans(
+def score_turned(
     errors: Errors,
     images: np.ndarray,
     labels: dict[str, np.ndarray],
     face_model: MorphableModel,
     rng: np.random.Generator,
 ) -> None:
-    """Of views in profile that lean from ear to shoulder."""
+    """Of views that nod, or lean from ear to shoulder in profile."""
     landmarks, parameters, valid = (labels[k] for k in ("landmarks", "parameters", "valid"))
     side = images.shape[1]
     angles = rotation_to_euler(decompose_camera(split_camera(parameters))[1])
     usable = has_margins(landmarks, valid) & (valid == (0, 0, side, side)).all(1)
-    usable &= (np.abs(angles[:, 1:]) < 15).all(1) & (np.abs(np.abs(angles[:, 0]) - 30) < 15)
-    some = rng.permutation(np.flatnonzero(usable))[:POSED]
+    usable &= (np.abs(angles[:, 1:]) < 15).all(1)
     head = build_head(face_model)
-    behind = [without_head(images[i], landmarks[i]) for i in some]
-    print(f"turned to {LEANING_YAW:.0f} degrees of yaw, {len(some)} photos, NME")
+
+    def score(some: np.ndarray, turned: np.ndarray) -> float:
+        """(k,) photos, (k, 4) yaw, pitch, roll and lean -> mean NME of these views."""
+        if not len(some):
+            return np.nan
+        views, points = [], []
+        for i, angle in zip(some, turned, strict=True):
+            new, target = turn_labels(face_model, parameters[i], landmarks[i], angle, side)
+            behind = without_head(images[i], landmarks[i])
+            views.append(render_view(head, images[i], parameters[i], valid[i], new, behind))
+            points.append(target)
+        return float(errors(views, np.stack(points)).mean())
+
+    def choose(least: float, most: float) -> tuple[np.ndarray, np.ndarray]:
+        """Photos with |yaw| between, degrees, and their yaws (k,)."""
+        fits = usable & (np.abs(angles[:, 0]) > least) & (np.abs(angles[:, 0]) < most)
+        some = rng.permutation(np.flatnonzero(fits))[:POSED]
+        return some, angles[some, 0]
+
+    none = 0.0
+    for wanted in NODDING_YAWS:
+        some, yaw = choose(0, 30) if wanted is None else choose(wanted - 30, wanted)
+        yaw = yaw if wanted is None else np.copysign(wanted, yaw)
+        print(f"yaw {wanted or 'below 30'}, {len(some)} photos, NME of views that nod by")
+        for nod in NODS:
+            turned = np.stack(np.broadcast_arrays(yaw, nod, none, none), 1)
+            print(f"  {nod:3} degrees {score(some, turned):.2f}")
+    some, yaw = choose(LEANING_YAW - 60, LEANING_YAW - 30)
+    yaw = np.copysign(LEANING_YAW, yaw)
+    print(f"yaw {LEANING_YAW}, {len(some)} photos, NME of views that lean by")
     for lean in LEANS:
-        both = []
-        for leaning in {lean, -lean}:
-            views, points = [], []
-            for i, picture in zip(some, behind, strict=True):
-                turned = np.copysign(LEANING_YAW, angles[i, 0]), 0, 0, leaning
-                new, target = turn_labels(face_model, parameters[i], landmarks[i], turned, side)
-                views.append(render_view(head, images[i], parameters[i], valid[i], new, picture))
-                points.append(target)
-            both.append(errors(views, np.stack(points)).mean())
-        print(f"  leaning by {lean:2} degrees {np.mean(both):.2f}")
+        both = [
+            score(some, np.stack(np.broadcast_arrays(yaw, none, none, leaning), 1))
+            for leaning in {lean, -lean}
+        ]
+        print(f"  {lean:2} degrees {np.mean(both):.2f}")
 
 
 def label_yaw(target: np.ndarray, face_model) -> np.ndarray:

@@ -115,7 +115,11 @@ def procrustes_mean(faces: np.ndarray, rounds: int = 8) -> tuple[np.ndarray, np.
 
 
 def pooled_within(residuals: np.ndarray, identity: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Covariance (204, 204) of residuals (n, 204) about the mean of their own person."""
+    """Covariance (204, 204) of residuals (n, 204) about the mean of their own person.
+
+    Its degrees of freedom are those of people with about as many pictures each; of the photos that
+    the shipped model was made of it is 0.7 % too large.
+    """
     known = identity != ""
     _, person, count = np.unique(identity[known], return_inverse=True, return_counts=True)
     x, w = residuals[known], weights[known]

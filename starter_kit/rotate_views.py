@@ -10,7 +10,7 @@ of rings around its edge that falls back as crown, ears, nape and neck do, and a
 mouth. Behind stands the photo's background, or another's, without the head. The labels turn with
 the head, so the new parameters and landmarks are as good as the photo's own, as long as these are
 3D consistent: landmarks on the visible contour of a photo are wrong ones in a view. A fifth of the
-views keep about their yaw and nod instead (`TURNS`).
+views keep about their yaw and nod instead, and another fifth nod and lean at any yaw (`TURNS`).
 
 Where the photos have better labels that are not 3D consistent (people's, `--human-weight`), the
 views are made from the consistent ones and joined with the others by `--with`.
@@ -78,8 +78,9 @@ class Turn:
 
 
 TURNS = (
-    Turn(0.8, (35, 100), (15, 60), 11, 12),
+    Turn(0.6, (35, 100), (15, 60), 11, 12),
     Turn(0.2, (0, 40), (0, 8), 22, 0),
+    Turn(0.2, (0, 90), (0, 30), 25, 15),
 )
 
 

@@ -318,6 +318,12 @@ def main() -> None:
         parser.error("--init-share is a share of 0 to 1 of --init in an --export: it needs both")
     if args.frozen_norm and not args.init:
         parser.error("--frozen-norm needs --init: untrained weights have no statistics")
+    last = args.out / "last.pth"
+    if last.exists() and not (args.resume or args.export):
+        parser.error(
+            f"{last}: a training is there already: go on with it (--resume), or write elsewhere "
+            "(--out)"
+        )
     check_files(args)
     try:
         args.device = choose_device(args.device)

@@ -5,6 +5,7 @@ import base64
 import json
 import shutil
 import subprocess
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +94,10 @@ def chromium_page(profile: Path, width: int = 200, height: int = 150):
     ]  # fmt: skip
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, **pipes) as process:
+        alarm = threading.Timer(180, process.kill)  # one that never answers would be waited for
+        alarm.start()
         try:
             yield Page(process.stdin, process.stdout, width, height)
         finally:
+            alarm.cancel()
             process.kill()

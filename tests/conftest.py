@@ -15,6 +15,7 @@ import scipy.io
 import torch
 from scipy.spatial import Delaunay
 
+from utils import assets
 from utils.augmentation import MIRRORED_LANDMARKS
 from utils.cli import run_script
 from utils.morphable_model import MorphableModel, load_morphable_model
@@ -24,6 +25,11 @@ GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"
 ASSETS_DIR = Path(os.environ.get("ASSETS_DIR", ROOT.parent / "shared" / "assets"))
 
 torch.set_num_threads(1)  # the networks here are small; threads would only wait for each other
+
+# whatever published files lie in this checkout (`make published`), which win over the starter kit
+assets.FACE_MODELS = (assets.STARTER_FACE_MODEL,)
+assets.WEIGHTS = (assets.STARTER_WEIGHTS,)
+assets.DETECTOR_WEIGHTS = (assets.STARTER_DETECTOR_WEIGHTS,)
 
 
 def load_golden(name: str) -> dict[str, np.ndarray]:

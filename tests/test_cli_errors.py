@@ -18,6 +18,7 @@ import benchmark
 import main_train
 import singleImage
 from model_building import SynergyNet
+from utils import assets
 from utils.checkpoint import write_checkpoint
 from utils.cli import run_script
 from utils.morphable_model import load_morphable_model
@@ -75,7 +76,7 @@ def folder_run(photos, tmp_path_factory) -> tuple[subprocess.CompletedProcess, P
     out = tmp_path_factory.mktemp("out")
     command = [sys.executable, ROOT / "singleImage.py", "-f", photos, "-o", out, "--device", "cpu"]
     done = subprocess.run(
-        [*command, "--save", "json"],
+        [*command, *assets.STARTER_OPTIONS, "--save", "json"],
         cwd=out,
         capture_output=True,
         encoding="utf-8",

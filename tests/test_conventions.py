@@ -72,6 +72,26 @@ def test_numbers_lie_apart_and_beside_their_landmarks(face_model):
         conventions.place_labels(0.05 * points)
 
 
+def test_numbers_and_signs_stand_where_they_belong(face_model, monkeypatch):
+    said = []
+
+    def heard(canvas, text, place, *rest, **more):
+        said.append((text, tuple(place)))
+
+    monkeypatch.setattr(conventions, "_text", heard)
+    conventions.landmark_picture(face_model)
+    points = conventions.mean_face(face_model, side=2 * 936, fill=0.92).landmarks[:2].T / 2
+    labels = conventions.place_labels(points)
+    assert said[:68] == [(str(i), tuple(label)) for i, label in enumerate(labels)]
+    said.clear()
+    conventions.pose_picture(face_model)
+    texts = [text for text, _ in said]
+    for name, claims in CLAIMS.items():
+        for sign, claim in claims.items():
+            title = f"{name} {sign * conventions.TURNS[name]:+.0f}"
+            assert texts[texts.index(title) + 1] == claim
+
+
 def test_every_landmark_is_in_one_group():
     parts = [part for part in conventions.PARTS if conventions._group(part)]
     assert [i for part in parts for i in range(part.first, part.last + 1)] == list(range(68))

@@ -115,15 +115,23 @@ def test_misshapen_sets(tmp_path, face_model, images, labels):
     [
         ({"parameters": (3, np.nan)}, "parameters: 1 of 6 rows are not finite, the first is row 3"),
         ({"landmarks": (4, np.inf)}, "landmarks: 1 of 6 rows are not finite, the first is row 4"),
-        ({"parameters": (2, 0.0)}, "parameters: 1 of 6 rows have a camera of zeros, .* row 2"),
+        ({"parameters": (2, 0.0)}, "parameters: 1 of 6 rows are cameras of zeros, .* row 2"),
+        ({"parameters": (3, 1e39)}, "parameters: 1 of 6 rows are not finite, the first is row 3"),
+        ({"landmarks": (1, 0.0)}, "landmarks: 1 of 6 rows are in one line, the first is row 1"),
+        ({"valid": (5, 0)}, "valid: 1 of 6 rows are empty, the first is row 5"),
+        ({"landmarks": "text"}, "landmarks: expected numbers, found <U"),
+        ({"parameters": "text"}, "parameters: expected numbers, found <U"),
         ({"names": None}, "names must be text, found int64"),
     ],
 )
 def test_bad_labels_are_named(tmp_path, images, parameters, face_model, labels, message):
-    arrays = {"parameters": parameters.copy(), "landmarks": face_model.landmarks(parameters)}
+    arrays = {"parameters": parameters.astype(float), "landmarks": face_model.landmarks(parameters)}
+    arrays["valid"] = np.tile(np.int16([0, 0, 40, 40]), (6, 1))
     for name, bad in labels.items():
         if bad is None:
             arrays[name] = np.arange(6)
+        elif bad == "text":
+            arrays[name] = arrays[name].astype(str)
         else:
             arrays[name][bad[0]] = bad[1]
     write_packed(tmp_path, iter(images), 6, 40, **arrays)
@@ -144,6 +152,15 @@ def test_any_bad_row_of_the_published_set_is_named(root, face_model):
     whitened[1, 5] = np.nan
     write_parameters(root, whitened)
     with pytest.raises(ValueError, match=r"1 of \d+ rows are not finite, the first is row 1"):
+        PublishedFaces(root, face_model)
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "/secret.jpg", "."])
+def test_a_list_that_leads_elsewhere(root, face_model, name):
+    path = root / PUBLISHED_LIST
+    names = path.read_text().splitlines()
+    path.write_text("\n".join([name, *names[1:]]))
+    with pytest.raises(ValueError, match=r"leads out of train_aug_120x120"):
         PublishedFaces(root, face_model)
 
 
@@ -453,6 +470,7 @@ def test_source_photos():
         "alice/photo_1.jpg": "alice/photo_1",
         "bob\\photo_1.jpg": "bob/photo_1",
         "face2/bob/photo_1.jpg": "bob/photo_1",
+        "face0002/photo_1.jpg": "face0002/photo_1",  # somebody's own folder
         "holiday_2024_0012.jpg": "holiday_2024_0012",
     }.items():
         assert source_photo(name) == photo

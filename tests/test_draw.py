@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from utils import draw
 from utils.draw import (
     AXES,
     NOSE_TIP,
@@ -50,6 +51,13 @@ def arm(rotation: np.ndarray, axis: int) -> np.ndarray:
 
 def changed(picture: np.ndarray) -> np.ndarray:
     return (picture != GREY).any(axis=2)
+
+
+def test_the_angles_that_are_written(monkeypatch):
+    written = []
+    monkeypatch.setattr(draw, "put_lines", lambda canvas, lines, *rest: written.extend(lines))
+    draw_pose_axes(grey(), turned(1, -40), ring())
+    assert written == ["yaw +40", "pitch +0", "roll +0"]
 
 
 def test_parts_cover_the_68_landmarks_once():

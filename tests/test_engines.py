@@ -391,7 +391,10 @@ def test_a_warm_run_imports_no_more_than_it_needs(tmp_path):
     photo = ["-f", "img/astronaut.jpg", "-o", str(tmp_path), "--device", "cpu"]
     SynergyNet(device="cpu", engine="onnx")  # warm
     done = subprocess.run(
-        [sys.executable, "-c", code, *photo], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", code, *photo, *assets.STARTER_OPTIONS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "engine onnx" in done.stdout + done.stderr

@@ -399,6 +399,28 @@ def test_any_size_gives_one_row_per_anchor(random_weights):
         np.testing.assert_allclose(probabilities.sum(axis=2), 1, atol=1e-6)
 
 
+def test_what_the_network_sees():
+    """The published mean (BGR 104, 117, 123) off, and the photo shrunk to fit 1080x720."""
+    seen = []
+
+    def engine(batch):
+        seen.append(batch)
+        count = len(anchors(*batch.shape[2:]))
+        return np.zeros((len(batch), count, 4), np.float32), np.zeros((len(batch), count, 2), "f4")
+
+    detector = FaceBoxes(engine=engine)
+    detector(np.full((40, 60, 3), (104, 118, 125), np.uint8))
+    for channel, expected in enumerate((0, 1, 2)):
+        assert (seen[-1][0, channel] == expected).all()
+    for size, shrunk in {
+        (720, 1080): (720, 1080),
+        (1440, 1080): (720, 540),
+        (300, 2160): (150, 1080),
+    }.items():
+        detector(np.zeros((*size, 3), np.uint8))
+        assert seen[-1].shape[2:] == shrunk
+
+
 def test_import_needs_no_torch():
     code = "import sys, FaceBoxes; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

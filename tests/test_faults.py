@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import nn
 
 import main_train
 import singleImage
-from tools.check_faults import Folder, check_kind, is_equal, read_whole
+from tools.check_faults import Folder, Kind, check_kind, is_equal, read_whole, run
 from utils import assets, training
 from utils.checkpoint import write_checkpoint
 from utils.datasets import PackedFaces, write_packed
@@ -37,6 +38,38 @@ def test_killed_runs_leave_whole_files_and_can_be_repeated(tmp_path, monkeypatch
     tally = check_kind(kind, rounds, 0, tmp_path)
     assert tally.faults == []
     assert tally.rounds == rounds and tally.files > 0
+
+
+def test_a_run_is_killed_in_time(tmp_path):
+    ended = run(time.sleep, (60,), tmp_path / "log", 0.3)
+    assert ended.killed and ended.seconds < 30
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("none", []),
+        ("changed", ["a.json: differs"]),
+        ("cut", ["a.json: not whole"]),
+        ("missing", ["a.json: missing"]),
+        ("more", ["c.json: no file of the undisturbed run"]),
+    ],
+)
+def test_the_check_of_a_killed_run_sees(tmp_path, damage, said):
+    kind = object.__new__(Kind)  # without its process
+    kind.expected = {"a.json": {"x": [1, 2]}, "deep/b.npy": np.arange(3)}
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    np.save(tmp_path / "out/deep/b.npy", np.arange(3))
+    text = json.dumps({"x": [1, 3 if damage == "changed" else 2]})
+    if damage != "missing":
+        (tmp_path / "out/a.json").write_text(text[:-1] if damage == "cut" else text)
+    if damage == "more":
+        (tmp_path / "out/c.json").write_text("{}")
+    (tmp_path / "out/.d.json.x.partial").write_text("{")  # not a final name
+    count, faults = kind.check(tmp_path, complete=True)
+    assert count == 2 - (damage == "missing") + (damage == "more")
+    assert len(faults) == len(said)
+    assert all(fault.startswith(start) for fault, start in zip(faults, said, strict=True))
 
 
 def test_damage_is_seen(tmp_path):
@@ -254,7 +287,7 @@ def test_a_full_disk_costs_what_does_not_fit_and_names_it(tmp_path):
     out = tmp_path / "out"
     done = limited(
         "singleImage", 60_000, "-f", tmp_path / "photos", "-o", out, "--save", "json",
-        "--device", "cpu", "--jobs", "1", "--draw", "landmarks",
+        "--device", "cpu", "--jobs", "1", "--draw", "landmarks", *assets.STARTER_OPTIONS,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -376,7 +409,7 @@ def test_other_errors_of_the_network_are_not_taken_for_it(monkeypatch):
         regressor(CROPS[:4])
     assert not is_out_of_memory(ValueError("out of memory"))
     with pytest.raises(cv2.error) as caught:
-        cv2.resize(CROPS[0, 0], (2**20, 2**22))  # terabytes
+        cv2.resize(CROPS[0, 0], (2**24, 2**24))  # 1 PB: more than some systems would promise
     assert is_out_of_memory(caught.value)
     with pytest.raises(cv2.error) as caught:
         cv2.resize(CROPS[0, 0], (0, 0))

@@ -5,13 +5,14 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from utils.geometry import (
+    angle_differences,
     angles_to_rotation,
     decompose_camera,
     exact_angles,
     nearest_rotation,
     rotation_to_angles,
 )
-from utils.metrics import angle_differences, geodesic
+from utils.metrics import geodesic
 
 
 def turned(axis: str, degrees: float) -> np.ndarray:

@@ -17,7 +17,7 @@ from conftest import tiny_face_arrays
 from FaceBoxes.network import FaceBoxesNet
 from model_building import SynergyNet as Network
 from synergy3DMM import SynergyNet
-from utils import results
+from utils import photos, results
 from utils.checkpoint import write_checkpoint
 from utils.inference import (
     MAX_BATCH,
@@ -29,6 +29,7 @@ from utils.inference import (
     with_parameters,
 )
 from utils.morphable_model import MIRRORED_LANDMARKS
+from utils.overlays import Overlays
 from utils.pictures import read_image, write_image
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
 from utils.runtime import choose_engine
@@ -84,6 +85,19 @@ PHOTOS = [
 @pytest.fixture
 def pipeline(face_model) -> FacePipeline:
     return FacePipeline(BrightSquares(), MeanColours(), face_model)
+
+
+def test_each_picture_shows_what_it_is_called(pipeline):
+    (faces,) = pipeline([PHOTOS[0]])
+    drawn = results.draw_pictures(PHOTOS[0], faces)
+    published = {"rendering_overlay": "mesh", "landmarks": "landmarks", "poses": "pose"}
+    assert drawn.keys() == published.keys()
+    for name, what in published.items():
+        expected = Overlays(pipeline.face_model, what)(PHOTOS[0], faces)
+        np.testing.assert_array_equal(drawn[name], expected)
+    (one,) = results.draw_pictures(PHOTOS[0], faces, ("pose", "box")).values()
+    expected = Overlays(pipeline.face_model, ["box", "pose"])(PHOTOS[0], faces)
+    np.testing.assert_array_equal(one, expected)
 
 
 def assert_same_face(a: Face, b: Face, tolerance: float = 0.0) -> None:
@@ -715,7 +729,7 @@ def test_a_face_draws_itself(two_faces, pipeline):
 
 
 def names(folder) -> dict[str, str]:
-    return {path.name: name for name, path in results.find_photos([folder])}
+    return {path.name: name for name, path in photos.find_photos([folder])}
 
 
 def test_photo_names(tmp_path):
@@ -723,8 +737,8 @@ def test_photo_names(tmp_path):
         (tmp_path / name).touch()
     assert names(tmp_path) == {"a.png": "a", "b.jpg": "b", "c.JPEG": "c", "d.e.tiff": "d.e"}
     assert list(names(tmp_path)) == ["a.png", "b.jpg", "c.JPEG", "d.e.tiff"]
-    assert [p.name for _, p in results.find_photos([tmp_path], png_only=True)] == ["a.png"]
-    assert results.find_photos([tmp_path / "notes.txt"]) == [("notes", tmp_path / "notes.txt")]
+    assert [p.name for _, p in photos.find_photos([tmp_path], png_only=True)] == ["a.png"]
+    assert photos.find_photos([tmp_path / "notes.txt"]) == [("notes", tmp_path / "notes.txt")]
 
 
 def test_photos_of_several_places(tmp_path):
@@ -734,13 +748,13 @@ def test_photos_of_several_places(tmp_path):
         for name in files.split():
             (folder / name).touch()
     x, y, z = places
-    assert results.find_photos([x, x / "a.jpg", y / "c.jpg"]) == [
+    assert photos.find_photos([x, x / "a.jpg", y / "c.jpg"]) == [
         ("a", x / "a.jpg"), ("b", x / "b.jpg"), ("c", y / "c.jpg"),
     ]  # fmt: skip
-    assert [n for n, _ in results.find_photos([x, y])] == [
+    assert [n for n, _ in photos.find_photos([x, y])] == [
         "x_a.jpg", "b.jpg", "y_a.jpg", "c.jpg",
     ]  # fmt: skip
-    same = [name for name, _ in results.find_photos([x, z])]  # folders of one name
+    same = [name for name, _ in photos.find_photos([x, z])]  # folders of one name
     assert same[0] == "a.jpg" and len(set(same)) == 3
     assert all(name.endswith("x_b.jpg") and "/" not in name for name in same[1:])
 
@@ -749,10 +763,10 @@ def test_what_is_left_out_of_a_folder(tmp_path):
     for name in ("a.jpg", "._a.jpg", "b.HEIC", "notes.txt"):
         (tmp_path / name).touch()
     assert list(names(tmp_path)) == ["a.jpg"]
-    assert ".heic files are not read: convert" in results.unread(tmp_path.iterdir())
-    assert results.unread([tmp_path / "a.jpg", tmp_path / "notes.txt"]) == ""
+    assert ".heic files are not read: convert" in photos.unread(tmp_path.iterdir())
+    assert photos.unread([tmp_path / "a.jpg", tmp_path / "notes.txt"]) == ""
     with pytest.raises(FileNotFoundError, match=r"no PNG file.*\.heic files are not read"):
-        results.find_photos([tmp_path], png_only=True)
+        photos.find_photos([tmp_path], png_only=True)
 
 
 @pytest.mark.parametrize(
@@ -779,13 +793,13 @@ def test_a_photo_named_twice_is_taken_once(tmp_path, monkeypatch):
     Path("x").mkdir()
     Path("x/a.jpg").touch()
     twice = [Path("x"), tmp_path / "x" / "a.jpg", Path("x/../x/a.jpg")]
-    assert results.find_photos(twice) == [("a", Path("x/a.jpg"))]
+    assert photos.find_photos(twice) == [("a", Path("x/a.jpg"))]
 
 
 def test_no_photos(tmp_path):
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(FileNotFoundError, match=str(path)):
-            results.find_photos([path])
+            photos.find_photos([path])
 
 
 def test_summary(pipeline):

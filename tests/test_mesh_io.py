@@ -153,6 +153,9 @@ def test_a_page_is_one_file_with_an_escaped_title(tmp_path):
     head = page[: page.index("<body>")]
     assert "default-src 'none'" in head and "script" not in head.replace("script-src", "")
     assert not any(word in page for word in ("<script src", "<link", "<img", "import("))
+    before = path.read_bytes()
+    save_mesh(path, dome())
+    assert path.read_bytes() == before  # the same mesh, the same file
 
 
 def test_another_viewer_is_not_written_to(tmp_path, monkeypatch):

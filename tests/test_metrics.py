@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from utils import metrics
+from utils import geometry, metrics
 from utils.morphable_model import MIRRORED_LANDMARKS
 
 SQUARE = np.array([[[0, 40, 40, 0], [0, 0, 10, 10]]], dtype=float)  # sqrt(40 * 10) = 20
@@ -76,7 +76,7 @@ def test_geodesic_is_the_angle_of_the_turn_between():
 
 
 def test_angle_differences_go_the_short_way():
-    found = metrics.angle_differences([179, 10, 0, 370], [-179, -10, 180, 0])
+    found = geometry.angle_differences([179, 10, 0, 370], [-179, -10, 180, 0])
     np.testing.assert_allclose(found, [2, 20, 180, 10])
 
 

@@ -30,6 +30,17 @@ def test_in_order(workers):
     assert number == 59 and most <= workers
 
 
+@pytest.mark.parametrize("workers", [2, 5])
+def test_workers_work_at_once(workers):
+    together = threading.Barrier(workers)
+
+    def work(number: int) -> int:
+        together.wait(timeout=60)
+        return number
+
+    assert list(in_order(work, range(4 * workers), workers)) == list(range(4 * workers))
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_unexpected_fault_ends_the_run(workers):
     done = []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from utils.cli import STOPPED, at_least, comma_list, run_script, within
+from utils.cli import STOPPED, at_least, comma_list, counted, run_script, within
 from utils.errors import UnavailableError
 from utils.finished import FinishedPhotos
 from utils.photo_script import (
@@ -22,8 +22,8 @@ from utils.photo_script import (
     small_faces_note,
     would_overwrite,
 )
+from utils.photos import find_photos
 from utils.pictures import write_image
-from utils.results import counted, find_photos
 
 
 def test_comma_list():

@@ -15,7 +15,7 @@ from tools import prepare_data
 from tools.prepare_data import Sample, name_crops, roi_box, to_crop
 from utils.assets import STARTER_FACE_MODEL
 from utils.datasets import open_training_set
-from utils.fitting import whitening
+from utils.fitting import fit_landmarks, whitening
 from utils.geometry import decompose_camera, exact_angles
 from utils.landmark_labels import find_labels, read_mat_labels, read_pts
 from utils.metrics import geodesic, nme
@@ -202,6 +202,7 @@ def test_bad_faces_are_left_out_and_named(labelled, faces, tmp_path, capsys):
     content["broken.png"] = content["photo_4.png"]
     content["../json/photo_4.png"] = content["photo_4.png"]
     content["photo_5.png"][:50] = [[None] * 3] * 50
+    content["photo_7.png"] = [[x, y, 2.0] for x, y, _ in content["photo_7.png"]]  # a visibility
     content["photo_6.png"] = [content["photo_6.png"], landmarks[6].T.tolist()]  # two faces
     (path.parent / "broken.png").write_bytes(b"\x89PNG no")
     path.write_text(json.dumps(content))
@@ -214,6 +215,7 @@ def test_bad_faces_are_left_out_and_named(labelled, faces, tmp_path, capsys):
         "photo_2.png": "outside the picture of 360x320",
         "photo_3.png": "68 rows of numbers",
         "photo_5.png": "18 points are known",
+        "photo_7.png": "z spans 0 pixels, which is no face's depth",
         "nothing.png": "missing",
         "broken.png": "not a picture",
         "../json/photo_4.png": "must lie in",
@@ -221,11 +223,11 @@ def test_bad_faces_are_left_out_and_named(labelled, faces, tmp_path, capsys):
         assert reason in reasons.pop(name)
     assert set(reasons.values()) == {""}
     names = (out / "3dmm_data/train_aug_120x120.list.train").read_text().split()
-    assert names == ["photo_4.jpg", "photo_6.jpg", "face2/photo_6.jpg", "photo_7.jpg"]
+    assert names == ["photo_4.jpg", "photo_6.jpg", "face2/photo_6.jpg"]
     files = {str(f.relative_to(out / "train_aug_120x120")) for f in out.rglob("*.jpg")}
     assert files == set(names)
     said = capsys.readouterr()
-    assert "4 faces" in said.out and "left out 8" in said.out and "nothing.png: missing" in said.out
+    assert "3 faces" in said.out and "left out 9" in said.out and "nothing.png: missing" in said.out
 
 
 def test_nothing_is_written_without_a_usable_face(labelled, tmp_path, capsys):
@@ -256,7 +258,10 @@ def test_numbers_out_of_their_range(option, value, tmp_path, capsys):
     assert option in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fault", ["exists", "no labels", "no source", "damaged", "empty"])
+FAULTS = ["exists", "no labels", "no source", "damaged", "empty", "twice", "photos apart"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_wrong_usage(fault, labelled, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["tools/prepare_data.py"])
     source = labelled("json")
@@ -267,6 +272,12 @@ def test_wrong_usage(fault, labelled, tmp_path, capsys, monkeypatch):
         source = source.parent  # photos alone
     elif fault == "no source":
         source = tmp_path / "nothing.csv"
+    elif fault == "photos apart":
+        assert run(source.parent, "--photos", tmp_path, "--out", tmp_path / "set") == 2
+        assert "--photos is for .json and .csv files" in capsys.readouterr().err
+        return
+    elif fault == "twice":
+        source.write_text('{"a.jpg": [], "a.jpg": []}')
     else:
         source.write_text("{" if fault == "damaged" else "{}")
     assert run(source, "--out", tmp_path / "set") == 2
@@ -340,6 +351,69 @@ def test_suffixes_of_labels_may_be_written_large(labelled, tmp_path):
     assert "lost.MAT: has no picture" in found["lost.MAT"]
 
 
+def test_missing_photos_are_found_before_the_fits_and_each_is_read_once(
+    labelled, faces, tmp_path, monkeypatch
+):
+    path = labelled("json")
+    content = json.loads(path.read_text())
+    content["photo_6.png"] = [content["photo_6.png"], faces[1][6].T.tolist()]
+    content["not_there.png"] = content["photo_0.png"]
+    path.write_text(json.dumps(content))
+    fitted, read = [], []
+
+    def fit(face_model, labels, **options):
+        fitted.append(len(labels))
+        return fit_landmarks(face_model, labels, **options)
+
+    def read_photo(path):
+        read.append(path.name)
+        return read_image(path)
+
+    monkeypatch.setattr(prepare_data, "fit_landmarks", fit)
+    monkeypatch.setattr(prepare_data, "read_image", read_photo)
+    assert run(path, "--out", tmp_path / "set") == 1
+    assert fitted == [COUNT + 1]
+    photos = [name for name in read if name.endswith(".png")]
+    assert sorted(photos) == [f"photo_{index}.png" for index in range(COUNT)]
+
+
+def test_points_that_no_face_fits_do_not_run_away(model):
+    """Columns in blocks, x0 ... x67, y0 ... y67, read as pairs."""
+    labels = np.random.default_rng(3).uniform(50, 250, (64, 2, 68))
+    labels = np.sort(labels, axis=2).reshape(64, 68, 2).transpose(0, 2, 1)
+    parameters, error = fit_landmarks(model, labels, noise=0.02, visible_contour=True)
+    assert np.isfinite(parameters).all() and (error > 0.05).all()
+
+
+def test_two_pictures_share_no_labels(labelled, tmp_path):
+    folder = labelled("pts")
+    (folder / "photo_3.jpg").write_bytes((folder / "photo_3.png").read_bytes())
+    reasons = {face.name: face.reason for face in find_labels(folder)}
+    assert reasons["photo_3.jpg"] == ""
+    assert "photo_3.pts is taken as that of photo_3.jpg" in reasons["photo_3.png"]
+
+
+def test_json_as_other_programs_write_it(tmp_path):
+    face = np.arange(136.0).reshape(68, 2).tolist()
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "x.json").write_text(json.dumps({"é.jpg": face}), encoding=encoding)
+        (found,) = find_labels(tmp_path / "x.json")
+        assert found.name == "é.jpg" and found.points.shape == (2, 68)
+    (tmp_path / "x.json").write_text('{"a.jpg": [[1' + "0" * 400 + ", 1]]}")
+    (found,) = find_labels(tmp_path / "x.json")
+    assert "68 rows of numbers" in found.reason
+
+
+@pytest.mark.parametrize("head", ["", "\n", "sep=;\n", "photo;" + ";".join(map(str, range(136)))])
+def test_tables_with_decimal_commas(tmp_path, head):
+    points = np.random.default_rng(0).uniform(10, 90, (2, 2, 68)).round(2)
+    rows = [";".join(["a b.jpg", *map(str, p.T.ravel())]).replace(".", ",") for p in points]
+    rows = [row.replace("b,jpg", "b.jpg") + ";;;" for row in rows]
+    (tmp_path / "x.csv").write_text("\n".join([head, *rows]))
+    faces = list(find_labels(tmp_path / "x.csv"))
+    np.testing.assert_allclose([face.points for face in faces], points)
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("titles", ["", "file,landmark_0_x,landmark_0_y", "photo,X0,Y0"])
 def test_tables_as_programs_write_them(tmp_path, delimiter, titles):
@@ -361,10 +435,12 @@ def test_a_pts_file_without_its_picture_is_named(labelled, tmp_path):
 
 def test_names_of_crops_fit_a_list(tmp_path):
     names = ["a.jpg", "a.png", "A.jpg", "b/a.jpg", "x\ny .png", " . /c.jpg", "caf\udce9.jpg"]
+    names += ["d.png", "d.jpg/e.png"]  # a folder called like the other's crop
     samples = [Sample(tmp_path, name) for name in names]
     name_crops(samples)
     expected = ["a.jpg", "face2/a.jpg", "face3/A.jpg", "b/a.jpg", "x_y .jpg", "_/c.jpg"]
-    assert [sample.crop for sample in samples] == [*expected, "caf_.jpg"]
+    expected += ["caf_.jpg", "face2/d.jpg", "d.jpg/e.jpg"]
+    assert [sample.crop for sample in samples] == expected
 
 
 def test_the_box_is_the_published_one_and_square():

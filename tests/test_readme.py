@@ -7,6 +7,8 @@ that ``copy`` or ``MADE_BY`` make; else add it to one of these places. (```sh bl
 on other systems: they are only read.)
 """
 
+import argparse
+import importlib
 import os
 import re
 import shlex
@@ -28,19 +30,36 @@ from utils import assets
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
+ALL_PAGES = (*PAGES, "img/README.md", "starter_kit/CARD.md")
 
 
-@pytest.mark.parametrize("page", [*PAGES, "img/README.md", "starter_kit/CARD.md"])
-def test_links_lead_to_files(page):
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_links_lead_to_files_and_their_headings(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        name, _, heading = link.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), link
+        assert not heading or heading in headings(path), link
+
+
+def headings(path: Path) -> set[str]:
+    """What GitHub calls the headings of a page in links."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).strip().lower() for title in titles]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in plain}
 
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)) <= targets
+    for page in ALL_PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= targets
     assert {"demo", "test", "build", "lint", "venv", "published", "clean", "help"} <= targets
 
 
@@ -71,7 +90,7 @@ NOT_RUN = {
     ),
     "make test": ("this is it", "pyproject.toml"),
     "make train-demo": ("takes minutes", "tests/test_training.py"),
-    "make benchmark-demo": ("takes minutes", "tests/test_benchmark.py"),
+    "make benchmark-demo": ("takes minutes", ".ci/run"),
     "python video.py -f 0 --show": ("needs a camera and a display", "tests/test_video.py"),
     "python artistic.py -f art-all/122.png": (
         "needs the published photos and UV maps",
@@ -138,7 +157,11 @@ TO_RUN = [command for command in commands() if command not in NOT_RUN]
 def test_every_command_is_run_or_has_a_reason():
     assert [command for command in TO_RUN if script_of(command) not in RUN] == []
     assert NOT_RUN.keys() <= set(commands())  # none that the pages no longer have
-    assert all((ROOT / where).is_file() for _, where in NOT_RUN.values())
+    for command, (_, where) in NOT_RUN.items():
+        name = (script_of(command) or command.split()[1]).split(".")[-1 if "-m " in command else 0]
+        if name != "test":
+            tested = (ROOT / where).read_text(encoding="utf-8")
+            assert name.replace("-", "_") in tested or name in tested
     assert len(TO_RUN) >= 10
 
 
@@ -235,3 +258,54 @@ def test_the_command_writes_what_it_says(command, copy):
 def test_the_python_block_runs(block, copy):
     make_ready(block, copy)
     run(["-W", "error", "-"], copy, block)
+
+
+# ------------------------------------------------------------------- commands that are only parsed
+
+
+def indented_commands() -> list[tuple[str, str, str]]:
+    """(page, module, arguments) of the commands in indented blocks, most of which take long."""
+    found = []
+    for page in ALL_PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(
+            r"^ {4,}((?:[A-Z_]+=\d+ )*(?:python|torchrun|bash) .*)$", text, re.M
+        ):
+            words = [word for word in shlex.split(line, comments=True) if not word.startswith("$")]
+            while "=" in words[0]:
+                words.pop(0)
+            program, first, *rest = words
+            if program == "torchrun":
+                rest = rest[rest.index("main_train.py") + 1 :]
+                first = "main_train.py"
+            elif first == "-m":
+                first = rest.pop(0)
+            elif first == "train_script.sh":
+                first = "main_train.py"  # whose options it takes
+            if first != "-c":
+                found.append((page, first.removesuffix(".py"), shlex.join(rest)))
+    return list(dict.fromkeys(found))
+
+
+class Parsed(BaseException):
+    """Raised in place of the work."""
+
+
+@pytest.mark.parametrize(("page", "module", "arguments"), indented_commands())
+def test_indented_commands_have_options_that_are_there(page, module, arguments, monkeypatch):
+    real = argparse.ArgumentParser.parse_known_args
+
+    def parse(self, *given):
+        _, unknown = real(self, *given)
+        raise Parsed(unknown)
+
+    main = importlib.import_module(module).main
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+    monkeypatch.setattr("sys.argv", [module, *shlex.split(arguments)])
+    with pytest.raises(Parsed) as parsed:
+        main()
+    assert parsed.value.args[0] == []
+
+
+def test_there_are_indented_commands():
+    assert len(indented_commands()) > 40

@@ -1,6 +1,7 @@
 """main_train.py end to end on a made-up set: what it writes, and that nothing can be lost."""
 
 import csv
+import json
 import math
 import os
 import re
@@ -19,14 +20,17 @@ import torch
 import main_train
 from backbone_nets.strided_depthwise import StridedDepthwiseConv2d
 from model_building import load_synergynet
+from tools import train_demo
 from utils import datasets, files, training
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.datasets import write_packed
 from utils.distributed import World, join_world
 from utils.errors import UnavailableError
 from utils.evaluation import torch_network
+from utils.geometry import angle_differences, camera_angles
 from utils.metrics import YAW_BINS
-from utils.morphable_model import load_morphable_model
+from utils.morphable_model import load_morphable_model, split_camera
+from utils.preprocessing import PROTOCOL_BORDER
 from utils.training_log import TrainingLog
 
 ROOT = Path(main_train.__file__).parent
@@ -238,6 +242,92 @@ def test_a_validation_that_fails_costs_no_epoch(options, tmp_path, monkeypatch):
     assert len(steps) == 3  # of the second epoch
 
 
+@pytest.mark.parametrize("schedule", ["linear", "published"])
+def test_each_step_has_the_rate_of_its_schedule(options, tmp_path, schedule):
+    arguments = [*options, "--epochs", "80", "--schedule", schedule, "--out", str(tmp_path)]
+    trainer = make_trainer(arguments)
+    trainer.step.train()
+    batch, steps = trainer.train_set.batch(np.arange(8)), trainer.steps_per_epoch
+    for epoch, step in ((0, 0), (0, 1), (5, 0), (48, 2), (64, 0), (79, 1)):
+        trainer.progress.epoch, trainer.progress.step = epoch, step
+        trainer.train_step(batch)
+        expected = training.published_rate(epoch, 80, 0.01)
+        if schedule == "linear":  # --warmup 3 --cooldown 1
+            expected = training.linear_rate(epoch * steps + step, 80 * steps, 0.01, 3, steps)
+        assert [group["lr"] for group in trainer.optimizer.param_groups] == [expected]
+
+
+def test_optimisers_are_what_they_are_called():
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    sgd = training.make_optimizer(network, "sgd", 0.1, 5e-4)
+    assert (sgd.defaults["momentum"], sgd.defaults["nesterov"], sgd.defaults["dampening"]) == (
+        0.9,
+        True,
+        0,
+    )
+    assert [group["weight_decay"] for group in sgd.param_groups] == [5e-4]
+    decayed, others = training.make_optimizer(network, "adamw", 0.1, 0.02).param_groups
+    assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.02
+    assert {p.ndim for p in others["params"]} == {1} and others["weight_decay"] == 0
+
+
+def test_steps_are_clipped_and_poses_balanced(options, tmp_path):
+    def moved(clip: str) -> float:
+        more = ["--clip-norm", clip, "--weight-decay", "0", "--warmup", "1", "--pose-balanced"]
+        trainer = make_trainer([*options, *more, "--optimizer", "sgd", "--out", str(tmp_path)])
+        expected = datasets.pose_balanced_probabilities(trainer.train_set.yaw())
+        np.testing.assert_array_equal(trainer.probabilities, expected)
+        before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+        trainer.step.train()
+        trainer.train_step(trainer.train_set.batch(np.arange(8)))
+        after = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+        return float((after - before).norm())
+
+    clipped = moved("1e-3")
+    # Nesterov's first step: rate times 1 + momentum times the gradient
+    assert clipped == pytest.approx(0.01 * 1.9 * 1e-3, rel=0.05)
+    assert moved("0") > 10 * clipped
+
+
+def test_validation_scores_what_the_network_says(options, tmp_path, monkeypatch):
+    """A network that gives the labels a pixel (refined: two) to the right, and turned by 10."""
+    trainer = make_trainer([*options, "--out", str(tmp_path)])
+    faces, model, shifts = trainer.val_set, trainer.model, iter([1.0, 2.0])
+    labelled = faces.parameters.copy()
+    c, s = math.cos(math.radians(10)), math.sin(math.radians(10))
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    cameras = turn @ labelled[:, :12].reshape(-1, 3, 4)
+    said = np.concatenate([cameras.reshape(-1, 12), labelled[:, 12:]], 1).astype(np.float32)
+    cut = []
+
+    def plain(batch, generator, size):
+        cut.append(size)
+        return torch.zeros(len(batch.images), 3, 4, 4), batch.parameters, batch.landmarks
+
+    def network(images, loop):
+        target = torch.from_numpy(faces.landmarks(np.arange(len(faces))))
+        raw, refined = (target + torch.tensor([next(shifts), 0, 0])[:, None] for _ in range(2))
+        return Mock(
+            parameters=model.face_model.whiten(torch.from_numpy(said)),
+            landmarks=raw,
+            refined=refined,
+        )
+
+    stub = Mock(side_effect=network, face_model=model.face_model, training=False)
+    scores = training.validate(stub, faces, "full", plain, 48, torch.device("cpu"))
+    points = faces.landmarks(np.arange(len(faces))).astype(np.float64)
+    sizes = np.sqrt((points[:, :2].max(2) - points[:, :2].min(2)).prod(1))
+    assert scores["nme"] == pytest.approx((100 / sizes).mean(), rel=1e-4)
+    assert scores["nme_refined"] == pytest.approx((200 / sizes).mean(), rel=1e-4)
+    angles = [camera_angles(split_camera(p)) for p in (said, labelled)]
+    expected = angle_differences(*angles).mean()
+    assert expected > 1 and scores["pose_mae"] == pytest.approx(expected, rel=1e-3)
+    assert cut == [48]
+    for augment, border in (("strong", 0), ("published", PROTOCOL_BORDER)):
+        trainer = make_trainer([*options, "--augment", augment, "--out", str(tmp_path)])
+        assert trainer.plain.border == border
+
+
 def test_a_run_is_not_overwritten_unasked(options, tmp_path, capsys):
     arguments = [*options, "--epochs", "1", "--out", str(tmp_path)]
     assert main_train.main(arguments) == 0
@@ -248,6 +338,15 @@ def test_a_run_is_not_overwritten_unasked(options, tmp_path, capsys):
     said = capsys.readouterr().err
     assert all(option in said for option in ("last.pth.tar", "--resume", "--overwrite", "--out"))
     assert main_train.main([*arguments, "--dry-run"]) == 0
+    (tmp_path / "last.pth.tar").rename(tmp_path / "elsewhere")  # twice as large as best.pth.tar
+    kept = (tmp_path / "best.pth.tar").read_bytes()
+    for more in ([], ["--resume"]):
+        with pytest.raises(SystemExit) as stopped:
+            main_train.main([*arguments, *more])
+        assert (
+            stopped.value.code == 2 and "best.pth.tar: a run was there" in capsys.readouterr().err
+        )
+    assert (tmp_path / "best.pth.tar").read_bytes() == kept
     assert main_train.main([*arguments, "--seed", "1", "--overwrite"]) == 0
     assert (tmp_path / "last.pth.tar").read_bytes() != before
 
@@ -259,6 +358,10 @@ def test_a_run_that_was_given_up_is_gone_when_the_new_one_begins(
     assert main_train.main([*arguments, "--save_val_freq", "1"]) == 0
     files = {path for path in tmp_path.iterdir() if path.is_file()}
     assert len(files) == 6  # last, best, two epochs, log and curves
+    files.add(tmp_path / "tensorboard" / "events.out.tfevents.1.somewhere.0")
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     (tmp_path / "notes.txt").touch()
     anew = [*arguments, "--overwrite", "--seed", "1"]
 
@@ -657,3 +760,71 @@ def test_processes_without_a_device_of_their_own_are_refused(monkeypatch, device
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UnavailableError, match=message), join_world(device):
         pass
+
+
+def test_a_dry_run_of_what_was_stopped_while_validating(options, tmp_path, capsys, monkeypatch):
+    arguments = [*options, "--out", str(tmp_path)]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "validate", stop)
+        assert main_train.main(arguments) == 130
+    before = (tmp_path / "last.pth.tar").read_bytes()
+    assert main_train.main([*arguments, "--resume", "--dry-run"]) == 0
+    assert "s a step" in capsys.readouterr().out
+    assert (tmp_path / "last.pth.tar").read_bytes() == before
+
+
+def test_a_log_that_another_program_has_saved(whole_run, tmp_path):
+    (tmp_path / "log.csv").write_text((whole_run / "log.csv").read_text().replace(",", ";"))
+    with pytest.raises(ValueError, match=r"log\.csv: not as it was written; move it away"):
+        TrainingLog(tmp_path, 2)
+
+
+# ----------------------------------------------------------------------------- the published recipe
+
+STUB = """#!{python}
+import json, pathlib, sys
+if sys.argv[1] == "-c":
+    print({gpus})
+else:
+    pathlib.Path({calls!r}).write_text(json.dumps(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+@pytest.mark.parametrize(("gpus", "cpu"), [(0, False), (0, True), (1, False), (4, False)])
+def test_the_recipe_of_train_script_sh(tmp_path, gpus, cpu):
+    calls, stub = tmp_path / "calls.json", tmp_path / "python"
+    stub.write_text(STUB.format(python=sys.executable, gpus=gpus, calls=str(calls)))
+    stub.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k not in ("CPU", "GPUS")}
+    environment |= {"PYTHON": str(stub)} | ({"CPU": "1"} if cpu else {})
+    done = subprocess.run(
+        ["bash", ROOT / "train_script.sh", "--seed", "3"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    if not gpus and not cpu:
+        assert done.returncode == 2 and "CPU=1 bash train_script.sh" in done.stderr
+        assert not calls.exists()
+        return
+    assert done.returncode == 0, done.stderr
+    arguments = json.loads(calls.read_text())
+    at = arguments.index(str(ROOT / "main_train.py"))
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
+    assert arguments[:at] == (several if gpus > 1 else [])
+    found = main_train.parse_options(arguments[at + 1 :])
+    assert found.seed == 3
+    if cpu:
+        assert (found.device, found.batch_size, found.clip_norm) == ("cpu", 64, 5)
+        return
+    assert (found.optimizer, found.schedule, found.augment) == ("sgd", "published", "published")
+    assert (found.lr, found.weight_decay, found.batch_size, found.epochs) == (0.08, 5e-4, 1024, 80)
+    assert (found.backbone, found.heads, found.loop) == ("mobilenet_v2", "published", "full")
+
+
+def test_make_train_demo_gives_options_that_main_train_has():
+    options = main_train.parse_options([*train_demo.TRAINING])
+    assert (options.clip_norm, options.train_size) == (5, 64)

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from moving_pictures import GREY, SIZE, film, pause_film, read_film, scene, write_film
 
+import synergy3DMM
 import video
 from synergy3DMM import SynergyNet
-from utils import files, video_io, video_numbers
+from utils import assets, files, model_options, video_io, video_numbers, video_script
 from utils.overlays import DRAWINGS, Overlays
 from utils.tracking import FaceTracker
 from utils.video_io import CODECS, VideoReader, VideoWriter
@@ -171,6 +172,34 @@ def test_names(run, frames, tmp_path, name):
     assert len(lines_of(Path("inference_output", name).with_suffix(".jsonl"))) == 2
 
 
+def test_options_of_a_video_arrive(monkeypatch):
+    class Heard(Exception):
+        pass
+
+    heard = []
+
+    def overlays(face_model, drawings):
+        heard.append(drawings)
+        raise Heard
+
+    monkeypatch.setattr(video_script, "Overlays", overlays)
+    arguments = ["-f", video.__file__, "-o", "o.mp4", "--smooth", "strong", "--detect-every", "4"]
+    chosen = video.parse_options([*arguments, "--draw", "pose,mesh"])
+    with pytest.raises(Heard):
+        video_script.run_on_video(chosen, Mock(tracker=lambda *given: heard.append(given)))
+    assert heard == [("strong", 4), ("pose", "mesh")]
+
+
+def test_options_of_the_model_arrive(monkeypatch):
+    made = []
+    monkeypatch.setattr(synergy3DMM, "FaceBoxes", lambda *_, **options: made.append(options))
+    arguments = ["--detect-size", "3000", "--threshold", "0.7", "--device", "cpu"]
+    arguments += ["--engine", "torch"]
+    model_options.open_model(video.parse_options(["-f", video.__file__, *arguments]))
+    (found,) = made
+    assert (found["max_height"], found["max_width"], found["score_threshold"]) == (2000, 3000, 0.7)
+
+
 def test_a_name_that_is_no_text(frames, tmp_path):
     """OpenCV would crash."""
     name = os.fsdecode(b"caf\xe9.mp4")
@@ -180,7 +209,7 @@ def test_a_name_that_is_no_text(frames, tmp_path):
     except OSError:
         pytest.skip("this system admits no file names that are no text")
     done = subprocess.run(
-        [sys.executable, video.__file__, "-f", name, "--device", "cpu"],
+        [sys.executable, video.__file__, "-f", name, "--device", "cpu", *assets.STARTER_OPTIONS],
         cwd=tmp_path,
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},

@@ -294,7 +294,7 @@ class Training(Kind):
     unfinished = (".tar", ".csv", ".png")
 
     def prepare(self) -> None:
-        model = load_morphable_model(assets.find_face_model())
+        model = load_morphable_model(assets.STARTER_FACE_MODEL)
         with quiet():
             for name, count in (("train", 8 * STEPS), ("val", 16)):
                 write_training_set(self.folder / name, model, count)
@@ -334,7 +334,7 @@ class Packing(Kind):
     TIMES = 100  # a face is listed that often: a set that takes a second, but little to make
 
     def prepare(self) -> None:
-        self.model = load_morphable_model(assets.find_face_model())
+        self.model = load_morphable_model(assets.STARTER_FACE_MODEL)
         with quiet():
             write_training_set(self.folder / "set", self.model, 40)
         names, parameters = (
@@ -352,22 +352,23 @@ class Packing(Kind):
 def pack(data: Path, folder: Path) -> None:
     """As ``main_train.py --data DATA --pack FOLDER`` begins."""
     cv2.setNumThreads(1)
-    provide_pack(data, folder, load_morphable_model(assets.find_face_model()))
+    provide_pack(data, folder, load_morphable_model(assets.STARTER_FACE_MODEL))
 
 
 def export(weights: Path, detector: Path, temporary: Path) -> None:
     """The first use of weights with ONNX Runtime."""
     tempfile.tempdir = str(temporary)
     os.environ["XDG_CACHE_HOME"] = str(temporary)
-    SynergyNet(weights, detector_weights=detector, device="cpu", engine="onnx", threads=1)
+    face_model = assets.STARTER_FACE_MODEL
+    SynergyNet(weights, face_model, detector, device="cpu", engine="onnx", threads=1)
 
 
 class Export(Kind):
     def prepare(self) -> None:
         torch.manual_seed(0)
-        model = Network(load_morphable_model(assets.find_face_model()), "mobilenet_025")
+        model = Network(load_morphable_model(assets.STARTER_FACE_MODEL), "mobilenet_025")
         write_checkpoint(self.folder / "w.pth.tar", model.checkpoint())
-        (self.folder / "d.pth").write_bytes(assets.find_detector_weights().read_bytes())
+        (self.folder / "d.pth").write_bytes(assets.STARTER_DETECTOR_WEIGHTS.read_bytes())
 
     def work(self, place: Path, again: bool) -> tuple[Callable, tuple]:
         out, temporary = place / "out", place / "temporary"
@@ -408,7 +409,7 @@ class Folder(Kind):
 
     def work(self, place: Path, again: bool) -> tuple[Callable, tuple]:
         arguments = ["-f", str(self.folder / "photos"), "-o", str(place / "out")]
-        arguments += "--save npz,json,obj --device cpu --jobs 2".split()
+        arguments += [*assets.STARTER_OPTIONS, *"--save npz,json,obj --device cpu --jobs 2".split()]
         arguments += ["--resume"] * again
         return singleImage.main, (arguments,)
 

@@ -183,6 +183,34 @@ MUTATIONS = (
         "[44, 45, 43, 42, 47, 46,",
         "tests/test_augmentation.py",
     ),
+    Mutation(
+        "no schedule",
+        "utils/training.py",
+        'group["lr"] = rate',
+        'group["lr"] = options.lr',
+        "tests/test_training.py",
+    ),
+    Mutation(
+        "plain momentum",
+        "utils/training.py",
+        "weight_decay=weight_decay, nesterov=True",
+        "weight_decay=weight_decay, nesterov=False",
+        "tests/test_training.py",
+    ),
+    Mutation(
+        "biases and norms decay, weights do not",
+        "utils/training.py",
+        "decayed = [p for p in parameters if p.ndim > 1]",
+        "decayed = [p for p in parameters if p.ndim <= 1]",
+        "tests/test_training.py",
+    ),
+    Mutation(
+        "saturation turned round",
+        "utils/augmentation.py",
+        "_blend_matrix(saturation, 1 - saturation)",
+        "_blend_matrix(1 - saturation, saturation)",
+        "tests/test_augmentation.py",
+    ),
 )
 
 

@@ -7,6 +7,7 @@ python main_train.py --data runs/mine --held-out 0.1 ...     docs/training.md, "
 
 import csv
 import json
+import os
 import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,8 @@ exit code: 0 all done, 1 some or all faces were left out (report.csv says why), 
 NOISE = {2: 0.02, 3: 0.01}
 MAX_OUTSIDE = 0.25  # share of a face's points outside the picture; with more it is another's
 MIN_SIDE = 16  # pixels of a face's box
+MIN_DEPTH = 0.2  # of a whole face's landmarks, in box sizes; real ones have 0.75 and more
+WHOLE = 60  # known points of what counts as a whole face
 FACING_AWAY = -0.3  # cosine of the angle between the face and the viewer: 17 degrees past profile
 MAX_TURN = 30.0  # degrees between the fitted pose and the one that a label file states
 SHEET = (4, 8)  # rows of the worst fits and as many of others; columns
@@ -98,6 +101,13 @@ def check_points(points: np.ndarray) -> str:
         return f"the points reach {np.abs(points[:, known]).max():.0f} pixels; are they pixels?"
     if side.min() < MIN_SIDE:
         return f"the points span {side[0]:.0f}x{side[1]:.0f} pixels, expected at least {MIN_SIDE}"
+    if len(points) == 3 and known.sum() >= WHOLE:
+        depth = np.ptp(points[2, known])
+        if depth < MIN_DEPTH * np.sqrt(side.prod()):
+            return (
+                f"z spans {depth:.3g} pixels, which is no face's depth (a visibility, or another "
+                "unit?); without it the points count as 2D"
+            )
     return ""
 
 
@@ -122,7 +132,9 @@ def fit_samples(face_model: MorphableModel, samples: list[Sample], max_error: fl
 
 
 def _misfit(face_model: MorphableModel, sample: Sample, max_error: float) -> str:
-    if not np.isfinite(sample.parameters).all() or not sample.error <= max_error:
+    if not (np.isfinite(sample.parameters).all() and np.isfinite(sample.error)):
+        return "no face fits its points; are they the 68 of 300-W, in their order?"
+    if sample.error > max_error:
         return f"the fit is {sample.error:.1f} % off the labels, at most {max_error:g} is allowed"
     size = box_size(face_model.landmarks(sample.parameters[None]))[0]
     if size < MIN_SIDE:
@@ -173,29 +185,42 @@ def name_crops(samples: list[Sample]) -> None:
 
     What a list of names cannot hold (line ends, spaces at the ends) becomes ``_``.
     """
-    taken = set()
+    plain = {}
     for sample in samples:
         parts = ["".join(c if c.isprintable() else "_" for c in p) for p in Path(sample.name).parts]
         parts = [part.strip() if part.strip(" .") else "_" for part in parts]
-        plain = str(Path(*parts[:-1], f"{Path(parts[-1]).stem}.jpg"))
-        sample.crop, number = plain, 1
+        plain[sample] = Path(*parts[:-1], f"{Path(parts[-1]).stem}.jpg")
+    # a folder may be called like another photo's crop
+    taken = {str(folder).casefold() for path in plain.values() for folder in path.parents}
+    for sample, path in plain.items():
+        sample.crop, number = str(path), 1
         while sample.crop.casefold() in taken:
             number += 1
-            sample.crop = f"face{number}/{plain}"
+            sample.crop = f"face{number}/{path}"
         taken.add(sample.crop.casefold())
 
 
-def write_crop(face_model: MorphableModel, sample: Sample, folder: Path) -> None:
-    """Cuts the crop, writes it below ``folder`` and moves the parameters into its frame.
+def write_crops(face_model: MorphableModel, samples: list[Sample], folder: Path) -> int:
+    """Cuts and writes the crops of one photo's faces; returns how many these are.
 
-    A picture that cannot be read, or does not belong to the labels, leaves the sample out.
+    A picture that cannot be read leaves all of them out.
     """
     try:
-        image = read_image(sample.photo)
+        image = read_image(samples[0].photo)
     except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        sample.reason = f"{sample.photo}: missing" if missing else str(error)
-        return
+        for sample in samples:
+            sample.reason = str(error)
+    else:
+        for sample in samples:
+            write_crop(face_model, sample, image, folder)
+    return len(samples)
+
+
+def write_crop(face_model: MorphableModel, sample: Sample, image: np.ndarray, folder: Path) -> None:
+    """Cuts the crop, writes it below ``folder`` and moves the parameters into its frame.
+
+    A picture that does not belong to the labels leaves the sample out.
+    """
     height, width = image.shape[:2]
     x, y = sample.points[:2, np.isfinite(sample.points).all(0)]
     outside = np.mean((x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5))
@@ -253,15 +278,25 @@ def prepare(
         for sample in samples:
             if sample.points is not None and len(sample.points) == 2:
                 sample.visible_contour = jaw == "contour"
+    # looked for before minutes are spent on fits
+    missing = {photo for photo in {s.photo for s in samples} if not os.path.exists(photo)}
+    for sample in samples:
+        if sample.photo in missing:
+            sample.reason = sample.reason or f"{sample.photo}: missing"
     with new_folder(out) as partial:
         fit_samples(face_model, samples, max_error)
         usable = [sample for sample in samples if not sample.reason]
         name_crops(usable)
         crops = partial / PUBLISHED_CROPS
         crops.mkdir()
-        written = in_order(lambda sample: write_crop(face_model, sample, crops), usable, jobs)
-        for _ in tqdm(written, "cropping", len(usable), unit="face"):
-            pass
+        photos_faces: dict[Path, list[Sample]] = {}
+        for sample in usable:
+            photos_faces.setdefault(sample.photo, []).append(sample)
+        with tqdm(total=len(usable), desc="cropping", unit="face") as bar:
+            for count in in_order(
+                lambda faces: write_crops(face_model, faces, crops), photos_faces.values(), jobs
+            ):
+                bar.update(count)
         used = [sample for sample in usable if not sample.reason]
         if not used:
             raise NoneUsable(samples)
@@ -399,6 +434,11 @@ def main(arguments: list[str] | None = None) -> int:
     add("--jobs", type=at_least(1), default=2, help="threads (default: 2)")
     add("--seed", type=at_least(0), default=0, help="of the contact sheet's choice (default: 0)")
     options = parser.parse_args(arguments)
+    if options.photos and all(source.is_dir() for source in options.labels):
+        parser.error(
+            "--photos is for .json and .csv files; in a folder .pts and .mat files must lie beside "
+            "their photos"
+        )
     cv2.setNumThreads(1)  # the threads are --jobs
     try:
         face_model = load_morphable_model(options.face_model or find_face_model())

@@ -15,10 +15,11 @@ from utils.inference import Face, FacePipeline, expression_of, frontal, with_exp
 from utils.mesh_io import TexturedMesh, save_mesh
 from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.photo_script import finished_photos, run_on_photos
+from utils.photos import face_names
 from utils.pictures import read_image, write_image
 from utils.preprocessing import crop_faces
 from utils.render import render_mesh_overlay
-from utils.results import face_names, save_confidence
+from utils.results import save_confidence
 from utils.turntable import save_turntable, turntable_frames
 
 if TYPE_CHECKING:

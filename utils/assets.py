@@ -14,6 +14,12 @@ DETECTOR_WEIGHTS = (
     STARTER_DETECTOR_WEIGHTS,
 )
 
+# of a script that is to run with the starter kit whatever lies there
+STARTER_OPTIONS = (
+    *("-w", str(STARTER_WEIGHTS), "--face-model", str(STARTER_FACE_MODEL)),
+    *("--detector-weights", str(STARTER_DETECTOR_WEIGHTS)),
+)
+
 
 def _first_existing(candidates: tuple[Path, ...], what: str) -> Path:
     for path in candidates:

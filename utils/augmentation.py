@@ -215,7 +215,8 @@ class Augment:
         parameters and landmarks of the crops."""
         if batch.images.shape[1] == CROP_SIZE:
             return None, None, batch.parameters, batch.landmarks
-        return self._moved(batch.parameters, batch.landmarks, *self._centring(batch.landmarks))
+        move = self._centring(batch.landmarks)
+        return *move, *self._moved(batch.parameters, batch.landmarks, *move)
 
     @staticmethod
     def _centring(
@@ -237,8 +238,6 @@ class Augment:
     @staticmethod
     def _moved(parameters: Tensor, landmarks: Tensor, linear: Tensor, offset: Tensor):
         return (
-            linear,
-            offset,
             similarity_on_parameters(parameters, linear, offset),
             similarity_on_points(landmarks, linear, offset),
         )
@@ -438,7 +437,7 @@ class StrongAugmentation(Augment):
         linear, offset = self._centring(
             landmarks, drawn["angle"], drawn["face size"], drawn["shift"]
         )
-        _, _, parameters, landmarks = self._moved(parameters, landmarks, linear, offset)
+        parameters, landmarks = self._moved(parameters, landmarks, linear, offset)
         # pixels come from the picture as it is stored: the mirroring goes into the map
         offset = offset + torch.where(mirrored, linear[..., 0] * (width - 1), 0.0)
         sign = torch.where(mirrored, -1.0, 1.0)  # (B, 1)

@@ -161,7 +161,7 @@ def score_all(inputs: Inputs, options: argparse.Namespace) -> tuple[dict, evalua
     return run, prediction
 
 
-def compare_runs(a: Path, b: Path, seed: int) -> None:
+def print_comparison(a: Path, b: Path, seed: int) -> None:
     """Prints two runs, the folders or files that they left, side by side.
 
     Raises:

@@ -208,3 +208,8 @@ def _as_ctrl_c(*names: str) -> list[int]:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, stop)
     return came
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 photo``, ``2 photos``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"

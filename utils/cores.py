@@ -24,11 +24,8 @@ def cpu_threads() -> int:
     """
     if wanted := openmp_threads():
         return wanted
-    if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
-        return usable_cores()
-    allowed = os.sched_getaffinity(0)
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     try:
-        siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-        return len({Path(siblings.format(cpu)).read_text() for cpu in allowed})
-    except OSError:  # no /sys in this container
-        return len(allowed)
+        return len({Path(siblings.format(cpu)).read_text() for cpu in os.sched_getaffinity(0)})
+    except (AttributeError, OSError):  # macOS and Windows; no /sys in this container
+        return usable_cores()

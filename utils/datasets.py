@@ -36,7 +36,7 @@ from utils.array_pickle import read_array_pickle
 from utils.augmentation import Batch
 from utils.cli import say
 from utils.distributed import local_rank
-from utils.files import atomic_write, new_folder, read_npz
+from utils.files import atomic_write, is_inside, new_folder, read_npz
 from utils.geometry import camera_angles
 from utils.morphable_model import NUM_PARAMETERS, MorphableModel, split_camera
 from utils.parallel import in_order
@@ -123,7 +123,6 @@ class PackedFaces(Faces):
             raise ValueError(f"{self.folder}: images must be uint8, found {images.dtype}")
         if "parameters" not in labels or not len(images):
             raise ValueError(f"{self.folder}: an empty set, or labels.npz without parameters")
-        self.parameters = labels["parameters"].astype(np.float32)
         count, self.side = len(images), images.shape[1]
         self._images = np.asarray(images)  # the plain view indexes faster than the memmap
         expected = {"landmarks": (count, 3, 68), "valid": (count, 4), "names": (count,)}
@@ -136,6 +135,7 @@ class PackedFaces(Faces):
         for name in ("parameters", "landmarks", "valid"):
             if name in labels:
                 _check_finite(labels[name], f"{self.folder / 'labels.npz'}: {name}")
+        self.parameters = labels["parameters"].astype(np.float32)
         _check_cameras(self.parameters, f"{self.folder / 'labels.npz'}: parameters")
         if "names" in labels and labels["names"].dtype.kind not in "SU":
             raise ValueError(
@@ -149,6 +149,12 @@ class PackedFaces(Faces):
                 "face model it was packed with, or pack the set again."
             )
         self._landmarks, self._valid = labels.get("landmarks"), labels.get("valid")
+        if self._landmarks is not None:
+            extent = np.ptp(self._landmarks[:, :2], axis=2)  # (n, 2)
+            _refuse(extent.min(1) <= 0, f"{self.folder / 'labels.npz'}: landmarks", "in one line")
+        if self._valid is not None:
+            extent = self._valid[:, 2:] - self._valid[:, :2]
+            _refuse(extent.min(1) <= 0, f"{self.folder / 'labels.npz'}: valid", "empty")
         if "names" in labels:
             names = labels["names"]
             self.names = (
@@ -190,6 +196,9 @@ class PublishedFaces(Faces):
         except UnicodeDecodeError as error:
             raise ValueError(f"{listing}: not a list of file names ({error})") from error
         self.names = [line.strip() for line in lines if line.strip()]
+        outside = next((name for name in self.names if not is_inside(name)), None)
+        if outside is not None:
+            raise ValueError(f"{listing}: {outside!r} leads out of {PUBLISHED_CROPS}")
         path = self.folder / PUBLISHED_PARAMETERS
         whitened = read_array_pickle(path)
         if (
@@ -276,22 +285,24 @@ MAX_SKEW = 0.05
 
 def _check_finite(rows: np.ndarray, what: str) -> None:
     """Refuses rows with NaN or infinite numbers: one would cost its whole batch, in every epoch."""
-    bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"{what}: {bad.sum()} of {len(rows)} rows are not finite, the first is row "
-            f"{np.argmax(bad)} (from 0); take these faces out"
-        )
+    if rows.dtype.kind not in "fiu":
+        raise ValueError(f"{what}: expected numbers, found {rows.dtype}")
+    fine = np.abs(rows) <= np.finfo(np.float32).max  # what they become
+    _refuse(~fine.reshape(len(rows), -1).all(axis=1), what, "not finite")
 
 
 def _check_cameras(parameters: np.ndarray, what: str) -> None:
     """Refuses cameras with an axis of length zero: they have no pose."""
     lengths = np.linalg.norm(split_camera(parameters)[:, :2, :3], axis=2)  # (n, 2)
-    bad = ~(lengths > 0).all(axis=1)
+    _refuse(~(lengths > 0).all(axis=1), what, "cameras of zeros")
+
+
+def _refuse(bad: np.ndarray, what: str, how: str) -> None:
+    """Raises a ValueError where one of the rows (n,) is bad."""
     if bad.any():
         raise ValueError(
-            f"{what}: {bad.sum()} of {len(parameters)} rows have a camera of zeros, the first is "
-            f"row {np.argmax(bad)} (from 0); take these faces out"
+            f"{what}: {bad.sum()} of {len(bad)} rows are {how}, the first is row {np.argmax(bad)} "
+            "(from 0); take these faces out"
         )
 
 
@@ -351,7 +362,7 @@ def source_photo(name: str) -> str:
     if re.match("(AFW|HELEN|IBUG|LFPW)_", stem, re.IGNORECASE):
         stem = re.sub(r"_?flip", "", stem, flags=re.IGNORECASE)
         return re.sub(r"^(.*?_\d+)(_\d+)+$", r"\1", stem)
-    if folders and re.fullmatch(r"face\d+", folders[0]):
+    if folders and re.fullmatch(r"face([2-9]|[1-9]\d+)", folders[0]):
         folders = folders[1:]
     return "/".join([*folders, stem])
 

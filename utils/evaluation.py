@@ -25,6 +25,7 @@ from utils import metrics
 from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels
 from utils.boxes import overlaps
 from utils.geometry import (
+    angle_differences,
     angles_to_rotation,
     decompose_camera,
     exact_angles,
@@ -363,7 +364,7 @@ def pose_scores(
     has = np.isfinite(data.angles).all(1)
     labels, yaw = data.angles[has], data.yaw[has]
     published = np.abs(rotation_to_angles(rotation[has]) - labels)  # (m, 3)
-    exact = metrics.angle_differences(exact_angles(rotation[has], labels), labels)
+    exact = angle_differences(exact_angles(rotation[has], labels), labels)
     turn = metrics.geodesic(nearest_rotation(rotation[has]), angles_to_rotation(labels))
     scores, columns = {}, {}
 

@@ -24,15 +24,12 @@ def read_weights_file(path: str | os.PathLike) -> bytes:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no weights there; check the path, or give another file (-w for the network, "
-            "--detector-weights for the detector)"
-        )
+        raise FileNotFoundError(f"{path}: no weights there; check the path, or give another file")
     return path.read_bytes()
 
 
 def read_npy(path: str | os.PathLike) -> np.ndarray:
-    """One ``.npy`` array, memory-mapped files and pickled objects excluded.
+    """One ``.npy`` array, read whole; one with pickled objects is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -49,6 +46,13 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: expected one .npy array, found an archive")
     return array
+
+
+def is_inside(name: str) -> bool:
+    """Whether a stranger's file name stays below the folder that it is joined to."""
+    parts = name.replace("\\", "/").split("/")
+    is_rooted = not parts[0] or bool(os.path.splitdrive(name)[0])
+    return not is_rooted and ".." not in parts and any(part not in ("", ".") for part in parts)
 
 
 def require_files(needed: Iterable[tuple[Path, str]]) -> None:

@@ -229,7 +229,8 @@ class _Fit:
         normal[:, diagonal, diagonal] += 1e-12  # shift in depth, and turns of faces of no size
         step = -np.linalg.solve(normal, gradient[:, :, None])[:, :, 0]
         self.rotation = Rotation.from_rotvec(step[:, :3]).as_matrix() @ self.rotation
-        self.scale = self.scale * np.exp(step[:, 3])
+        # a longer step than e times as large: points that no face fits would run away
+        self.scale = self.scale * np.exp(step[:, 3].clip(-1, 1))
         self.shift = self.shift + step[:, 4 : 4 + d]
         self.coefficients = self.coefficients + step[:, 7:]
         return placed

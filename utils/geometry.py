@@ -8,8 +8,6 @@ Head angles in degrees, as seen by the viewer of the picture:
 
 import numpy as np
 
-from utils.metrics import angle_differences
-
 # Pitch and roll turn about the same axis from this |sin(yaw)| on, and up to this |cos(yaw)|.
 SINE_AT_POLE, COSINE_AT_POLE = 1 - 1e-9, 1e-6
 
@@ -123,3 +121,9 @@ def nearest_rotation(matrices: np.ndarray) -> np.ndarray:
     u, _, v = np.linalg.svd(np.asarray(matrices, dtype=np.float64))
     u[:, :, 2] *= np.linalg.det(u @ v)[:, None]  # no mirrors
     return u @ v
+
+
+def angle_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|a - b| in degrees the short way round, in [0, 180]."""
+    turn = np.abs(np.asarray(a, dtype=np.float64) - b) % 360
+    return np.minimum(turn, 360 - turn)

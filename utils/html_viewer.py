@@ -69,7 +69,10 @@ def to_html(mesh: trimesh.Trimesh, title: str) -> bytes:
     from trimesh.viewer.notebook import scene_to_html
 
     _ = mesh.vertex_normals  # cached ones are exported, without them the page would show facets
-    page = scene_to_html(trimesh.Scene(mesh))
+    # a camera without a name gets a random one, and the same face another file each time
+    scene = trimesh.Scene(mesh, camera=trimesh.scene.Camera(name="camera", fov=(60, 45)))
+    scene.set_camera()
+    page = scene_to_html(scene)
     head = (
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f"<title>{html.escape(title)}</title>"

@@ -181,13 +181,13 @@ class FacePipeline:
             return [[] for _ in images]
         found = np.concatenate(detections)  # (n, 5)
         roi_boxes = boxes_to_roi_boxes(found)  # (n, 4)
-        splits = np.cumsum(counts)[:-1]
+        ends = np.cumsum(counts)
+        own = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
         crops = np.concatenate(
-            [crop_faces(*pair) for pair in zip(images, np.split(roi_boxes, splits), strict=True)]
+            [crop_faces(image, roi_boxes[rows]) for image, rows in zip(images, own, strict=True)]
         )  # (n, 120, 120, 3)
         faces = self.faces_from_crops(crops, roi_boxes, found, dense)
-        ends = [0, *np.cumsum(counts)]
-        return [faces[ends[i] : ends[i + 1]] for i in range(len(images))]
+        return [faces[rows] for rows in own]
 
     def faces_from_crops(
         self, crops: np.ndarray, roi_boxes: np.ndarray, detections: np.ndarray, dense: bool

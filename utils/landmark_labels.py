@@ -9,7 +9,8 @@
                                 faces; null where a number is unknown
     FILE.csv                    photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...: a line for each
                                 face, empty where a number is unknown; a line of titles may be
-                                first; semicolons or tabs may stand for the commas
+                                first; semicolons (with decimal points or commas) or tabs may
+                                stand for the commas
 
 The first pixel's centre is 1, 1 in .pts and .mat files, as in MATLAB, and 0, 0 in the others.
 x points right, y down, z to the viewer in pixels.
@@ -23,10 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.files import is_inside
 from utils.geometry import angles_to_rotation
 from utils.matlab import read_mat
 from utils.morphable_model import NUM_LANDMARKS
-from utils.results import PHOTO_SUFFIXES
+from utils.photos import PHOTO_SUFFIXES
 
 
 @dataclass(eq=False)
@@ -107,7 +109,7 @@ def _points(faces: object, source: object) -> np.ndarray:
     """(n, 2 or 3, 68) from nested rows x, y(, z); one face or several."""
     try:
         points = np.array(faces, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{source}: expected 68 rows of numbers x, y or x, y, z") from error
     points = points[None] if points.ndim == 2 else points
     if points.ndim != 3 or points.shape[1] != NUM_LANDMARKS or points.shape[2] not in (2, 3):
@@ -134,11 +136,8 @@ def find_labels(source: Path, photos: Path | None = None) -> Iterator[LabelledFa
         raise ValueError(f"{source}: expected a folder of photos, a .json or a .csv file")
     folder = photos or source.parent
     for place, name, rows in (_of_json if kind == ".json" else _of_csv)(source):
-        parts = Path(name).parts
-        # an anchor: on Windows, paths from the root of a drive are not absolute
-        inside = parts and ".." not in parts and not Path(name).anchor
         try:
-            if not inside:
+            if not is_inside(name):
                 raise ValueError(f"{place}: the photo must lie in {folder}; --photos names another")
             for points in _points(rows, place):
                 flat = len(points) == 2
@@ -153,7 +152,7 @@ def _of_folder(folder: Path) -> Iterator[LabelledFace]:
     files = [path for path in files if not path.name.startswith(".")]
     photos = [path for path in files if path.suffix.lower() in PHOTO_SUFFIXES]
     labels = {path.with_suffix(path.suffix.lower()): path for path in files}
-    pictured, used = {photo.with_suffix("") for photo in photos}, 0
+    pictured, used = {photo.with_suffix("") for photo in photos}, {}
     for photo in photos:
         inner = photo.relative_to(folder)
         apart = folder / "landmarks" / inner.with_name(f"{photo.stem}_pts.mat")
@@ -161,8 +160,12 @@ def _of_folder(folder: Path) -> Iterator[LabelledFace]:
         label = next((labels[path] for path in candidates if path in labels), None)
         if label is None:
             continue
-        used += 1
         sample = LabelledFace(photo, inner.as_posix())
+        first = used.setdefault(label, photo)
+        if first != photo:
+            sample.reason = f"{photo}: {label.name} is taken as that of {first.name}"
+            yield sample
+            continue
         try:
             if label.suffix.lower() == ".pts":
                 sample.points = read_pts(label)
@@ -174,7 +177,8 @@ def _of_folder(folder: Path) -> Iterator[LabelledFace]:
         yield sample
     if not used:
         raise ValueError(
-            f"{folder}: {len(photos)} pictures, none with a .pts or .mat file of the same name"
+            f"{folder}: {len(photos)} pictures, none with a .pts or .mat file of the same name "
+            "beside it (of labels in a .json or .csv file that file is given)"
         )
     for path in files:
         is_label = path.suffix.lower() in (".pts", ".mat") and not path.stem.endswith("_pts")
@@ -185,7 +189,7 @@ def _of_folder(folder: Path) -> Iterator[LabelledFace]:
 
 def _of_json(path: Path) -> Iterator[tuple[str, str, object]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes(), object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(content, dict) or not content:
@@ -194,18 +198,34 @@ def _of_json(path: Path) -> Iterator[tuple[str, str, object]]:
         yield f"{path}, {name}", name, rows
 
 
+def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twin!r} is in it twice; a photo with several faces has a list of them")
+    return content
+
+
 def _of_csv(path: Path) -> Iterator[tuple[str, str, object]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            delimiter = max(",;\t", key=first.count)
+            beginning = file.read(2**16)
+            # decimal commas may be as many as the semicolons between them
+            delimiter = max("\t;,", key=beginning.count)
             file.seek(0)
+            is_before_faces = True
             for number, row in enumerate(csv.reader(file, delimiter=delimiter), 1):
-                if not row or (number == 1 and row[1:] and not any(map(_is_number, row[1:]))):
-                    continue  # an empty line, or the names of the columns
+                if delimiter != ",":
+                    row[1:] = [value.replace(",", ".") for value in row[1:]]
+                if not any(value.strip() for value in row):
+                    continue
+                if is_before_faces and _are_titles(row):
+                    continue
+                is_before_faces = False
                 values = [value.strip() or None for value in row[1:]]
-                if len(values) % NUM_LANDMARKS == 1 and values[-1] is None:
-                    values.pop()  # a comma at the end
+                while len(values) % NUM_LANDMARKS and values[-1] is None:
+                    values.pop()  # of rows filled up with commas
                 step = len(values) // NUM_LANDMARKS or 1
                 rows = [values[i : i + step] for i in range(0, len(values), step)]
                 yield f"{path}, line {number}", row[0].strip(), rows
@@ -213,9 +233,13 @@ def _of_csv(path: Path) -> Iterator[tuple[str, str, object]]:
         raise ValueError(f"{path}: not a CSV file ({error})") from error
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _are_titles(row: list[str]) -> bool:
+    """Whether a line names columns: no photo first, and words or rising numbers behind."""
+    numbers = []
+    for value in row[1:]:
+        try:
+            numbers.append(float(value))
+        except ValueError:
+            continue
+    is_photo = Path(row[0].strip()).suffix.lower() in PHOTO_SUFFIXES
+    return not is_photo and numbers == sorted(numbers)

@@ -110,12 +110,6 @@ def area_under_curve(errors: np.ndarray) -> float:
 # ------------------------------------------------------------------------------------- head pose
 
 
-def angle_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b| in degrees the short way round, in [0, 180]."""
-    turn = np.abs(np.asarray(a, dtype=np.float64) - b) % 360
-    return np.minimum(turn, 360 - turn)
-
-
 def geodesic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n,) degrees of the single turn between rotations (n, 3, 3).
 

@@ -4,7 +4,7 @@ Frames and units
     model   x right, y up, z towards the viewer, micrometres, as the mean face is stored.
     crop    the 120x120 network input: x right, y down, pixel centres at integers, z in the same
             unit towards the viewer. The camera maps the model to a 1-based y-up crop, hence
-            ``y_crop = 121 - y`` (``Y_FLIP``): this file is the one that knows it.
+            ``y_crop = 121 - y`` (``Y_FLIP``).
 
 Parameters (62)
     12 camera, row-major (3, 4) ``[A | t]``; 40 shape; 10 expression. The network works with

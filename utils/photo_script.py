@@ -15,15 +15,15 @@ import numpy as np
 
 from FaceBoxes import detection_limits, detection_scale
 from utils import results
-from utils.cli import STOPPED, at_least, say
+from utils.cli import STOPPED, at_least, counted, say
 from utils.cores import cpu_threads, usable_cores
 from utils.finished import LIST_NAME, FinishedPhotos
 from utils.inference import Face
 from utils.memory import is_out_of_memory
 from utils.model_options import add_model_options, open_model
 from utils.parallel import in_order
+from utils.photos import find_photos, unread
 from utils.pictures import read_image
-from utils.results import counted
 
 if TYPE_CHECKING:
     from synergy3DMM import SynergyNet
@@ -57,7 +57,7 @@ def parse_photo_options(
     """
     options = parser.parse_args(arguments)
     try:
-        options.photos = results.find_photos(options.files, options.png)
+        options.photos = find_photos(options.files, options.png)
     except FileNotFoundError as error:
         parser.error(str(error))
     for folder in {path.parent for _, path in options.photos}:
@@ -98,7 +98,7 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
     model = open_model(options, threads=max(1, cpu_threads() // options.jobs))
     say(model.description)
     for folder in filter(Path.is_dir, options.files):
-        if left_out := results.unread(folder.iterdir()):
+        if left_out := unread(folder.iterdir()):
             say(f"{folder}: not all photos are taken{left_out}")
     return model
 

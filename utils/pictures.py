@@ -70,7 +70,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if image.dtype.kind == "f":
         # .hdr, .exr, .pfm: no upper end
         is_radiance = content.startswith((b"#?", b"\x76\x2f\x31\x01", b"PF", b"Pf"))
-        brightest = np.nanmax(image if image.ndim == 2 else image[..., :3])
+        brightest = np.fmax.reduce(image if image.ndim == 2 else image[..., :3], axis=None)
         if not is_radiance and 1.5 < brightest < np.inf:  # resampling goes a little beyond 1
             raise ValueError(
                 f"{path}: floating point up to {brightest:g}, expected [0, 1]; save it with 8 or "

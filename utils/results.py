@@ -1,31 +1,24 @@
-"""What the scripts write for the faces of a photo, and which photos they take."""
+"""What the scripts write for the faces of a photo."""
 
 import json
-import os
 import sys
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from utils.cli import say
+from utils.cli import counted, say
 from utils.draw import contact_sheet, fit_into
 from utils.files import atomic_write, write_npz
 from utils.inference import Face
 from utils.mesh_io import MESH_SUFFIXES, TexturedMesh, save_mesh
 from utils.morphable_model import NUM_LANDMARKS, NUM_PARAMETERS, MorphableModel
 from utils.overlays import Overlays
+from utils.photos import PHOTO_SUFFIXES, face_names
 from utils.pictures import read_image, write_image
 from utils.render import normalized_coordinate_code, render_depth, render_pncc
 
-PHOTO_SUFFIXES = frozenset(
-    ".avif .bmp .dib .exr .gif .hdr .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .pic .png .pnm .ppm .pxm "
-    ".ras .sr .tif .tiff .webp".split()
-)
-# formats of photos that OpenCV does not read
-UNREAD_SUFFIXES = frozenset(".heic .heif .jxl .arw .cr2 .cr3 .dng .nef .orf .raf .rw2".split())
 NUMBER_FORMATS = ("npz", "json")
 MAP_FORMATS = ("depth", "pncc")
 # the published pictures: folder, what is drawn
@@ -50,86 +43,6 @@ TEXTURED_FORMATS = (*(suffix[1:] for suffix in MESH_SUFFIXES), "uv")
 FOLDERS = frozenset(
     [*PICTURES, "drawn", "numbers", "confidence", "turntable", *TEXTURED_FORMATS, *MAP_FORMATS]
 )
-
-
-def find_photos(paths: Sequence[Path], png_only: bool = False) -> list[tuple[str, Path]]:
-    """The photos of files and folders, each with the name its results get, no file twice.
-
-    Of a folder, hidden files are left out (what macOS puts beside each photo is one).
-
-    Raises:
-        FileNotFoundError: nothing is there, or a folder has no picture.
-    """
-    found: dict[str, Path] = {}  # absolute path -> path as it was first given
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
-        for file in _pictures_of(path, png_only) if path.is_dir() else [path]:
-            found.setdefault(os.path.abspath(file), file)
-    files = list(found.values())
-    return list(zip(result_names(files), files, strict=True))
-
-
-def result_names(files: Sequence[Path]) -> list[str]:
-    """What the results of each of some different files are called, all of them differently.
-
-    The name is the file's without its suffix; where files would share it, the suffix is kept, and
-    where that is not enough the folder's name comes before it.
-    """
-    stems = Counter(file.stem.casefold() for file in files)
-    names = [f.name if stems[f.stem.casefold()] > 1 else f.stem for f in files]
-    if _shared(names):  # a.jpg, a.png and a.jpg.png
-        names = [f.name for f in files]
-    # where names are still shared, the folder's name comes before them, then all of its path
-    for parts in (slice(-1, None), slice(1, None)):
-        shared = _shared(names)
-        names = [
-            "_".join([*f.absolute().parent.parts[parts], f.name]) if n.casefold() in shared else n
-            for f, n in zip(files, names, strict=True)
-        ]
-    return names
-
-
-def _shared(names: Sequence[str]) -> set[str]:
-    """Case-folded names that are there more than once: some systems see no difference."""
-    return {name for name, times in Counter(map(str.casefold, names)).items() if times > 1}
-
-
-def _pictures_of(folder: Path, png_only: bool) -> list[Path]:
-    suffixes = {".png"} if png_only else PHOTO_SUFFIXES
-    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    # a folder called x.jpg is taken too: reading it will say what it is
-    files = sorted(path for path in shown if path.suffix.lower() in suffixes)
-    # A link that leads nowhere stays, so that it is reported; a named pipe would be waited for.
-    files = [f for f in files if os.path.isfile(f) or os.path.isdir(f) or not os.path.exists(f)]
-    if not files:
-        kind = "PNG file" if png_only else "picture"
-        raise FileNotFoundError(
-            f"{folder}: the folder has no {kind}; give a photo or a folder{unread(shown)}"
-        )
-    return files
-
-
-def unread(paths: Iterable[Path]) -> str:
-    """What to say of photos among the files whose formats OpenCV does not read; '' of none."""
-    found = sorted({p.suffix.lower() for p in paths} & UNREAD_SUFFIXES)
-    return f" ({', '.join(found)} files are not read: convert them to JPEG)" if found else ""
-
-
-def face_names(name: str, count: int, others: set[str]) -> list[str]:
-    """A file name for each face of a photo: ``name``, ``name_1``, ...
-
-    Args:
-        others: case-folded names of all photos; a face whose name another photo has gets an
-            underscore more.
-    """
-    names = [name]
-    for i in range(1, count):
-        own = f"{name}_{i}"
-        while own.casefold() in others:
-            own += "_"
-        names.append(own)
-    return names
 
 
 def draw_pictures(
@@ -396,8 +309,3 @@ def summary(faces: Sequence[Face]) -> str:
     angles = [f"yaw {face.yaw:.1f} pitch {face.pitch:.1f} roll {face.roll:.1f}" for face in faces]
     more = ["..."] if len(angles) > 3 else []
     return f"{counted(len(faces), 'face')}: {'; '.join(angles[:3] + more)}"
-
-
-def counted(number: int, thing: str) -> str:
-    """``1 photo``, ``2 photos``."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -41,9 +41,9 @@ from utils.datasets import (
 from utils.distributed import World
 from utils.evaluation import score_aflw2000
 from utils.files import remove_partials
-from utils.geometry import camera_angles
+from utils.geometry import angle_differences, camera_angles
 from utils.memory import keep_freed_memory
-from utils.metrics import YAW_BINS, angle_differences, bin_means, nme
+from utils.metrics import YAW_BINS, bin_means, nme
 from utils.morphable_model import MorphableModel, split_camera
 from utils.parallel import in_order
 from utils.preprocessing import CROP_SIZE, PROTOCOL_BORDER
@@ -449,10 +449,10 @@ class Trainer:
         if world.is_main:
             say(self.sizes)
             remove_partials(options.out)  # of a killed run: checkpoints in size
-            log = TrainingLog(options.out, progress.epoch)
             self._say_beginning()
             if options.overwrite and not options.resume:
                 self._remove_old_run()
+            log = TrainingLog(options.out, progress.epoch)
         started, self.has_begun = time.time(), True
         while progress.epoch < options.epochs:
             epoch_started, seen = time.time(), progress.step
@@ -483,19 +483,20 @@ class Trainer:
                 )
 
     def _remove_old_run(self) -> None:
-        """The checkpoints, log and curves of the run that is given up, so that nobody takes them
-        for those of the new one; first of all what ``--resume`` would go on from."""
+        """What the run that is given up has left, lest it be taken for the new one's; first of all
+        what ``--resume`` would go on from."""
         self.last.unlink(missing_ok=True)
-        for name in ("best.pth.tar", EPOCH_NAME.format("*"), "log.csv", "curves.png"):
+        names = ["best.pth.tar", EPOCH_NAME.format("*"), "log.csv", "curves.png"]
+        for name in [*names, "tensorboard/events.out.tfevents.*"]:
             for path in self.options.out.glob(name):
                 path.unlink()
 
     def _say_beginning(self) -> None:
         """Says what the weights of --init score, and warns of too long a warm-up."""
-        options, total = self.options, self.options.epochs * self.steps_per_epoch
-        if options.schedule == "linear" and options.warmup > total / 2:
+        options, steps = self.options, self.options.epochs * self.steps_per_epoch
+        if options.schedule == "linear" and options.warmup > steps / 2:
             say(
-                f"the warm-up (--warmup {options.warmup}) is more than half of the {total} steps; "
+                f"the warm-up (--warmup {options.warmup}) is more than half of the {steps} steps; "
                 "give a smaller one, a smaller --batch-size, or more --epochs"
             )
         if options.init and self.progress.epoch == self.progress.step == 0:
@@ -664,6 +665,8 @@ class Trainer:
 
         The time is that of the steps; where reading the data takes longer, epochs will, too.
         """
+        if self.progress.step == self.steps_per_epoch:  # stopped between an epoch and the next
+            self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
         self.step.train()
         durations = []
         for _, batch in zip(range(steps), self._batches(), strict=False):

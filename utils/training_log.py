@@ -25,7 +25,10 @@ class TrainingLog:
         self.rows: list[dict[str, str]] = []
         if epochs and self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
+                table = csv.DictReader(file)
+                if "epoch" not in (table.fieldnames or ()):
+                    raise ValueError(f"{self.path}: not as it was written; move it away to go on")
+                self.rows = [row for row in table if int(row["epoch"]) <= epochs]
         self.events = None
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter

@@ -7,7 +7,6 @@ where it is installed, copies the sound.
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import subprocess
 import tempfile
@@ -421,7 +420,7 @@ class VideoWriter:
                 # ffmpeg, too, does not always tell of a full disk
                 if self._readable(together) < self.written - 1:
                     return "the sound is not copied: there may be no room for it on the disk"
-                os.replace(together, self.partial)
+                self.partial = together  # ``close`` gives it its name
                 return None
         reason = first_line(done.stderr.strip() or "no reason given")
         return f"the sound is not copied: ffmpeg says {reason!r}"

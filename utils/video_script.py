@@ -16,12 +16,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.cli import STOPPED, say
+from utils.cli import STOPPED, counted, say
 from utils.errors import UnavailableError
 from utils.memory import is_out_of_memory
 from utils.overlays import Overlays
 from utils.parallel import in_order
-from utils.results import counted
 from utils.video_io import LONGEST_GAP, VideoReader, VideoWriter
 from utils.video_numbers import VideoNumbers
 
@@ -93,9 +92,7 @@ class FrameWriter:
         self.video.abandon()
 
 
-def run_on_video(
-    options: argparse.Namespace, model: SynergyNet, reader: VideoReader | None = None
-) -> int:
+def run_on_video(options: argparse.Namespace, model: SynergyNet) -> int:
     """Goes through a video or camera; says what happened; 0, or 1 if it did not come to its end.
 
     The next frame is read, and the last one written, while one is worked on. Ctrl-C, a damaged end,
@@ -106,7 +103,6 @@ def run_on_video(
             ``base`` (path beside which the numbers lie, as ``file_of`` takes it), ``save``,
             ``draw``, ``smooth``, ``detect_every`` and ``show``.
         model: finds the faces.
-        reader: in place of that of ``files``.
 
     Raises:
         OSError, ValueError: nothing can be read, or the results cannot be written there.
@@ -116,7 +112,7 @@ def run_on_video(
     wants_pictures = options.video is not None or options.show
     done = faces_seen = 0
     is_stopped, failure = False, None
-    reader = reader or VideoReader(options.files, say)
+    reader = VideoReader(options.files, say)
     with (
         closing(reader),
         VideoNumbers(options.base, options.save) as numbers,

@@ -1,0 +1,34 @@
+"""The weights that ship are as good as the README says: on every eighth held-out photo."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from starter_kit.evaluate_network import ROI_BOX
+from starter_kit.landmark_statistics import LABEL_UNIT
+from synergy3DMM import SynergyNet
+from utils.files import read_npz
+from utils.metrics import nme
+from utils.pictures import read_zipped_image
+
+PHOTOS = ROOT.parent / "shared" / "photos"
+BOX = [26.5, 26.5, 133.5, 133.5]  # its roi box is ``ROI_BOX``
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"labelled photos not present: {PHOTOS}")
+def test_held_out_photos():
+    labels = read_npz(PHOTOS / "faces_val_labels.npz")
+    some = np.arange(0, len(labels["name"]), 8)
+    with zipfile.ZipFile(PHOTOS / "faces_val.zip") as archive:
+        images = [read_zipped_image(archive, str(name)) for name in labels["name"][some]]
+    model = SynergyNet(device="cpu")
+    target = labels["landmarks"][some] * float(LABEL_UNIT)
+    faces = [model(image, boxes=[BOX])[0] for image in images]
+    np.testing.assert_array_equal(faces[0].roi_box, ROI_BOX)
+    found = np.stack([face.landmarks for face in faces])
+    assert nme(found, target).mean() < 1.8
+    frames = labels["source"][some] == "p1"
+    human = labels["human_landmarks"][some][frames]
+    assert nme(found[frames], human).mean() < 4.2
