@@ -52,7 +52,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add_photo_options(parser)
     add = parser.add_argument
     add("--precropped", action="store_true", help="each photo is one face's square crop")
-    add("--texture", choices=("uv", "photo"), default="uv", help="where colours come from")
+    add("--texture", choices=("uv", "photo"), default="uv",
+        help="colours from --uv-dir (default), or from the photo itself")  # fmt: skip
     add("--uv-dir", type=Path, help="UV maps (uv_art; --precropped: texture_data/uv_real)")
     add("--texture-size", type=within(*texture.SIZE_RANGE), default=texture.DEFAULT_SIZE,
         help=f"texels a side of a photo's texture ({texture.DEFAULT_SIZE})")  # fmt: skip
@@ -67,7 +68,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--expression-from", type=Path, metavar="PHOTO", help="take its best face's expression")
     add("--frontal", action="store_true", help="without pose: upright, to the viewer, same size")
     add("--turntable", type=comma_list(CLIPS), default=(), metavar="LIST",
-        help=f"a clip of the head turning: {','.join(CLIPS)}")  # fmt: skip
+        help=f"a clip of the face swaying to both sides: {','.join(CLIPS)}")  # fmt: skip
     options = parse_photo_options(parser, arguments)
     if options.expression_from:
         if not options.expression_from.is_file():

@@ -60,7 +60,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[],
     )
     add(data, "--held-out", "held-out share of --data", type=float, default=0.02)
-    add(data, "--limit", "train on this many random faces of the set", type=at_least(0), default=0)
+    add(data, "--limit", "train on this many random faces; 0: all", type=at_least(0), default=0)
     add(data, "--augment", "see utils/augmentation.py", choices=AUGMENTATIONS, default="strong")
     add(data, "--pose-balanced", "draw rare large poses more often", action="store_true")
     add(data, "--train-size", "side of the training crops", type=at_least(32), default=CROP_SIZE)
@@ -106,7 +106,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         run,
         "--save-every-steps",
-        "save last.pth.tar within epochs too",
+        "save last.pth.tar every N steps too; 0: no",
         type=at_least(0),
         default=0,
     )

@@ -416,7 +416,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("labels", type=Path, nargs="+", help="folder, .json or .csv (forms below)")
     add("--out", type=Path, required=True, help="folder to write, new or empty")
     add("--photos", type=Path, help="where the photos of .json and .csv lie (default: beside them)")
-    about = "2D jaw points: seen contour or 3D points (default: pts_3d the latter, else contour)"
+    about = "2D jaw points lie on the visible contour, or on the model's jaw (auto: pts_3d only)"
     add("--jaw", choices=["auto", "contour", "model"], default="auto", help=about)
     add(
         "--max-error",

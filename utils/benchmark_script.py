@@ -79,7 +79,7 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
     if options.boxes and not len(data.pictured):
         raise FileNotFoundError(
             f"{data.photos / data.names[0]}: not there, nor any other whole picture, which "
-            "--boxes needs; `python -m tools.prepare_aflw2000 --photos` puts them there"
+            "--boxes needs; put the original pictures there, named as the crops"
         )
     aflw = None
     if options.aflw or (options.data / AFLW_LIST).exists():
