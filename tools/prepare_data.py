@@ -53,7 +53,7 @@ written to OUT: crops, list and parameters in the published layout, report.csv (
 face), report.json (summary), contact_sheet.png (worst fits, then some others),
 3dmm_data/param_whitening.pkl and, with --whitening set, face_model.npz, which --face-model wants
 
-exit code: 0 all done, 1 some or all faces were left out (report.csv says why), 2 wrong usage
+exit code: 0 all done, 1 some faces left out (see report.csv), or all (no set), 2 wrong usage
 """
 # Standard deviation of 2D and 3D labels, as ``fit_landmarks`` takes it; people's 2D labels have
 # 1.6 %.
