@@ -234,7 +234,7 @@ def test_other_content(tmp_path, face_model, model, change, word):
 
 def test_files_that_are_no_checkpoints(tmp_path, face_model, model):
     path, whole = tmp_path / "w.pth", io.BytesIO()
-    refused(path, face_model, "-w", error=FileNotFoundError)
+    refused(path, face_model, "no weights there; check the path", error=FileNotFoundError)
     refused(tmp_path, face_model, error=FileNotFoundError)
     torch.save(model.checkpoint(), whole)
     for content in (b"", b"text", whole.getvalue()[:1000], whole.getvalue()[:-1000]):
