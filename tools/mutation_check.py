@@ -207,8 +207,8 @@ MUTATIONS = (
     Mutation(
         "saturation turned round",
         "utils/augmentation.py",
-        "_blend_matrix(saturation, 1 - saturation)",
-        "_blend_matrix(1 - saturation, saturation)",
+        '_blend_matrix(drawn["saturation"], 1 - drawn["saturation"])',
+        '_blend_matrix(1 - drawn["saturation"], drawn["saturation"])',
         "tests/test_augmentation.py",
     ),
 )
