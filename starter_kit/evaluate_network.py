@@ -12,6 +12,7 @@ and views that nod or lean (``rotate_views.py``), of people who are in no traini
 import argparse
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -181,15 +182,19 @@ def score_turned(
     usable &= (np.abs(angles[:, 1:]) < 15).all(1)
     head = build_head(face_model)
 
-    def score(some: np.ndarray, turned: np.ndarray) -> float:
-        """(k,) photos, (k, 4) yaw, pitch, roll and lean -> mean NME of these views."""
+    @cache
+    def behind(i: int) -> np.ndarray:
+        return without_head(images[i], landmarks[i])
+
+    def score(some: np.ndarray, yaws: np.ndarray, nod: float = 0.0, lean: float = 0.0) -> float:
+        """Mean NME of the views of some photos (k,), turned to yaws (k,)."""
         if not len(some):
             return np.nan
         views, points = [], []
-        for i, angle in zip(some, turned, strict=True):
-            new, target = turn_labels(face_model, parameters[i], landmarks[i], angle, side)
-            behind = without_head(images[i], landmarks[i])
-            views.append(render_view(head, images[i], parameters[i], valid[i], new, behind))
+        for i, yaw in zip(some, yaws, strict=True):
+            angles = yaw, nod, 0.0, lean
+            new, target = turn_labels(face_model, parameters[i], landmarks[i], angles, side)
+            views.append(render_view(head, images[i], parameters[i], valid[i], new, behind(i)))
             points.append(target)
         return float(errors(views, np.stack(points)).mean())
 
@@ -199,22 +204,17 @@ def score_turned(
         some = rng.permutation(np.flatnonzero(fits))[:POSED]
         return some, angles[some, 0]
 
-    none = 0.0
     for wanted in NODDING_YAWS:
         some, yaw = choose(0, 30) if wanted is None else choose(wanted - 30, wanted)
         yaw = yaw if wanted is None else np.copysign(wanted, yaw)
         print(f"yaw {wanted or 'below 30'}, {len(some)} photos, NME of views that nod by")
         for nod in NODS:
-            turned = np.stack(np.broadcast_arrays(yaw, nod, none, none), 1)
-            print(f"  {nod:3} degrees {score(some, turned):.2f}")
+            print(f"  {nod:3} degrees {score(some, yaw, nod=nod):.2f}")
     some, yaw = choose(LEANING_YAW - 60, LEANING_YAW - 30)
     yaw = np.copysign(LEANING_YAW, yaw)
     print(f"yaw {LEANING_YAW}, {len(some)} photos, NME of views that lean by")
     for lean in LEANS:
-        both = [
-            score(some, np.stack(np.broadcast_arrays(yaw, none, none, leaning), 1))
-            for leaning in {lean, -lean}
-        ]
+        both = [score(some, yaw, lean=leaning) for leaning in {lean, -lean}]
         print(f"  {lean:2} degrees {np.mean(both):.2f}")
 
 
