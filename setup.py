@@ -47,7 +47,7 @@ setup(
             Extension(
                 "backbone_nets.fused_norm_cython",
                 ["backbone_nets/fused_norm_cython.pyx", "backbone_nets/fused_norm_kernel.cpp"],
-                depends=["backbone_nets/fused_norm_kernel.h"],
+                depends=["backbone_nets/fused_norm_kernel.h", "Sim3DR/portable.h"],
                 language="c++",
                 extra_compile_args=FLAGS + THREADS,
                 extra_link_args=THREADS,

@@ -1,4 +1,4 @@
-// What the kernel's files share: indices, vector code on every compiler, and threads.
+// What the kernels share, batch norm's too: indices, vector code on every compiler, and threads.
 #pragma once
 
 #include <cstddef>

@@ -6,10 +6,10 @@ then the gradient). It keeps the input and the statistics; backward recomputes t
 mask among it. ``fuse_batch_norm(model)`` makes a model use it; state-dict keys, parameters,
 buffers, evaluation and results (to float32 rounding) stay what they were.
 
-The fused kernel runs in training mode on float32 CPU tensors whose channels lie together in memory:
-(B, C, H, W) in ``torch.channels_last``, or (rows, C). Everything else takes PyTorch's own
-operations, by design: evaluation and frozen statistics, other devices and dtypes (autocast to
-bfloat16 too), other layouts, and compiling, tracing or exporting.
+The fused kernel runs in training mode on float32 or bfloat16 CPU tensors (of a float32 layer, as
+under autocast) whose channels lie together in memory: (B, C, H, W) in ``torch.channels_last``, or
+(rows, C). Everything else takes PyTorch's own operations, by design: evaluation and frozen
+statistics, other devices and dtypes, other layouts, and compiling, tracing or exporting.
 """
 
 import warnings
@@ -117,7 +117,7 @@ class _Fused:
             kernel is not None
             and self.training
             and x.device.type == "cpu"
-            and x.dtype == torch.float32
+            and x.dtype in (torch.float32, torch.bfloat16)
             and x.ndim in (2, 4)
             and x.numel() > x.shape[1] == self.num_features  # one row: PyTorch says what is wrong
             and x.is_contiguous(memory_format=_packed(x))
@@ -204,9 +204,11 @@ def _packed(x: Tensor) -> torch.memory_format:
 
 
 def _rows(x: Tensor) -> np.ndarray:
-    """The memory of a packed (B, C, H, W) or (R, C) tensor as (rows, C), without a copy."""
+    """The memory of a packed (B, C, H, W) or (R, C) tensor as (rows, C), without a copy; of
+    bfloat16 its bits."""
     x = x.detach()
-    return (x if x.ndim == 2 else x.permute(0, 2, 3, 1).view(-1, x.shape[1])).numpy()
+    x = x if x.ndim == 2 else x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -2,26 +2,32 @@
 """Typed binding of fused_norm_kernel.h; ``backbone_nets.fused_norm`` calls it.
 
 The shapes are what memory safety rests on, so they are checked here. Every function fills the
-arrays given last.
+arrays given last. Activations and their gradients are float32, or bfloat16 as the bits of it, in
+uint16, which numpy has no name for.
 """
 
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uint16_t
+
+ctypedef fused Number:
+    float
+    uint16_t
 
 cdef extern from "fused_norm_kernel.h" namespace "fused_norm" nogil:
     cdef struct Shape:
         ptrdiff_t rows, channels
-    void _forward "fused_norm::forward"(
-        const float*, Shape, const float*, const float*, double, float, float, int,
-        double*, double*, double*, float*
+    void _forward "fused_norm::forward"[T](
+        const T*, Shape, const float*, const float*, double, float, float, int,
+        double*, double*, double*, T*
     ) except +
-    void _backward "fused_norm::backward"(
-        const float*, const float*, Shape, const float*, const float*, const double*,
-        const double*, float, float, int, float*, float*, float*
+    void _backward "fused_norm::backward"[T](
+        const T*, const T*, Shape, const float*, const float*, const double*,
+        const double*, float, float, int, T*, float*, float*
     ) except +
 
 
 def forward(
-    const float[:, ::1] x,
+    const Number[:, ::1] x,
     const float[::1] weight,
     const float[::1] bias,
     double eps,
@@ -29,7 +35,7 @@ def forward(
     float high,
     int threads,
     double[:, ::1] statistics,
-    float[:, ::1] y,
+    Number[:, ::1] y,
 ):
     """Fills statistics (3, C) (mean, biased variance, 1 / std) and y (R, C) from x (R, C)."""
     cdef Shape shape
@@ -45,21 +51,21 @@ def forward(
 
 
 def backward(
-    const float[:, ::1] x,
-    const float[:, ::1] dy,
+    const Number[:, ::1] x,
+    const Number[:, ::1] dy,
     const float[::1] weight,
     const float[::1] bias,
     const double[:, ::1] statistics,
     float low,
     float high,
     int threads,
-    float[:, ::1] dx,
+    Number[:, ::1] dx,
     float[::1] dweight,
     float[::1] dbias,
 ):
     """Fills dx (R, C) unless it is None, dweight (C,) and dbias (C,) from dy (R, C)."""
     cdef Shape shape
-    cdef float* target = NULL
+    cdef Number* target = NULL
     shape.rows, shape.channels = x.shape[0], x.shape[1]
     _check(shape, dy.shape[0], dy.shape[1], weight.shape[0], bias.shape[0])
     if statistics.shape[0] != 3 or statistics.shape[1] != shape.channels:

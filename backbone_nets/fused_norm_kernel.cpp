@@ -3,67 +3,88 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <exception>
-#include <thread>
+#include <cstring>
 #include <vector>
 
-#ifdef _MSC_VER
-#define RESTRICT __restrict
-#else
-#define RESTRICT __restrict__
-#endif
+#include "../Sim3DR/portable.h"
+
+#define RESTRICT SIM3DR_RESTRICT
 
 namespace fused_norm {
 namespace {
 
-using Index = std::ptrdiff_t;
+using sim3dr::Index;
 
 constexpr Index CHUNKS = 64;           // units of work for threads
 constexpr Index SMALLEST = 1 << 16;    // numbers in a chunk: less is not worth a thread
 constexpr Index BLOCK = 1 << 14;       // numbers that stay in the cache between two readings
 constexpr Index WIDTH = 256;           // narrow rows are taken several at once, up to this width
 
-// ------------------------------------------------------------------ inner loops over `width`
-//
-// Independent channels, which every compiler turns into vectors. Memory sets the pace: twice as wide
-// vectors than x86-64's least (AVX2) make them a tenth faster, too little for code that chooses.
+// ------------------------------------------------------------------ numbers in memory
 
-void add_rows(const float* RESTRICT x, Index rows, Index width, float* RESTRICT sum) {
-    for (; rows >= 4; rows -= 4, x += 4 * width)
-        for (Index c = 0; c < width; ++c)
-            sum[c] += (x[c] + x[width + c]) + (x[2 * width + c] + x[3 * width + c]);
-    for (; rows > 0; --rows, x += width)
-        for (Index c = 0; c < width; ++c) sum[c] += x[c];
+inline float load(float x) { return x; }
+
+inline float load(BFloat16 x) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(x) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
 }
 
-void add_deviations(const float* RESTRICT x, Index rows, Index width, const float* RESTRICT mean,
+inline void store(float x, float& to) { to = x; }
+
+// Rounded to nearest, ties to even; NaN stays NaN. No branch, so that loops become vectors.
+inline void store(float x, BFloat16& to) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const std::uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    to = static_cast<BFloat16>(x == x ? rounded : 0x7FC0);
+}
+
+// ------------------------------------------------------------------ inner loops over `width`
+//
+// Independent channels, which every compiler turns into vectors; arithmetic is float whatever lies
+// in memory.
+
+template <class Number>
+SIM3DR_CLONES void add_rows(const Number* RESTRICT x, Index rows, Index width, float* RESTRICT sum) {
+    for (; rows >= 4; rows -= 4, x += 4 * width)
+        for (Index c = 0; c < width; ++c)
+            sum[c] += (load(x[c]) + load(x[width + c])) +
+                      (load(x[2 * width + c]) + load(x[3 * width + c]));
+    for (; rows > 0; --rows, x += width)
+        for (Index c = 0; c < width; ++c) sum[c] += load(x[c]);
+}
+
+template <class Number>
+SIM3DR_CLONES void add_deviations(const Number* RESTRICT x, Index rows, Index width, const float* RESTRICT mean,
                     float* RESTRICT sum, float* RESTRICT squares) {
     for (; rows >= 4; rows -= 4, x += 4 * width)
         for (Index c = 0; c < width; ++c) {
             const float m = mean[c];
-            const float p = x[c] - m, q = x[width + c] - m;
-            const float r = x[2 * width + c] - m, s = x[3 * width + c] - m;
+            const float p = load(x[c]) - m, q = load(x[width + c]) - m;
+            const float r = load(x[2 * width + c]) - m, s = load(x[3 * width + c]) - m;
             sum[c] += (p + q) + (r + s);
             squares[c] += (p * p + q * q) + (r * r + s * s);
         }
     for (; rows > 0; --rows, x += width)
         for (Index c = 0; c < width; ++c) {
-            const float p = x[c] - mean[c];
+            const float p = load(x[c]) - mean[c];
             sum[c] += p;
             squares[c] += p * p;
         }
 }
 
 // Comparisons written so that NaN stays NaN, as torch's clamp has it.
-void normalise_rows(const float* RESTRICT x, Index rows, Index width,
-                           const float* RESTRICT mean, const float* RESTRICT scale,
-                           const float* RESTRICT shift, float low, float high,
-                           float* RESTRICT y) {
+template <class Number>
+SIM3DR_CLONES void normalise_rows(const Number* RESTRICT x, Index rows, Index width, const float* RESTRICT mean,
+                    const float* RESTRICT scale, const float* RESTRICT shift, float low, float high,
+                    Number* RESTRICT y) {
     for (; rows > 0; --rows, x += width, y += width)
         for (Index c = 0; c < width; ++c) {
-            float z = (x[c] - mean[c]) * scale[c] + shift[c];
+            float z = (load(x[c]) - mean[c]) * scale[c] + shift[c];
             z = z < low ? low : z;
-            y[c] = z > high ? high : z;
+            store(z > high ? high : z, y[c]);
         }
 }
 
@@ -72,37 +93,39 @@ inline float passed(float dy, float y, float low, float high) {
     return (y <= low) | (y >= high) ? 0.0f : dy;
 }
 
-void add_gradients(const float* RESTRICT x, const float* RESTRICT dy, Index rows,
-                          Index width, const float* RESTRICT mean, const float* RESTRICT scale,
-                          const float* RESTRICT shift, float low, float high, float* RESTRICT sum,
-                          float* RESTRICT product) {
+template <class Number>
+SIM3DR_CLONES void add_gradients(const Number* RESTRICT x, const Number* RESTRICT dy, Index rows, Index width,
+                   const float* RESTRICT mean, const float* RESTRICT scale,
+                   const float* RESTRICT shift, float low, float high, float* RESTRICT sum,
+                   float* RESTRICT product) {
     for (; rows >= 2; rows -= 2, x += 2 * width, dy += 2 * width)
         for (Index c = 0; c < width; ++c) {
-            const float p = x[c] - mean[c], q = x[width + c] - mean[c];
+            const float p = load(x[c]) - mean[c], q = load(x[width + c]) - mean[c];
             const float y = p * scale[c] + shift[c], z = q * scale[c] + shift[c];
-            const float g = passed(dy[c], y, low, high), h = passed(dy[width + c], z, low, high);
+            const float g = passed(load(dy[c]), y, low, high);
+            const float h = passed(load(dy[width + c]), z, low, high);
             sum[c] += g + h;
             product[c] += g * p + h * q;
         }
     if (rows > 0)
         for (Index c = 0; c < width; ++c) {
-            const float p = x[c] - mean[c], y = p * scale[c] + shift[c];
-            const float g = passed(dy[c], y, low, high);
+            const float p = load(x[c]) - mean[c], y = p * scale[c] + shift[c];
+            const float g = passed(load(dy[c]), y, low, high);
             sum[c] += g;
             product[c] += g * p;
         }
 }
 
-void input_gradient(const float* RESTRICT x, const float* RESTRICT dy, Index rows,
-                           Index width, const float* RESTRICT mean, const float* RESTRICT scale,
-                           const float* RESTRICT shift, const float* RESTRICT constant,
-                           const float* RESTRICT slope, float low, float high,
-                           float* RESTRICT dx) {
+template <class Number>
+SIM3DR_CLONES void input_gradient(const Number* RESTRICT x, const Number* RESTRICT dy, Index rows, Index width,
+                    const float* RESTRICT mean, const float* RESTRICT scale,
+                    const float* RESTRICT shift, const float* RESTRICT constant,
+                    const float* RESTRICT slope, float low, float high, Number* RESTRICT dx) {
     for (; rows > 0; --rows, x += width, dy += width, dx += width)
         for (Index c = 0; c < width; ++c) {
-            const float d = x[c] - mean[c], y = d * scale[c] + shift[c];
-            const float g = passed(dy[c], y, low, high);
-            dx[c] = g * scale[c] - (constant[c] + d * slope[c]);
+            const float d = load(x[c]) - mean[c], y = d * scale[c] + shift[c];
+            const float g = passed(load(dy[c]), y, low, high);
+            store(g * scale[c] - (constant[c] + d * slope[c]), dx[c]);
         }
 }
 
@@ -151,19 +174,9 @@ void unfold(const Plan& plan, const std::vector<float>& sums, double* result) {
 template <class Task>
 void for_chunks(const Plan& plan, bool backwards, int threads, Task task) {
     std::atomic<Index> done{0};
-    auto work = [&] {
+    sim3dr::in_parallel(static_cast<int>(std::min<Index>(threads, plan.chunks)), [&](int) {
         for (Index i; (i = done++) < plan.chunks;) task(backwards ? plan.chunks - 1 - i : i);
-    };
-    std::vector<std::thread> helpers;
-    helpers.reserve(std::max(0, threads - 1));
-    try {
-        while (static_cast<Index>(helpers.size()) + 1 < std::min<Index>(threads, plan.chunks))
-            helpers.emplace_back(work);
-    } catch (const std::exception&) {
-        // no more threads, or no memory for one: those that run do it all
-    }
-    work();
-    for (std::thread& helper : helpers) helper.join();
+    });
 }
 
 // What turns x into y, in single precision: z = (x - mean) * scale + shift. The part of the mean
@@ -193,7 +206,8 @@ struct Sums {
 // Mean and sum of squared deviations of one chunk. Twice over a block: its mean, then what single
 // precision lost of it and the squares about it, which cannot cancel; blocks are joined in double
 // (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983).
-void chunk_statistics(const Plan& plan, const float* x, Index begin, Index end, Sums& sums) {
+template <class Number>
+void chunk_statistics(const Plan& plan, const Number* x, Index begin, Index end, Sums& sums) {
     double* mean = sums.total.data();
     double* squares = mean + plan.channels;
     for (Index first = begin; first < end; first += plan.block) {
@@ -228,9 +242,10 @@ void chunk_statistics(const Plan& plan, const float* x, Index begin, Index end, 
 
 }  // namespace
 
-void forward(const float* x, Shape shape, const float* weight, const float* bias, double eps,
+template <class Number>
+void forward(const Number* x, Shape shape, const float* weight, const float* bias, double eps,
              float low, float high, int threads, double* mean, double* variance,
-             double* inverse_std, float* y) {
+             double* inverse_std, Number* y) {
     const Plan plan(shape);
     std::vector<Sums> sums(plan.chunks, Sums(plan));
     for_chunks(plan, false, threads, [&](Index chunk) {
@@ -260,9 +275,10 @@ void forward(const float* x, Shape shape, const float* weight, const float* bias
     });
 }
 
-void backward(const float* x, const float* dy, Shape shape, const float* weight, const float* bias,
-              const double* mean, const double* inverse_std, float low, float high, int threads,
-              float* dx, float* dweight, float* dbias) {
+template <class Number>
+void backward(const Number* x, const Number* dy, Shape shape, const float* weight,
+              const float* bias, const double* mean, const double* inverse_std, float low,
+              float high, int threads, Number* dx, float* dweight, float* dbias) {
     const Plan plan(shape);
     const Affine affine(plan, weight, bias, mean, inverse_std);
     std::vector<Sums> sums(plan.chunks, Sums(plan));
@@ -315,5 +331,14 @@ void backward(const float* x, const float* dy, Shape shape, const float* weight,
                    });
     });
 }
+
+#define FOR_NUMBERS(Number)                                                                      \
+    template void forward(const Number*, Shape, const float*, const float*, double, float, float, \
+                          int, double*, double*, double*, Number*);                               \
+    template void backward(const Number*, const Number*, Shape, const float*, const float*,       \
+                           const double*, const double*, float, float, int, Number*, float*,      \
+                           float*);
+FOR_NUMBERS(float)
+FOR_NUMBERS(BFloat16)
 
 }  // namespace fused_norm

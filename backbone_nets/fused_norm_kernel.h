@@ -3,12 +3,16 @@
 // Nothing is checked here: the binding (fused_norm_cython.pyx) guarantees the shapes. Matrices are
 // (rows, channels), row-major and packed: a channels-last tensor without its first three names.
 // Work is cut into the same blocks and their sums are added in the same order whatever the number
-// of threads, so results do not depend on it.
+// of threads, so results do not depend on it. Activations and their gradients are float or
+// BFloat16; everything is computed in float or double.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace fused_norm {
+
+using BFloat16 = std::uint16_t;  // the upper half of a float's bits
 
 struct Shape {
     std::ptrdiff_t rows, channels;
@@ -17,14 +21,16 @@ struct Shape {
 // y = clamp((x - mean) / sqrt(variance + eps) * weight + bias, low, high), the statistics over
 // rows. They come back in double: mean, biased variance and 1 / sqrt(variance + eps), each
 // (channels).
-void forward(const float* x, Shape shape, const float* weight, const float* bias, double eps,
+template <class Number>
+void forward(const Number* x, Shape shape, const float* weight, const float* bias, double eps,
              float low, float high, int threads, double* mean, double* variance,
-             double* inverse_std, float* y);
+             double* inverse_std, Number* y);
 
 // The gradients of forward's x, weight and bias, given the one of y; nothing passes where the
 // clamp holds. dx may be null where nobody wants it.
-void backward(const float* x, const float* dy, Shape shape, const float* weight, const float* bias,
-              const double* mean, const double* inverse_std, float low, float high, int threads,
-              float* dx, float* dweight, float* dbias);
+template <class Number>
+void backward(const Number* x, const Number* dy, Shape shape, const float* weight,
+              const float* bias, const double* mean, const double* inverse_std, float low,
+              float high, int threads, Number* dx, float* dweight, float* dbias);
 
 }  // namespace fused_norm

@@ -77,6 +77,34 @@ def test_equals_torch_in_double(name, activation):
     assert_no_worse(step(fused, x, dy), step(plain, x, dy), step(exact, x.double(), dy))
 
 
+@pytest.mark.parametrize("activation", LAYERS)
+@pytest.mark.parametrize("name", INPUTS)
+def test_bfloat16_is_float32_rounded(name, activation):
+    shape, mean, std = INPUTS[name]
+    generator = torch.Generator().manual_seed(1)
+    x = channels_last(mean + std * torch.randn(shape, generator=generator)).bfloat16()
+    dy = torch.randn(shape, generator=generator).bfloat16()
+    half, full = (fuse_batch_norm(layer(shape[1], activation)) for _ in range(2))
+    assert half[0]._takes(x)
+    actual, expected = step(half, x, dy), step(full, x.float(), dy.float())
+    assert actual["y"].dtype == actual["dx"].dtype == torch.bfloat16
+    for key, value in expected.items():  # to the last bit
+        assert torch.equal(actual[key], value.to(actual[key].dtype)), key
+
+
+def test_every_bfloat16_goes_in_and_out():
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)
+    x = bits.view(torch.bfloat16).float().nan_to_num(1, 1, 1).clamp(-1e9, 1e9).bfloat16()
+    norm = fuse_batch_norm(nn.BatchNorm1d(2**16, eps=0))
+    rows = torch.stack([x, -x])  # mean 0, deviation |x|: what comes out is weight and -weight
+    nn.init.ones_(norm.weight).data.copy_(x.float())
+    assert norm._takes(rows)
+    sizes = x.float().abs()
+    expected = (x.float() * x.float().sign()).bfloat16()
+    kept = sizes > 1e-18  # the square of smaller ones is none
+    assert torch.equal(norm(rows)[0][kept], expected[kept])
+
+
 @pytest.mark.parametrize(("bias", "activation"), [(0.0, "relu"), (0.0, "relu6"), (6.0, "relu6")])
 def test_nothing_passes_exactly_at_the_clamp(bias, activation):
     plain = layer(8, activation)
@@ -98,9 +126,10 @@ def test_constant_channel_is_finite():
     assert (results["0.running_var"] == 0.9).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", LAYERS)
-def test_nan_is_not_clamped_away(activation):
-    x = channels_last(torch.randn(2, 4, 5, 5))
+def test_nan_is_not_clamped_away(activation, dtype):
+    x = channels_last(torch.randn(2, 4, 5, 5, dtype=dtype))
     x[1, 2, 3, 3] = torch.nan
     results = step(fuse_batch_norm(layer(4, activation)), x, torch.ones(x.shape))
     for name in ("y", "dx"):
@@ -286,7 +315,7 @@ def test_errors():
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("wrong", ["y", "weight", "statistics", "empty", "dtype", "layout"])
+@pytest.mark.parametrize("wrong", ["y", "weight", "statistics", "empty", "dtype", "mixed", "layout"])
 def test_binding_checks_what_memory_safety_rests_on(wrong):
     x, y = np.zeros((6, 4), np.float32), np.zeros((6, 4), np.float32)
     weight, statistics = np.ones(4, np.float32), np.zeros((3, 4))
@@ -300,16 +329,19 @@ def test_binding_checks_what_memory_safety_rests_on(wrong):
         x, y = x[:0], y[:0]
     elif wrong == "dtype":
         x = x.astype(np.float64)
+    elif wrong == "mixed":
+        x = x.astype(np.uint16)
     else:
         x = np.asfortranarray(x)
     bias = np.zeros(len(weight), np.float32)
     limits = (-np.inf, np.inf, 1)
-    with pytest.raises(ValueError):
+    refused = TypeError if wrong == "dtype" else ValueError  # neither of the two that there are
+    with pytest.raises(refused):
         fused_norm.kernel.forward(x, weight, bias, 1e-5, *limits, statistics, y)
     gradients = np.zeros(4, np.float32), np.zeros(4, np.float32)
-    with pytest.raises(ValueError):
+    with pytest.raises(refused):
         fused_norm.kernel.backward(x, y, weight, bias, statistics, *limits, y, *gradients)
-    with pytest.raises(ValueError):
+    with pytest.raises(refused):
         fused_norm.kernel.backward(x, y, weight, bias, statistics, *limits, None, *gradients)
 
 

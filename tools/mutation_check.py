@@ -163,6 +163,13 @@ MUTATIONS = (
         "tests/test_fuzz_native.py",
     ),
     Mutation(
+        "bfloat16 cut off, not rounded",
+        "backbone_nets/fused_norm_kernel.cpp",
+        "(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16",
+        "bits >> 16",
+        "tests/test_fuzz_native.py",
+    ),
+    Mutation(
         "One-Euro filter: the cut-off does not rise with speed",
         "utils/smoothing.py",
         "rate = frames * (self.rest + self.motion * self._significance(difference))",

@@ -141,7 +141,8 @@ def make_optimizer(
         return torch.optim.SGD(
             model.parameters(), rate, 0.9, weight_decay=weight_decay, nesterov=True
         )
-    return torch.optim.AdamW(decay_groups(model.parameters(), weight_decay), rate)
+    groups = decay_groups(model.parameters(), weight_decay)
+    return torch.optim.AdamW(groups, rate, fused=True)
 
 
 def check_batch_size(batch_size: int, samples: int, world: World) -> None:

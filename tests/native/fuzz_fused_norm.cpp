@@ -5,6 +5,7 @@
 // held against the formulas in double.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -15,11 +16,34 @@ namespace {
 
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
+using Halves = std::vector<fused_norm::BFloat16>;
 
 bool same_bits(const Floats& a, const Floats& b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float x, float y) {
         return x == y || (std::isnan(x) && std::isnan(y));
     });
+}
+
+// The nearest half, found from the two floats that it could be.
+fused_norm::BFloat16 nearest(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const std::uint32_t below = bits >> 16, rest = bits & 0xFFFF;
+    if (std::isnan(value)) return 0x7FC0;
+    const bool up = rest > 0x8000 || (rest == 0x8000 && below % 2 == 1);
+    return static_cast<fused_norm::BFloat16>(below + up);
+}
+
+float widened(fused_norm::BFloat16 half) {
+    const std::uint32_t bits = std::uint32_t(half) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+bool rounded(const Floats& full, const Halves& half) {
+    return std::equal(full.begin(), full.end(), half.begin(), half.end(),
+                      [](float x, fused_norm::BFloat16 y) { return nearest(x) == y; });
 }
 
 }  // namespace
@@ -51,8 +75,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     }
     for (int c = 0; c < channels; ++c) weight[c] = some[c % 16], bias[c] = some[c % 16 + 16];
 
-    auto run = [&](int on, Floats& y, Floats& dx, Floats& dweight, Floats& dbias, Doubles& mean,
-                   Doubles& variance, Doubles& inverse) {
+    const bool in_halves = flags & 16;  // numbers that halves hold, for both kernels
+    Halves half_x(count), half_dy(count);
+    for (std::size_t i = 0; in_halves && i < count; ++i) {
+        x[i] = widened(half_x[i] = nearest(x[i]));
+        dy[i] = widened(half_dy[i] = nearest(dy[i]));
+    }
+
+    auto run = [&](int on, const auto& x, const auto& dy, auto& y, auto& dx, Floats& dweight,
+                   Floats& dbias, Doubles& mean, Doubles& variance, Doubles& inverse) {
         fused_norm::forward(x.data(), shape, weight.data(), bias.data(), eps, low, high, on,
                             mean.data(), variance.data(), inverse.data(), y.data());
         fused_norm::backward(x.data(), dy.data(), shape, weight.data(), bias.data(), mean.data(),
@@ -61,11 +92,20 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     };
     Floats y(count), dx(count), dweight(channels), dbias(channels);
     Doubles mean(channels), variance(channels), inverse(channels);
-    run(1, y, dx, dweight, dbias, mean, variance, inverse);
+    run(1, x, dy, y, dx, dweight, dbias, mean, variance, inverse);
+    if (in_halves) {
+        Halves half_y(count), half_dx(count);
+        Floats dweight2(channels), dbias2(channels);
+        Doubles mean2(channels), variance2(channels), inverse2(channels);
+        run(threads, half_x, half_dy, half_y, half_dx, dweight2, dbias2, mean2, variance2, inverse2);
+        expect(same_bits(dweight, dweight2) && same_bits(dbias, dbias2) && rounded(y, half_y) &&
+                   (flags & 128 || rounded(dx, half_dx)),
+               "halves are computed as floats and rounded");
+    }
     if (threads > 1) {
         Floats y2(count), dx2(count), dweight2(channels), dbias2(channels);
         Doubles mean2(channels), variance2(channels), inverse2(channels);
-        run(threads, y2, dx2, dweight2, dbias2, mean2, variance2, inverse2);
+        run(threads, x, dy, y2, dx2, dweight2, dbias2, mean2, variance2, inverse2);
         expect(same_bits(y, y2) && same_bits(dx, dx2) && same_bits(dweight, dweight2) &&
                    same_bits(dbias, dbias2),
                "the number of threads changes nothing");
