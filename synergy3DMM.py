@@ -117,6 +117,10 @@ class SynergyNet:
             detector_weights = assets.find_detector_weights()
         elif detector_weights is not None and detector is not None:
             raise ValueError("detector_weights belong to FaceBoxes; a detector has its own")
+        if detector is not None and not callable(detector):
+            raise ValueError(
+                f"a detector is a function from a picture to boxes, not {type(detector).__name__}"
+            )
         if threads is not None and not (isinstance(threads, Integral) and threads >= 1):
             raise ValueError(f"threads must be a whole number, 1 or more, got {threads}")
         if not detect_size >= 2:
@@ -250,13 +254,18 @@ class SynergyNet:
     def draw(
         self,
         image: Image,
-        faces: Face | Sequence[Face],
+        faces: Face | Iterable[Face],
         drawings: str | Sequence[str] = DEFAULT_DRAWINGS,
     ) -> np.ndarray:
         """All faces on one picture, (H, W, 3) uint8 BGR; arguments as of ``Face.draw``."""
         from utils.overlays import Overlays  # imported here: numbers alone need no drawing
 
-        faces = [faces] if isinstance(faces, Face) else faces
+        faces = [faces] if isinstance(faces, Face) else list(faces)
+        if not all(isinstance(face, Face) for face in faces):
+            raise ValueError(
+                "expected the faces of one picture; a tracker gives pairs (id, face), a list of "
+                "pictures a list of such lists"
+            )
         return Overlays(self.face_model, drawings)(to_bgr8(as_picture(image)), faces)
 
     def tracker(self, smoothing: str = "light", detect_every: int = 10) -> FaceTracker:

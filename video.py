@@ -15,6 +15,7 @@ import cv2
 
 from utils import video_numbers
 from utils.cli import at_least, comma_list, run_script, say, script_parser
+from utils.files import check_writable
 from utils.inference import DEFAULT_DRAWINGS
 from utils.model_options import add_model_options, open_model
 from utils.overlays import DRAWINGS
@@ -67,7 +68,8 @@ def resolve_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     is_camera = options.files.isdecimal() and not Path(options.files).exists()
     options.files = int(options.files) if is_camera else Path(options.files)
     if not is_camera and not options.files.is_file():
-        parser.error(f"{options.files}: no such file, nor the number of a camera")
+        fault = "not a video file" if options.files.exists() else "no such file"
+        parser.error(f"{options.files}: {fault}, nor the number of a camera")
     options.base = options.out or default_video(options.files)
     options.video = options.base
     if options.no_video or (options.show and options.out is None):
@@ -91,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.show:
         check_window()
     if options.video or options.save:
-        options.base.parent.mkdir(parents=True, exist_ok=True)  # tried before all the work
+        check_writable(options.base.parent, "-o")  # tried before all the work
     model = open_model(options)
     say(model.description)
     try:

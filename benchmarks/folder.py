@@ -26,7 +26,7 @@ from tqdm import tqdm
 from singleImage import parse_options
 from synergy3DMM import SynergyNet
 from utils import assets, results
-from utils.cli import quiet, run_script
+from utils.cli import at_least, quiet, run_script
 from utils.photo_script import finished_photos, load_model, run_on_photos
 from utils.pictures import read_image, write_image
 
@@ -64,12 +64,10 @@ def resident_mb() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, help="default: singleImage.py's")
+    parser.add_argument("--photos", type=at_least(1), default=200)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser.add_argument("--jobs", type=at_least(1), help="default: singleImage.py's")
     args = parser.parse_args()
-    if args.photos < 1 or args.rounds < 1:
-        parser.error("--photos and --rounds must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         make_photos(folder / "photos", args.photos)
@@ -105,13 +103,19 @@ def main() -> None:
         written = [
             len(list((folder / way / "landmarks").glob("*.jpg"))) for way in ("plain", "ours")
         ]
-    speed = {way: args.photos / np.median(times) for way, times in seconds.items()}
-    print(
-        f"{args.photos} photos, {options.jobs} at once, with faces: {written[0]} and {written[1]}"
-    )
-    print(f"plain loop, PyTorch   {speed['plain']:6.1f} photos/s")
-    print(f"singleImage.py        {speed['ours']:6.1f} photos/s")
-    print(f"ratio                 {speed['ours'] / speed['plain']:6.2f}")
+    if written[0] != written[1]:
+        raise SystemExit(f"faces in {written[0]} photos, and in {written[1]}: not the same result")
+    print(f"{args.photos} photos, {options.jobs} at once, with faces: {written[0]}\n")
+    print("| way | photos/s | quartiles |")
+    print("|---|---|---|")
+    medians = []
+    for name, times in zip(
+        ("plain loop, PyTorch", "singleImage.py"), seconds.values(), strict=True
+    ):
+        low, median, high = np.percentile(args.photos / np.array(times), [25, 50, 75])
+        medians.append(median)
+        print(f"| {name} | {median:.1f} | {low:.1f}–{high:.1f} |")
+    print(f"| ratio | {medians[1] / medians[0]:.2f} | |")
     if len(resident) > 50:
         print(f"memory after photo 50 {resident[49]:.0f} MB, after the last {resident[-1]:.0f} MB")
 

@@ -114,9 +114,9 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--threads", type=int, default=cpu_threads(), help="default: the cores at hand")
+    add("--threads", type=at_least(1), default=cpu_threads(), help="default: the cores at hand")
     add("--repeats", type=at_least(1), default=15)
-    add("--batches", type=int, nargs="+", default=[1, 8, 64], help="crops at once")
+    add("--batches", type=at_least(1), nargs="+", default=[1, 8, 64], help="crops at once")
     add("--photo", default=assets.ROOT / "img" / "astronaut.jpg")
     args = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != str(args.threads):  # numpy read it when imported

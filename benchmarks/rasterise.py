@@ -215,7 +215,9 @@ def growth(grid: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=at_least(1), default=15)
-    parser.add_argument("--grid", type=int, default=231, help="vertices on each side of the mesh")
+    parser.add_argument(
+        "--grid", type=at_least(5), default=231, help="vertices on each side of the mesh"
+    )
     args = parser.parse_args()
     cv2.setNumThreads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # read by Sim3DR where no number of threads is given

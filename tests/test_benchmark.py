@@ -746,3 +746,11 @@ def test_tables_and_page_without_optional_parts(copy, truth, face_model):
     assert "Head pose" not in page
     table = Table("title", ("", "a"), [("x", 1.0), ("longer", float("nan"))])
     assert table_text(table) == "title\n             a\n  x       1.00\n  longer     -"
+
+
+@pytest.mark.parametrize("name", [aflw2000.CROPS, aflw2000.PHOTOS])
+def test_the_sets_own_pictures_are_not_drawn_over(command, folder, name):
+    before = {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+    with pytest.raises(ValueError, match=f"{name}: the pictures of the set lie there"):
+        benchmark.main([*command, str(folder), "-o", str(folder / name)])
+    assert {path.name: path.read_bytes() for path in (folder / name).iterdir()} == before

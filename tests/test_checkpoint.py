@@ -186,6 +186,27 @@ def test_weights_that_are_no_numbers(tmp_path, face_model, model, value):
     refused(tmp_path / "w.pth", face_model, key, "NaN or infinite values")
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x: x.to_sparse(), "not a plain tensor"),
+        (lambda x: x.to("meta"), "not a plain tensor"),
+        (lambda x: x.to(torch.complex64), "not a plain tensor"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "not a plain tensor"),
+        (lambda x: x.long(), "int64, expected floating point"),
+        (lambda x: x > 0, "bool, expected floating point"),
+        (lambda x: -x.abs() - 1, "negative variances"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # quantisation goes from PyTorch
+def test_weights_of_another_kind(tmp_path, face_model, model, change, reason):
+    content = copy.deepcopy(model.checkpoint())
+    key = next(k for k in content["state_dict"] if k.endswith("running_var"))
+    content["state_dict"][key] = change(content["state_dict"][key])
+    torch.save(content, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", face_model, key, reason)
+
+
 def test_published_weights_of_another_size(tmp_path, face_model, model):
     buffers = published_buffers()
     buffers["u"] = buffers["u"][:-3]

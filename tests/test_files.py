@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 from conftest import Evil
+from PIL import Image, features
 
 from utils import files
 from utils.array_pickle import read_array_pickle
-from utils.files import atomic_write, new_folder, read_npy
+from utils.files import atomic_write, map_npy, new_folder, read_npy
 from utils.pictures import read_image, to_bgr8, write_image
 
 # ---------------------------------------------------------------------------------------- pictures
@@ -159,6 +160,39 @@ def test_orientation_tag_is_obeyed(tmp_path, orientation, kind):
     as_stored = read_image(path)
     path.write_bytes(with_exif(path.read_bytes(), orientation))
     np.testing.assert_array_equal(read_image(path), UPRIGHT[orientation](as_stored))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_orientation_of_avif_is_obeyed(tmp_path, orientation, mode):
+    stored = picture()
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    Image.fromarray(stored[..., ::-1]).convert(mode).save(
+        tmp_path / "a.avif", quality=100, exif=tag.tobytes()
+    )
+    found, expected = read_image(tmp_path / "a.avif"), UPRIGHT[orientation](stored)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(float) - expected).mean() < 3
+
+
+def test_a_mapped_array_is_refused_like_one_that_is_read(tmp_path):
+    array, path = np.arange(12).reshape(3, 4), tmp_path / "a.npy"
+    np.save(path, array)
+    whole = path.read_bytes()
+    assert isinstance(map_npy(path), np.memmap) and (map_npy(path) == array).all()
+    np.savez(tmp_path / "b.npz", array)
+    np.save(tmp_path / "c.npy", np.array([{}]), allow_pickle=True)
+    others = [(tmp_path / name).read_bytes() for name in ("b.npz", "c.npy")]
+    for content in (b"", b"text", whole[:60], whole[:-1], *others):
+        path.write_bytes(content)
+        for read in (read_npy, map_npy):
+            with pytest.raises(ValueError, match=r"a\.npy: ") as refused:
+                read(path)
+            assert "allow_pickle" not in str(refused.value)
+    with pytest.raises(FileNotFoundError):
+        map_npy(tmp_path / "none.npy")
 
 
 @pytest.mark.parametrize("name", ["a b.png", "Zoë 名 😀.png", "%s '\"$.png", "-x.png", "a" * 200])

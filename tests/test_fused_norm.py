@@ -315,7 +315,9 @@ def test_errors():
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("wrong", ["y", "weight", "statistics", "empty", "dtype", "mixed", "layout"])
+@pytest.mark.parametrize(
+    "wrong", ["y", "weight", "statistics", "empty", "dtype", "mixed", "layout"]
+)
 def test_binding_checks_what_memory_safety_rests_on(wrong):
     x, y = np.zeros((6, 4), np.float32), np.zeros((6, 4), np.float32)
     weight, statistics = np.ones(4, np.float32), np.zeros((3, 4))

@@ -582,6 +582,10 @@ def test_all_faces_on_one_picture_and_through_frames(api):
         expected = face.draw(expected, "landmarks")
     np.testing.assert_array_equal(drawn, expected)
     assert (drawn != PHOTOS[3]).any()
+    np.testing.assert_array_equal(api.draw(PHOTOS[3], iter(faces), "landmarks"), drawn)
+    for other in (list(enumerate(faces)), [faces]):
+        with pytest.raises(ValueError, match="expected the faces of one picture; a tracker"):
+            api.draw(PHOTOS[3], other)
     tracker = api.tracker("strong", detect_every=3)
     assert isinstance(tracker, FaceTracker) and tracker.pipeline is api.pipeline
     assert tracker.strength is STRENGTHS["strong"] and tracker.detect_every == 3
@@ -613,6 +617,7 @@ def test_boxes_outside_the_picture_are_refused(pipeline, box):
         ({"threads": 1.5}, "threads must be a whole number, 1 or more, got 1.5"),
         ({"detect_size": 0}, "detect_size must be at least 2 pixels, got 0"),
         ({"score_threshold": 2}, "score_threshold must lie in"),
+        ({"detector": 5}, "a detector is a function from a picture to boxes, not int"),
     ],
 )
 def test_wrong_options_of_the_model_are_refused(options, message):
@@ -699,6 +704,12 @@ def test_a_face_saves_itself_by_suffix(two_faces, tmp_path):
     (record,) = json.loads((tmp_path / "a.json").read_text())["faces"]
     assert record["yaw"] == pytest.approx(face.yaw, abs=1e-6)
     np.testing.assert_array_equal(read_image(tmp_path / "deep/er/a.PNG"), face.draw(image))
+
+
+def test_a_face_has_no_texture_from_another_picture(two_faces, tmp_path):
+    with pytest.raises(ValueError, match="picture of 4x3 pixels: it is not the photo"):
+        two_faces[0].save(tmp_path / "a.glb", PHOTOS[0][:3, :4])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

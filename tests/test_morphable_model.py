@@ -345,6 +345,11 @@ def test_misshapen_scale_and_missing_array_in_npz(tmp_path):
     arrays = tiny_face_arrays() | {"w_shp_scale": np.ones((450, 1), np.float32)}
     np.savez(tmp_path / "scale.npz", **arrays)
     refused(tmp_path / "scale.npz", "w_shp_scale")
+    for kind in (bool, complex):
+        arrays = tiny_face_arrays() | {"w_exp_scale": np.ones(10, np.float32)}
+        arrays["w_exp_sim"] = arrays["w_exp_sim"].astype(kind)
+        np.savez(tmp_path / "kind.npz", **arrays)
+        refused(tmp_path / "kind.npz", "w_exp_sim must be numbers")
     arrays = tiny_face_arrays()
     del arrays["w_exp_sim"]
     np.savez(tmp_path / "missing.npz", **arrays)

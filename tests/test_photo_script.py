@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from utils.cli import STOPPED, at_least, comma_list, counted, run_script, within
+from utils.cli import (
+    STOPPED,
+    at_least,
+    comma_list,
+    counted,
+    run_script,
+    script_parser,
+    within,
+)
 from utils.errors import UnavailableError
 from utils.finished import FinishedPhotos
 from utils.photo_script import (
@@ -44,6 +52,28 @@ def test_numbers_on_the_command_line():
     for kind, bad in ((int, "1.5"), (int, "-1"), (float, "nan"), (float, "inf"), (float, "x")):
         with pytest.raises(ArgumentTypeError, match=f"0 or more, not '{bad}'"):
             at_least(0, kind)(bad)
+
+
+@pytest.mark.parametrize("arguments", [["-o", ""], ["-o="], ["--out="], [""]])
+def test_empty_arguments_are_refused(arguments, capsys):
+    parser = script_parser("What it does.")
+    parser.add_argument("-o", "--out", type=Path)  # "" would be the current folder
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(arguments)
+    assert "a variable that is not set?" in capsys.readouterr().err
+    assert parser.parse_args(["-o", "a="]).out == Path("a=")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_full_disk_under_the_log_ends_no_run(tmp_path, stream):
+    command = ["-f", str(ROOT / "img"), "-o", str(tmp_path), "-j", "1", "--device", "cpu"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "singleImage.py", *command], cwd=ROOT, **{stream: full}
+        )
+    assert done.returncode == 0
+    assert len(list((tmp_path / "landmarks").iterdir())) == len(list((ROOT / "img").glob("*.jpg")))
 
 
 @pytest.mark.parametrize(

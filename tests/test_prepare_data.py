@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 
 import cv2
@@ -466,3 +467,18 @@ def test_hidden_files_of_a_mac_are_no_faces(labelled, tmp_path):
         (folder / name).write_bytes(b"\0\5\x16\7")
     found = list(find_labels(folder))
     assert len(found) == COUNT and not any(face.reason for face in found)
+
+
+def test_a_closed_folder_is_not_passed_over(labelled, tmp_path, capsys, monkeypatch):
+    folder = labelled("pts")
+    (folder / "closed").mkdir()
+    scandir = os.scandir
+
+    def closed(path="."):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert run(folder, "--out", tmp_path / "set") == 2
+    assert "Permission denied" in capsys.readouterr().err

@@ -419,6 +419,10 @@ def test_scores_on_other_faces_are_not_compared(options, tmp_path, capsys):
     assert "the best epoch is chosen anew" in capsys.readouterr().out
     saved = read_checkpoint(path)
     assert saved["best_epoch"] == 2 and saved["best_score"] > 0.001
+    # nor on crops of another size
+    assert main_train.main([*again, "--epochs", "3", "--train-size", "40"]) == 0
+    assert "other validation crops; the best epoch is chosen anew" in capsys.readouterr().out
+    assert read_checkpoint(path)["best_epoch"] == 3
     # a held-out part that moves would be faces that were trained on
     held_out = [*mine, "--held-out", "0.25", "--out", str(tmp_path / "b")]
     assert main_train.main([*held_out, "--epochs", "1"]) == 0
@@ -781,6 +785,17 @@ def test_a_log_that_another_program_has_saved(whole_run, tmp_path):
     (tmp_path / "log.csv").write_text((whole_run / "log.csv").read_text().replace(",", ";"))
     with pytest.raises(ValueError, match=r"log\.csv: not as it was written; move it away"):
         TrainingLog(tmp_path, 2)
+    (tmp_path / "log.csv").write_text("epoch,loss\nabc,1\n")
+    with pytest.raises(ValueError, match=r"log\.csv: not as it was written \(invalid literal"):
+        TrainingLog(tmp_path, 2)
+
+
+def test_a_folder_that_cannot_be_written_costs_no_epoch(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training.Trainer, "train_step", lambda *_: pytest.fail("it was trained"))
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        assert main_train.main([*options, "--out", str(out)]) == 2
+        assert f"{out}: no files can be written there" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------- the published recipe

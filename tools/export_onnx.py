@@ -10,7 +10,6 @@ python -m tools.export_onnx -w pretrained/best_pose.pth.tar -o somewhere --forma
 
 import io
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from model_building import SynergyNet, load_synergynet
 from utils import assets
 from utils.cli import comma_list, complain, run_script, script_parser
-from utils.files import atomic_write
+from utils.files import atomic_write, check_writable
 from utils.geometry import SINE_AT_POLE
 from utils.inference import faces_from_parameters
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
@@ -398,7 +397,7 @@ def write_exports(
     """
     model_3d = load_morphable_model(face_model)
     model = load_synergynet(weights, model_3d)
-    check_writable(out)
+    check_writable(out, "-o")
     metadata = {
         "network": "SynergyNet",
         "backbone": model.backbone_name,
@@ -431,18 +430,6 @@ def write_exports(
         path = (out / f"synergynet_face{SUFFIXES[form]}").as_posix()
         lines += ["", f"{path} in use:", "", snippet(form, path, graphs[1].outputs)]
     return lines
-
-
-def check_writable(folder: Path) -> None:
-    """Makes the folder; raises OSError, before the work is done, where no file can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"{folder}: no files can be written there ({error.strerror}); give a folder with -o"
-        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from utils import assets, evaluation
 from utils import benchmark_report as report
 from utils.aflw2000 import AFLW_LIST, Aflw21, BenchmarkSet, open_aflw21, open_benchmark
 from utils.cli import complain, say
+from utils.files import check_writable
 from utils.inference import Detector
 from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.runtime import choose_engine
@@ -92,7 +93,13 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
     if "detector" in options.boxes:
         path = options.detector_weights or assets.find_detector_weights()
         detector = FaceBoxes(path, device, engine=engine)
-    options.out.mkdir(parents=True, exist_ok=True)
+    inputs = [data.crop_folder, data.photos, *([aflw.crop_folder] if aflw else [])]
+    if options.out.resolve() in [folder.resolve() for folder in inputs]:
+        raise ValueError(
+            f"{options.out}: the pictures of the set lie there, and those drawn have the same "
+            "names; choose another place with --out"
+        )
+    check_writable(options.out, "--out")
     settings = {
         "weights": assets.shown(weights),
         "face_model": f"{assets.shown(face_model.source)} ({face_model.fingerprint})",

@@ -62,6 +62,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise ValueError(f"{path}: holds no state dict of tensors")
+    for key, value in state.items():
+        is_dense = value.layout == torch.strided and value.device.type == "cpu"
+        if not is_dense or value.is_quantized or value.is_complex():
+            raise ValueError(f"{path}: {key} is not a plain tensor of real numbers")
     content["state_dict"] = {
         key.removeprefix("module."): value.float() if value.is_floating_point() else value
         for key, value in state.items()
@@ -70,10 +74,15 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def require_finite(state: dict[str, Tensor], path: object) -> None:
-    """Raises ValueError where weights hold NaN or infinite values; names the file and the key."""
+    """Raises ValueError where weights are whole numbers, NaN, infinite, or variances below zero;
+    names the file and the key."""
     for key, value in state.items():
+        if not (value.is_floating_point() or key.endswith("num_batches_tracked")):
+            raise ValueError(f"{path}: {key} holds {value.dtype}, expected floating point")
         if not torch.isfinite(value).all():
             raise ValueError(f"{path}: {key} holds NaN or infinite values; the file is damaged")
+        if key.endswith("running_var") and (value < 0).any():
+            raise ValueError(f"{path}: {key} holds negative variances; the file is damaged")
 
 
 def check_face_model(content: dict[str, Any], face_model: MorphableModel, path: object) -> None:

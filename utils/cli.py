@@ -51,8 +51,9 @@ def _write(text: str, stream: IO[str] | None, above_bar: bool = False) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-# What writing to a closed pipe or terminal gives; Windows' pipes EINVAL.
-_CLOSED = (errno.EPIPE, errno.EIO, *([errno.EINVAL] if sys.platform == "win32" else []))
+# What writing to a closed pipe or terminal gives, or to a full disk; Windows' pipes EINVAL.
+_CLOSED = (errno.EPIPE, errno.EIO, errno.ENOSPC)
+_CLOSED += (errno.EINVAL,) if sys.platform == "win32" else ()
 
 
 @contextmanager
@@ -131,6 +132,15 @@ class ShortHelp(argparse.RawDescriptionHelpFormatter):
 
 
 class ScriptParser(argparse.ArgumentParser):
+    """Its messages move no cursor, and an empty argument is refused: none of ours means anything,
+    and ``Path("")`` is the current folder."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        for argument in sys.argv[1:] if args is None else args:
+            if not argument or (argument.startswith("-") and argument.endswith("=")):
+                self.error(f"empty argument {argument!r}: a variable that is not set?")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         super().error(plain(message))
 

@@ -36,7 +36,7 @@ from utils.array_pickle import read_array_pickle
 from utils.augmentation import Batch
 from utils.cli import say
 from utils.distributed import local_rank
-from utils.files import atomic_write, is_inside, new_folder, read_npz
+from utils.files import atomic_write, is_inside, map_npy, new_folder, read_npz
 from utils.geometry import camera_angles
 from utils.morphable_model import NUM_PARAMETERS, MorphableModel, split_camera
 from utils.parallel import in_order
@@ -115,7 +115,7 @@ class PackedFaces(Faces):
         for name in ("images.npy", "labels.npz"):
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(f"{self.folder / name}: not a packed set, no such file")
-        images = np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        images = map_npy(self.folder / "images.npy")
         labels = read_npz(self.folder / "labels.npz")
         if images.ndim != 4 or images.shape[1:] != (images.shape[1],) * 2 + (3,):
             raise ValueError(f"{self.folder}: images must be (n, S, S, 3), found {images.shape}")
@@ -158,7 +158,9 @@ class PackedFaces(Faces):
         if "names" in labels:
             names = labels["names"]
             self.names = (
-                np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names
+                np.char.decode(names, "utf-8", "backslashreplace")
+                if names.dtype.kind == "S"
+                else names
             ).tolist()
 
     def images(self, indices: np.ndarray) -> np.ndarray:

@@ -48,6 +48,17 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
     return array
 
 
+def map_npy(path: str | os.PathLike) -> np.ndarray:
+    """One ``.npy`` array that stays on the disk until it is used; errors as of ``read_npy``."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:
+        reason = _reason(path, error, b"\x93NUMPY")
+        raise ValueError(f"{path}: not a readable .npy array of numbers ({reason})") from error
+
+
 def is_inside(name: str) -> bool:
     """Whether a stranger's file name stays below the folder that it is joined to."""
     parts = name.replace("\\", "/").split("/")
@@ -150,6 +161,19 @@ def replace_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
             if sys.platform != "win32" or time.monotonic() > end:
                 raise
             time.sleep(0.05)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Makes the folder; raises OSError, before the work is done, where no file can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{folder}: no files can be written there ({error.strerror}); choose another place "
+            f"with {option}"
+        ) from error
 
 
 def remove_partials(folder: str | os.PathLike) -> None:

@@ -18,6 +18,7 @@ x points right, y down, z to the viewer in pixels.
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,11 @@ def find_labels(source: Path, photos: Path | None = None) -> Iterator[LabelledFa
 
 
 def _of_folder(folder: Path) -> Iterator[LabelledFace]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    def fail(error: OSError) -> None:  # rglob passes over folders that are closed to us
+        raise error
+
+    found = (Path(at, name) for at, _, names in os.walk(folder, onerror=fail) for name in names)
+    files = sorted(path for path in found if path.is_file())
     # macOS leaves a second, hidden file beside each that it copies to a disk of another kind
     files = [path for path in files if not path.name.startswith(".")]
     photos = [path for path in files if path.suffix.lower() in PHOTO_SUFFIXES]

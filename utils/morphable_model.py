@@ -317,6 +317,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     for basis in ("w_shp", "w_exp"):
         if {f"{basis}_scale", f"{basis}_sim"} <= arrays.keys():
             columns, scale = arrays[f"{basis}_sim"], arrays[f"{basis}_scale"]
+            if columns.dtype.kind not in "fiu":
+                raise ValueError(f"{path}: {basis}_sim must be numbers, found {columns.dtype}")
             if scale.dtype.kind != "f" or scale.shape != columns.shape[1:]:
                 raise ValueError(
                     f"{path}: {basis}_scale has shape {scale.shape}, expected one number for each "

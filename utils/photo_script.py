@@ -17,6 +17,7 @@ from FaceBoxes import detection_limits, detection_scale
 from utils import results
 from utils.cli import STOPPED, at_least, counted, say
 from utils.cores import cpu_threads, usable_cores
+from utils.files import check_writable
 from utils.finished import LIST_NAME, FinishedPhotos
 from utils.inference import Face
 from utils.memory import is_out_of_memory
@@ -118,7 +119,7 @@ def finished_photos(
     Raises:
         OSError: the folder cannot be made, or the list not be read or written.
     """
-    options.out.mkdir(parents=True, exist_ok=True)  # tried before any photo is read
+    check_writable(options.out, "-o")  # tried before any photo is read
     is_folder = len(options.photos) > 1 or options.files[0].is_dir()
     if not (is_folder or (options.out / LIST_NAME).exists()):
         return None

@@ -273,7 +273,8 @@ def textured_face(face: Face, image: np.ndarray, size: int = DEFAULT_SIZE) -> Te
         TexturedMesh, image frame, with texture, confidence and the vertices' colours.
 
     Raises:
-        ValueError: no dense mesh, no or asymmetric texture coordinates, no picture, bad size.
+        ValueError: no dense mesh, no or asymmetric texture coordinates, no picture, another picture
+            than the face's, bad size.
     """
     mesh, face_model = face_mesh(face, lid=True), face.face_model
     landmarks = face_model.uv[face_model.landmark_indices]  # (68, 2)
@@ -284,8 +285,14 @@ def textured_face(face: Face, image: np.ndarray, size: int = DEFAULT_SIZE) -> Te
             "parts cannot be mirrored"
         )
     occluders = (np.ascontiguousarray(face.vertices.T), face_model.triangles)
+    image = to_bgr8(image)
+    if not _in_picture(mesh.vertices, image.shape).any():
+        raise ValueError(
+            f"nothing of the face lies in this picture of {image.shape[1]}x{image.shape[0]} "
+            "pixels: it is not the photo that the face was found in"
+        )
     texture, confidence = unwrap_photo(
-        to_bgr8(image), mesh.vertices, mesh.triangles, mesh.uv, size, occluders
+        image, mesh.vertices, mesh.triangles, mesh.uv, size, occluders
     )
     x, y = uv_to_texture(mesh.uv, size).T[:, None].astype(np.float32)  # (1, N) each
     colors = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

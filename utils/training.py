@@ -424,9 +424,10 @@ class Trainer:
                 f"--init {self.last}"
             ) from error
         self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
-        if state.get("validation", self.validation) == self.validation:
+        same_faces = state.get("validation", self.validation) == self.validation
+        if same_faces and _cut(state["recipe"]) == _cut(self._recipe()):
             return
-        if not self.options.val:
+        if not (same_faces or self.options.val):
             raise ValueError(
                 f"{self.last}: it held out other faces for validation, so some of those held out "
                 "now it was trained on; resume with the same --data, --held-out and --seed, or "
@@ -434,7 +435,8 @@ class Trainer:
             )
         self.progress.best_score, self.progress.best_epoch = math.inf, 0
         if self.world.is_main:
-            say(f"{self.last}: other validation faces; the best epoch is chosen anew")
+            what = "crops" if same_faces else "faces"
+            say(f"{self.last}: other validation {what}; the best epoch is chosen anew")
 
     # ---------------------------------------------------------------------------------- the loop
 
@@ -691,6 +693,11 @@ class Trainer:
 def differences(before: dict, now: dict) -> list[str]:
     """For people to read: "name old (now new)"."""
     return [f"{k} {before.get(k)} (now {v})" for k, v in now.items() if before.get(k) != v]
+
+
+def _cut(recipe: dict) -> tuple[int, bool]:
+    """What of a recipe decides how the validation faces are cut: their side, and a black border."""
+    return recipe["train_size"], recipe["augment"] == "published"
 
 
 def peak_memory(device: torch.device) -> str:

@@ -28,7 +28,12 @@ class TrainingLog:
                 table = csv.DictReader(file)
                 if "epoch" not in (table.fieldnames or ()):
                     raise ValueError(f"{self.path}: not as it was written; move it away to go on")
-                self.rows = [row for row in table if int(row["epoch"]) <= epochs]
+                try:
+                    self.rows = [row for row in table if int(row["epoch"]) <= epochs]
+                except (TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"{self.path}: not as it was written ({error}); move it away to go on"
+                    ) from error
         self.events = None
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
@@ -67,16 +72,22 @@ def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
     def column(name: str) -> list[float]:
         return [float(row.get(name, "nan")) for row in rows]
 
+    means = ("original", "reannotated", "original_refined", "reannotated_refined")
     epochs = column("epoch")
     names = list(rows[-1])
     panels = [
         ("training loss", [n for n in names if n.startswith("loss")], "log"),
         (
             "validation NME, % of the face's box",
-            [n for n in names if n.startswith(("nme", "aflw_original", "aflw_reannotated"))],
+            # of the benchmark's scores the means; the yaw bins are in log.csv
+            [n for n in names if n.startswith("nme") or n.endswith(means)],
             "log",
         ),
-        ("validation pose error, degrees", [n for n in names if n.startswith("pose")], "linear"),
+        (
+            "validation pose error, degrees",
+            [n for n in names if n.startswith(("pose", "aflw_pose"))],
+            "linear",
+        ),
         ("learning rate", ["lr"], "linear"),
     ]
     figure = Figure(figsize=(12, 7), layout="constrained")

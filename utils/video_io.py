@@ -202,9 +202,13 @@ def _is_whole(source: Path, number: int) -> bool:
     What files claim includes what an edit list hides, and where only their length is known, sound
     that is longer than the picture.
     """
-    packets, is_fine = _probe(source, "packet=flags")
+    lines, is_fine = _probe(source, "packet=flags:stream=nb_frames")
+    packets = [line for line in lines if line[0] in "K_"]
+    claimed = sum(int(n) for n in (line.strip(",") for line in lines) if n.isdecimal())
+    # what an edit list hides is among the packets; what a file was cut short of is not
+    is_cut = claimed - len(packets) > max(MISSING_SHARE * claimed, 1)
     shown = sum("D" not in flags for flags in packets)  # D: to be discarded
-    return is_fine and shown - number <= max(MISSING_SHARE * shown, 1)
+    return is_fine and not is_cut and shown - number <= max(MISSING_SHARE * shown, 1)
 
 
 def _probe(source: Path, entries: str, *options: str) -> tuple[list[str], bool]:
