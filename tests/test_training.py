@@ -843,3 +843,22 @@ def test_the_recipe_of_train_script_sh(tmp_path, gpus, cpu):
 def test_make_train_demo_gives_options_that_main_train_has():
     options = main_train.parse_options([*train_demo.TRAINING])
     assert (options.clip_norm, options.train_size) == (5, 64)
+
+
+def test_a_compiled_step_trains_alike(options, whole_run, tmp_path, monkeypatch):
+    traced = []
+
+    def backend(graph, _):  # what is traced is the same; this runs it without a compiler
+        traced.append(graph)
+        return graph
+
+    monkeypatch.setattr(
+        training.TrainingStep,
+        "compile",
+        lambda step: torch.nn.Module.compile(step, backend=backend),
+    )
+    assert main_train.main([*options, "--compile", "--out", str(tmp_path)]) == 0
+    assert traced
+    ours, whole = (log(folder) for folder in (tmp_path, whole_run))
+    for row, expected in zip(ours, whole, strict=True):
+        assert float(row["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-2)
