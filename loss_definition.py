@@ -16,7 +16,10 @@ LOSS_WEIGHTS = {
     "loss_Param_S1S2": 0.001,  # the two predictions vs. each other, gradient to both
 }
 
-# What is trained together: the ablation of the paper, each adding to the one before.
+# What is trained together: the ablation of the paper, each adding to the one before. "full" takes
+# every term of LOSS_WEIGHTS, new ones too. Only loss_LMK_pointNet makes the refiner run, and only
+# loss_Param_S2 the inverse regressor, which needs the refiner: a loop without them has no
+# ``refined``, no ``inverse``.
 LOOPS = {
     "backbone": ("loss_LMK_f0", "loss_Param_In"),
     "refiner": ("loss_LMK_f0", "loss_LMK_pointNet", "loss_Param_In"),

@@ -16,18 +16,26 @@ ctypedef fused Number:
 cdef extern from "fused_norm_kernel.h" namespace "fused_norm" nogil:
     cdef struct Shape:
         ptrdiff_t rows, channels
-    void _forward "fused_norm::forward"[T](
-        const T*, Shape, const float*, const float*, double, float, float, int,
-        double*, double*, double*, T*
+    void _forward "fused_norm::forward"(
+        const float*, Shape, const float*, const float*, double, float, float, int,
+        double*, double*, double*, float*
     ) except +
-    void _backward "fused_norm::backward"[T](
-        const T*, const T*, Shape, const float*, const float*, const double*,
-        const double*, float, float, int, T*, float*, float*
+    void _forward "fused_norm::forward"(
+        const uint16_t*, Shape, const float*, const float*, double, float, float, int,
+        double*, double*, double*, uint16_t*
+    ) except +
+    void _backward "fused_norm::backward"(
+        const float*, const float*, Shape, const float*, const float*, const double*,
+        const double*, float, float, int, float*, float*, float*
+    ) except +
+    void _backward "fused_norm::backward"(
+        const uint16_t*, const uint16_t*, Shape, const float*, const float*, const double*,
+        const double*, float, float, int, uint16_t*, float*, float*
     ) except +
 
 
 def forward(
-    const Number[:, ::1] x,
+    Number[:, ::1] x,
     const float[::1] weight,
     const float[::1] bias,
     double eps,
@@ -51,8 +59,8 @@ def forward(
 
 
 def backward(
-    const Number[:, ::1] x,
-    const Number[:, ::1] dy,
+    Number[:, ::1] x,
+    Number[:, ::1] dy,
     const float[::1] weight,
     const float[::1] bias,
     const double[:, ::1] statistics,

@@ -68,8 +68,9 @@ def train(args: argparse.Namespace) -> None:
     network = on_device(untrained(), device)
     hints = on_device(Hints(), device)
     parameters = [*network.parameters(), *hints.parameters()]
+    is_fused = device.type != "mps"  # torch 2.4 has none for Apple's GPU
     optimiser = torch.optim.AdamW(
-        decay_groups(parameters, args.weight_decay), lr=args.lr, fused=True
+        decay_groups(parameters, args.weight_decay), lr=args.lr, fused=is_fused
     )
     if args.init:
         network.load_state_dict(load_weights(args.init))

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from backbone_nets import create_backbone, fused_norm
+from backbone_nets import BACKBONES, create_backbone, fused_norm
 from backbone_nets.fused_norm import FusedBatchNorm1d, FusedBatchNorm2d, fuse_batch_norm, norm_relu
 
 pytestmark = pytest.mark.skipif(fused_norm.kernel is None, reason="the extension is not built")
@@ -215,7 +215,7 @@ def test_fusing_changes_no_name_and_no_parameter():
     create_backbone("mobilenet_v2").load_state_dict(fused.state_dict())
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_025", "resnet18"])
+@pytest.mark.parametrize("name", BACKBONES)
 def test_evaluation_is_unchanged(name):
     plain = create_backbone(name).to(memory_format=torch.channels_last)
     images = channels_last(torch.randn(2, 3, 40, 40))

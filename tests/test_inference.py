@@ -706,6 +706,20 @@ def test_a_face_saves_itself_by_suffix(two_faces, tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "deep/er/a.PNG"), face.draw(image))
 
 
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[183, 59, 88, 121, 0.9]], "not x y width height"),
+        ([[0.357, 0.115, 0.529, 0.352, 0.9]], "not fractions of the picture"),
+        ([{"box": [1, 2, 3, 4]}], "boxes from the detector as rows of numbers"),
+        (([[1, 2, 30, 40]], [0.9]), "boxes from the detector as rows of numbers"),
+    ],
+)
+def test_detectors_with_another_idea_of_boxes_are_refused(pipeline, boxes, message):
+    with pytest.raises(ValueError, match=message):
+        FacePipeline(lambda image: boxes, pipeline.regressor, pipeline.face_model)([PHOTOS[0]])
+
+
 def test_a_face_has_no_texture_from_another_picture(two_faces, tmp_path):
     with pytest.raises(ValueError, match="picture of 4x3 pixels: it is not the photo"):
         two_faces[0].save(tmp_path / "a.glb", PHOTOS[0][:3, :4])
@@ -817,3 +831,14 @@ def test_summary(pipeline):
     (faces,) = pipeline([PHOTOS[3]])
     assert results.summary(faces).startswith("3 faces: yaw ")
     assert results.summary(faces * 2).endswith("...")
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/a.jpg", "/tmp/a.jpg"], ["a.jpg", "tmp_a.jpg"]),  # never a path: results would leave -o
+        (["/x/\u00e9.jpg", "/y/e\u0301.jpg"], ["x_\u00e9.jpg", "y_e\u0301.jpg"]),  # one to macOS
+    ],
+)
+def test_names_of_photos_that_share_one(files, names):
+    assert photos.result_names([Path(file) for file in files]) == names

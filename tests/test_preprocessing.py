@@ -145,6 +145,9 @@ def test_network_input():
     crops = np.zeros((2, 120, 120, 3), np.uint8)
     crops[1, 3, 5] = (0, 128, 255)
     images = normalize_crops(crops)
+    for wrong in (crops / 255, crops[:, :100], crops.transpose(0, 3, 1, 2)):
+        with pytest.raises(ValueError, match="expected uint8 crops of shape"):
+            normalize_crops(wrong)
     assert images.shape == (2, 3, 120, 120) and images.dtype == np.float32
     assert images.flags["C_CONTIGUOUS"]
     np.testing.assert_array_equal(images[1, :, 3, 5], (np.float32([0, 128, 255]) - 127.5) / 128)

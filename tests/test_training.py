@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -473,11 +472,31 @@ def test_resuming_in_the_middle_of_an_epoch(options, whole_run, tmp_path, monkey
     assert_same_runs(whole_run, tmp_path)
 
 
+def test_other_losses_begin_new_means(options, tmp_path, capsys, monkeypatch):
+    arguments = [*options, "--out", str(tmp_path), "--epochs", "1", "--save-every-steps", "1"]
+    alone = [*arguments, "--loop", "backbone"]
+    run_until_killed(monkeypatch, alone, training.Trainer, "train_step", 2, False)
+    step, terms = training.Trainer.train_step, []
+
+    def kept(self, batch):
+        terms.append(step(self, batch))
+        return terms[-1]
+
+    monkeypatch.setattr(training.Trainer, "train_step", kept)
+    assert main_train.main([*arguments, "--resume"]) == 0
+    assert "loop backbone (now full)" in capsys.readouterr().out
+    (row,) = log(tmp_path)
+    assert len(terms) == 2
+    for name in ("loss", "loss_LMK_pointNet", "loss_Param_S2"):
+        expected = np.mean([values[name] for values in terms])
+        assert float(row[name]) == pytest.approx(expected, abs=1e-4), name
+
+
 def test_a_run_killed_by_the_system_is_resumed_bit_for_bit(options, whole_run, tmp_path):
     arguments = [*options, "--out", str(tmp_path), "--save-every-steps", "1"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "main_train.py"), *arguments],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
@@ -485,7 +504,7 @@ def test_a_run_killed_by_the_system_is_resumed_bit_for_bit(options, whole_run, t
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.01)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
     main_train.main([*arguments, "--resume"])
     assert_same_runs(whole_run, tmp_path)

@@ -432,7 +432,7 @@ def test_a_fault_of_ours_leaves_nothing_behind(run, frames, monkeypatch, tmp_pat
 def test_a_video_that_cannot_be_begun_frees_what_was_opened(run, frames, monkeypatch, tmp_path):
     capture = Capture(frames)
     monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
-    monkeypatch.setattr(video_io.tempfile, "mkdtemp", Mock(side_effect=OSError(13, "not yours")))
+    monkeypatch.setattr(video_io, "partial_beside", Mock(side_effect=OSError(13, "not yours")))
     Path("in.mp4").touch()
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
     assert code == 1 and "failed: [Errno 13] not yours" in output

@@ -35,6 +35,11 @@ def problems():
             "There is no current PyTorch for Intel Macs (nor for a Python made for Intel on "
             "Apple's processors: take one made for arm64)."
         )
+    if "musl" in (sysconfig.get_config_var("HOST_GNU_TYPE") or ""):
+        found.append(
+            "ONNX Runtime and OpenCV have no wheels for systems with musl (Alpine): take one with "
+            "glibc, such as Debian, or a container of it."
+        )
     in_venv = sys.prefix != sys.base_prefix
     for module in () if in_venv else ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:

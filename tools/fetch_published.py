@@ -10,7 +10,6 @@ Exit codes: 0 all done, 1 some failed, 2 wrong usage.
 """
 
 import errno
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from utils.assets import ROOT
 from utils.cli import run_script, script_parser
+from utils.files import replace_file
 from utils.unpack import ArchiveError, Limits, member_names, unpack
 
 # The published folders: an archive's member below one of these names goes to that place, whatever
@@ -123,7 +123,7 @@ def download(file_id: str, target: Path) -> None:
             "Google Drive sent a web page instead of the file: its download quota is used up or "
             f"it is no longer shared; try again tomorrow, {by_hand}"
         )
-    os.replace(partial, target)
+    replace_file(partial, target)
 
 
 def downloaded(name: str, folder: Path) -> Path | None:
@@ -218,7 +218,7 @@ def _move_tree(source: Path, target: Path, force: bool) -> tuple[int, int]:
     if not target.exists():
         count = sum(path.is_file() for path in source.rglob("*"))
         try:
-            os.replace(source, target)
+            replace_file(source, target)
             return count, 0
         except OSError as error:
             if error.errno != errno.EXDEV:
@@ -240,13 +240,13 @@ def _move_tree(source: Path, target: Path, force: bool) -> tuple[int, int]:
 
 def _move_file(source: Path, target: Path) -> None:
     try:
-        os.replace(source, target)
+        replace_file(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         partial = target.with_name(target.name + ".partial")  # the folder lies on another disk
         shutil.copyfile(source, partial)
-        os.replace(partial, target)
+        replace_file(partial, target)
 
 
 def fetch(name: str, root: Path, force: bool = False, limits: Limits | None = None) -> str:

@@ -191,12 +191,12 @@ def name_crops(samples: list[Sample]) -> None:
         parts = [part.strip() if part.strip(" .") else "_" for part in parts]
         plain[sample] = Path(*parts[:-1], f"{Path(parts[-1]).stem}.jpg")
     # a folder may be called like another photo's crop
-    taken = {str(folder).casefold() for path in plain.values() for folder in path.parents}
+    taken = {folder.as_posix().casefold() for path in plain.values() for folder in path.parents}
     for sample, path in plain.items():
-        sample.crop, number = str(path), 1
+        sample.crop, number = path.as_posix(), 1
         while sample.crop.casefold() in taken:
             number += 1
-            sample.crop = f"face{number}/{path}"
+            sample.crop = f"face{number}/{path.as_posix()}"
         taken.add(sample.crop.casefold())
 
 

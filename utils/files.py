@@ -1,13 +1,12 @@
 """Reading strangers' files safely and writing our own atomically."""
 
 import os
+import secrets
 import shutil
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -113,6 +112,15 @@ def _reason(path: str | os.PathLike, error: Exception, start: bytes) -> str:
     return "it holds Python objects" if known else "it begins like another kind of file"
 
 
+def partial_beside(path: Path) -> Path:
+    """A new name beside a path, for what is to become it.
+
+    Not by ``tempfile``: on Windows it takes "access denied" for a name that is taken and tries the
+    next one, up to Python 3.12 two thousand million times.
+    """
+    return path.parent / f".{path.name[:40]}.{secrets.token_hex(8)}.partial"
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = False) -> Iterator[IO]:
     """A file that appears under its final name complete or not at all.
@@ -123,21 +131,17 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = Fals
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".partial"
-    )
+    partial = partial_beside(path)
     try:
         encoding = None if "b" in mode else "utf-8"
-        with os.fdopen(handle, mode, encoding=encoding) as file:
+        with open(partial, mode.replace("w", "x"), encoding=encoding) as file:
             yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
         replace_file(partial, path)
     except BaseException as error:
-        if os.path.exists(partial):
-            os.unlink(partial)
+        partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # the system's "no space left" does not say for what
         raise
@@ -167,8 +171,10 @@ def check_writable(folder: Path, option: str) -> None:
     """Makes the folder; raises OSError, before the work is done, where no file can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        probe = partial_beside(folder / "probe")
+        probe.touch(exist_ok=False)
+        with suppress(OSError):  # Windows: a virus scanner looks at it
+            probe.unlink()
     except OSError as error:
         raise OSError(
             f"{folder}: no files can be written there ({error.strerror}); choose another place "
@@ -197,10 +203,10 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
         folder = folder.resolve()  # what it leads to is written, the link stays
     parent = folder.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name[:40]}.", suffix=".partial"))
+    partial = partial_beside(parent / folder.name)
+    partial.mkdir()
     try:
         yield partial
-        partial.chmod(0o777 & ~_umask())
         if folder.is_dir():
             folder.rmdir()  # empty; Windows replaces no folder
         replace_file(partial, folder)
@@ -213,13 +219,3 @@ def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """A compressed ``.npz`` of named arrays, written atomically."""
     with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)
-
-
-def _umask() -> int:
-    with _UMASK_LOCK:  # reading it sets it: two threads at once would leave it at zero
-        mask = os.umask(0)
-        os.umask(mask)
-    return mask
-
-
-_UMASK_LOCK = threading.Lock()

@@ -329,9 +329,17 @@ def detect(detector: Detector, image: np.ndarray) -> np.ndarray:
     that are too small, or that have nothing of the photo in them.
 
     Raises:
-        ValueError: the detector gives something else than boxes.
+        ValueError: the detector gives something else than boxes in pixels.
     """
     found = with_scores(detector(image), "boxes from the detector")
+    is_inverted = (found[:, 2:4] < found[:, :2]).any(1)
+    is_fraction = (found[:, :4] >= 0).all(1) & (found[:, :4] <= 1).all(1)
+    is_fraction &= (found[:, 2:4] > found[:, :2]).all(1) & (max(image.shape[:2]) > 1)
+    if len(wrong := found[is_inverted | is_fraction]):
+        raise ValueError(
+            f"box {wrong[0, :4].tolist()} from the detector: expected x1 y1 x2 y2 in pixels of the "
+            "picture, not x y width height, and not fractions of the picture"
+        )
     return found[croppable(found) & ~outside(found, image)]
 
 
@@ -347,7 +355,13 @@ def with_scores(boxes: np.ndarray, name: str) -> np.ndarray:
     Raises:
         ValueError: another shape, or an infinite score; the message calls them ``name``.
     """
-    boxes = np.asarray(boxes, dtype=np.float32)
+    try:
+        boxes = np.asarray(boxes, dtype=np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"expected {name} as rows of numbers, x1 y1 x2 y2 score, got {type(boxes).__name__} "
+            f"({error})"
+        ) from error
     if boxes.size == 0:
         return np.zeros((0, 5), dtype=np.float32)
     if boxes.ndim != 2 or boxes.shape[1] not in (4, 5):

@@ -114,6 +114,7 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
 
         content = to_html(to_trimesh(mesh.to_frame("model")), path.stem)
     else:
+        assert suffix == ".ply", suffix
         if mesh.colors is None:
             raise ValueError(f"{path}: a PLY has vertex colours, this mesh has none")
         coloured = to_trimesh(mesh.replace(texture=None))

@@ -1,6 +1,8 @@
 """Which photos the scripts take, and what their results are called."""
 
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,23 +39,36 @@ def result_names(files: Sequence[Path]) -> list[str]:
     The name is the file's without its suffix; where files would share it, the suffix is kept, and
     where that is not enough the folder's name comes before it.
     """
-    stems = Counter(file.stem.casefold() for file in files)
-    names = [f.name if stems[f.stem.casefold()] > 1 else f.stem for f in files]
+    stems = Counter(_folded(file.stem) for file in files)
+    names = [f.name if stems[_folded(f.stem)] > 1 else f.stem for f in files]
     if _shared(names):  # a.jpg, a.png and a.jpg.png
         names = [f.name for f in files]
     # where names are still shared, the folder's name comes before them, then all of its path
-    for parts in (slice(-1, None), slice(1, None)):
+    for parts in (slice(-1, None), slice(None)):
         shared = _shared(names)
         names = [
-            "_".join([*f.absolute().parent.parts[parts], f.name]) if n.casefold() in shared else n
+            "_".join([*_folders(f)[parts], f.name]) if _folded(n) in shared else n
             for f, n in zip(files, names, strict=True)
         ]
     return names
 
 
+def _folders(file: Path) -> list[str]:
+    """The folders that a file lies in, outermost first; on Windows the drive before them."""
+    anchor, *folders = file.absolute().parent.parts
+    drive = re.sub(r"[\\/:]+", "_", anchor).strip("_")  # C:\ is C, \\server\share\ server_share
+    return [drive, *folders] if drive else folders
+
+
 def _shared(names: Sequence[str]) -> set[str]:
-    """Case-folded names that are there more than once: some systems see no difference."""
-    return {name for name, times in Counter(map(str.casefold, names)).items() if times > 1}
+    """Names, ``_folded``, that are there more than once."""
+    return {name for name, times in Counter(map(_folded, names)).items() if times > 1}
+
+
+def _folded(name: str) -> str:
+    """The name without what some systems see no difference in: case, and accents as characters of
+    their own."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _pictures_of(folder: Path, png_only: bool) -> list[Path]:

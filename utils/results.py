@@ -256,6 +256,7 @@ def write_numbers(
             arrays["vertices"] = meshes.reshape(len(faces), *face_model.mean.shape)
         write_npz(path, arrays | {"triangles": face_model.triangles})
     else:
+        assert path.suffix.lower() == ".json", path
         content = {**about, "faces": [face_to_json(face) for face in faces]}
         with atomic_write(path, "w") as file:
             json.dump(content, file, allow_nan=False)

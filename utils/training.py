@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from backbone_nets.fused_norm import fuse_batch_norm
 from backbone_nets.strided_depthwise import speed_up_strided_depthwise
-from loss_definition import SynergyLoss, runs_inverse, runs_refiner, total
+from loss_definition import LOOPS, LOSS_WEIGHTS, SynergyLoss, runs_inverse, runs_refiner, total
 from model_building import SynergyNet, evaluation_mode, load_learnable
 from utils.aflw2000 import DEFAULT_FOLDER, open_benchmark
 from utils.augmentation import Augment, Batch, make_augmentation
@@ -141,8 +141,10 @@ def make_optimizer(
         return torch.optim.SGD(
             model.parameters(), rate, 0.9, weight_decay=weight_decay, nesterov=True
         )
-    groups = decay_groups(model.parameters(), weight_decay)
-    return torch.optim.AdamW(groups, rate, fused=True)
+    try:
+        return torch.optim.AdamW(decay_groups(model.parameters(), weight_decay), rate, fused=True)
+    except RuntimeError:  # torch 2.4 has no fused one for Apple's GPU
+        return torch.optim.AdamW(decay_groups(model.parameters(), weight_decay), rate)
 
 
 def check_batch_size(batch_size: int, samples: int, world: World) -> None:
@@ -383,7 +385,8 @@ class Trainer:
             "epochs", "optimizer", "schedule", "lr", "weight_decay", "warmup", "cooldown",
             "clip_norm", "augment", "train_size", "loop",
         )  # fmt: skip
-        return {name: getattr(self.options, name) for name in names}
+        recipe = {name: getattr(self.options, name) for name in names}
+        return recipe | {"losses": {name: LOSS_WEIGHTS[name] for name in LOOPS[self.options.loop]}}
 
     def _save_last(self) -> None:
         if self.world.is_main:
@@ -405,7 +408,9 @@ class Trainer:
                 f"{self.last}: stopped in the middle of an epoch drawn with {', '.join(changed)}; "
                 "resume with the same settings"
             )
-        changed += differences(state["recipe"], self._recipe())
+        recipe = self._recipe()
+        before = {"losses": recipe["losses"]} | state["recipe"]  # which older files do not name
+        changed += differences(before, recipe)
         if changed and self.world.is_main:
             say(f"{self.last}: goes on with other settings: {', '.join(changed)}")
         self.model.load_state_dict(state["state_dict"])
@@ -424,6 +429,8 @@ class Trainer:
                 f"--init {self.last}"
             ) from error
         self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
+        if before["losses"] != recipe["losses"]:
+            self.progress.counted, self.progress.sums = 0, {}  # means of other terms, or none
         same_faces = state.get("validation", self.validation) == self.validation
         if same_faces and _cut(state["recipe"]) == _cut(self._recipe()):
             return

@@ -21,7 +21,7 @@ import numpy as np
 
 from utils.draw import fit_into
 from utils.errors import first_line
-from utils.files import replace_file
+from utils.files import partial_beside, replace_file
 from utils.pictures import to_bgr8
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
@@ -283,7 +283,8 @@ class VideoWriter:
             raise ValueError(f"{path}: a video has at least 2x2 pixels, not {size[0]}x{size[1]}")
         path.parent.mkdir(parents=True, exist_ok=True)
         # OpenCV needs the video's own suffix, so that `.partial` is the name of a folder around it
-        self.folder = Path(tempfile.mkdtemp(prefix=".video.", suffix=".partial", dir=path.parent))
+        self.folder = partial_beside(path.with_name("video"))
+        self.folder.mkdir(mode=0o700)
         self.partial = self.folder / f"video{path.suffix.lower()}"
         self.alias = None
         if not _is_text(self.folder):  # OpenCV needs a name that is
