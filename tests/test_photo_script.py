@@ -70,9 +70,11 @@ def test_a_full_disk_under_the_log_ends_no_run(tmp_path, stream):
     command = ["-f", str(ROOT / "img"), "-o", str(tmp_path), "-j", "1", "--device", "cpu"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "singleImage.py", *command], cwd=ROOT, **{stream: full}
-        )
+            [sys.executable, "singleImage.py", *command],
+            cwd=ROOT, text=True, **{"stderr": subprocess.PIPE, stream: full},
+        )  # fmt: skip
     assert done.returncode == 0
+    assert stream == "stderr" or done.stderr.count("no space left for what is printed") == 1
     assert len(list((tmp_path / "landmarks").iterdir())) == len(list((ROOT / "img").glob("*.jpg")))
 
 

@@ -47,8 +47,10 @@ def _write(text: str, stream: IO[str] | None, above_bar: bool = False) -> None:
     except OSError as error:
         if error.errno not in _CLOSED:
             raise
-        # `| head` has read enough, or the terminal is closed; the work goes on
+        # `| head` has read enough, the terminal is closed or the disk full; the work goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if error.errno == errno.ENOSPC and stream is not sys.stderr:
+            _write("no space left for what is printed: nothing more of it is written", sys.stderr)
 
 
 # What writing to a closed pipe or terminal gives, or to a full disk; Windows' pipes EINVAL.
