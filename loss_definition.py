@@ -96,6 +96,9 @@ class SynergyLoss(nn.Module):
 
     Args:
         loop: a key of ``LOOPS``; terms outside it are left out, networks they need not run.
+
+    Raises:
+        KeyError: another loop.
     """
 
     def __init__(self, loop: str = "full") -> None:

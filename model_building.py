@@ -36,7 +36,7 @@ class SynergyOutput(NamedTuple):
     landmarks: Tensor  # (B, 3, 68) crop frame
     residual: Tensor | None  # (B, 3, 68)
     refined: Tensor | None  # (B, 3, 68) crop frame
-    inverse: Tensor | None  # (B, 62)
+    inverse: Tensor | None  # (B, 62), see LandmarksTo3DMM.forward
 
 
 class ImageToParameters(nn.Module):
@@ -60,6 +60,9 @@ class SynergyNet(nn.Module):
         heads: ``"published"`` (ReLU on refiner and regressor outputs) or ``"signed"``.
         trained_loop: a key of ``LOOPS``: which networks the weights are (to be) trained for; those
             outside it are as they began, random.
+
+    Raises:
+        ValueError: an unknown backbone, heads or loop.
     """
 
     def __init__(
@@ -208,7 +211,7 @@ def export_encoder(weights: str | os.PathLike, face_model: MorphableModel) -> by
 
     Raises:
         FileNotFoundError, ValueError: see ``load_synergynet``.
-        ExportError: see ``export_onnx``.
+        ExportError, UnavailableError: see ``export_onnx``.
     """
     model = load_synergynet(weights, face_model)
     generator = torch.Generator().manual_seed(0)

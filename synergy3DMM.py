@@ -207,8 +207,9 @@ class SynergyNet:
                 [0, 1] are taken too), or the path of an image file. Or several: a list or tuple
                 of such, which go through the network together, or any other iterable (a
                 generator, a camera), of which one at a time is taken and nothing kept.
-            boxes: boxes to use instead of the detector, x1 y1 x2 y2 in pixels: (n, 4) for one
-                picture, one such or None (detect) for each of several.
+            boxes: boxes to use instead of the detector, x1 y1 x2 y2 in pixels: (n, 4), or (n, 5)
+                with scores that the faces keep, for one picture, one such or None (detect) for
+                each of several.
             dense: make the dense mesh too.
 
         Returns:
@@ -217,7 +218,7 @@ class SynergyNet:
             item comes after an error too.
 
         Raises:
-            FileNotFoundError, ValueError: a file that is missing or no image, an array that is no
+            OSError, ValueError: a file that is missing, a folder or no image, an array that is no
                 picture, boxes that cannot be cropped, lie outside their picture or are not one
                 for each picture.
         """

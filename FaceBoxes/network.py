@@ -159,7 +159,12 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
 
 
 class TorchEngine:
-    """The network as a function from numpy to numpy; safe to call from several threads."""
+    """The network as a function from numpy to numpy; safe to call from several threads.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``load_weights``.
+        UnavailableError: the device has no memory for it.
+    """
 
     def __init__(self, weights: Path | str, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -195,7 +200,7 @@ def export_detector(weights: Path | str) -> bytes:
 
     Raises:
         FileNotFoundError, ValueError: see ``load_weights``.
-        ExportError: see ``export_onnx``.
+        ExportError, UnavailableError: see ``export_onnx``.
     """
     network = FaceBoxesNet()
     network.load_state_dict(load_weights(weights))

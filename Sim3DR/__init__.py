@@ -60,7 +60,8 @@ THREAD_LIMIT = 1024
 
 @dataclass(frozen=True)
 class Lighting:
-    """One white light on a mesh that ``shade`` scales to about [-1, 1] on each axis.
+    """One white light on a mesh that ``shade`` centres and scales, all axes alike, until the
+    longest reaches from -1 to 1.
 
     Intensities are fractions of full white; ``light`` and ``eye`` are positions in the scaled
     mesh's frame (x right, y down, z towards the viewer).
@@ -301,7 +302,11 @@ def rasterize(
 def bounds(vertices: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
     """The part of a picture that a mesh can touch, as x0, y0, x1, y1 with x1 and y1 excluded.
 
-    Empty (x0 >= x1 or y0 >= y1) where the mesh lies outside or has no vertices.
+    Empty (x0 >= x1 or y0 >= y1) where the mesh, vertices (N, 3) as of ``rasterize``, lies outside
+    or has no vertices.
+
+    Raises:
+        TypeError, ValueError: no such array of finite numbers.
     """
     return _bounds(_floats(vertices, "vertices", 3, COORDINATE_LIMIT), height, width)
 

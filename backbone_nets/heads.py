@@ -24,7 +24,7 @@ class Backbone(nn.Module):
         """Adds the three heads on D features and gives every layer its initial weights.
 
         The initialisation is the customary one: He-normal (fan-out) convolutions, batch norm 1 / 0,
-        linear layers N(0, 0.01), biases 0. `dropout` acts in training mode only.
+        linear layers N(0, 0.01²), biases 0. `dropout` acts in training mode only.
         """
         self.num_features = num_features
         self.classifier_ori = _head(num_features, CAMERA, dropout)

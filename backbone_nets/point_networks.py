@@ -87,7 +87,7 @@ class LandmarkRefiner(_PointNetwork):
 
 
 class LandmarksTo3DMM(_PointNetwork):
-    """Landmarks -> whitened 3DMM parameters, the way back (SynergyNet, section 3.3).
+    """Landmarks -> whitened 3DMM coefficients, the way back (SynergyNet, section 3.3).
 
     Args:
         signed: leave the heads linear. As published they end in ReLU, so no output is negative.
@@ -104,7 +104,11 @@ class LandmarksTo3DMM(_PointNetwork):
             self._add_layer(name, GLOBAL_FEATURES, outputs, linear=signed)
 
     def forward(self, landmarks: Tensor) -> Tensor:
-        """(B, 3, 68) landmarks, crop frame, pixels -> (B, 62) whitened parameters."""
+        """(B, 3, 68) landmarks, crop frame, pixels -> (B, 62), of which 50 are trained.
+
+        They are whitened shape and expression: outputs 0 to 49 as published, 12 to 61 with
+        ``heads="signed"`` (``loss_definition.coefficient_loss``); the others mean nothing.
+        """
         x = _point_rows(landmarks)
         for index in range(1, 6):
             x = self._layer(str(index), x)

@@ -90,7 +90,7 @@ def mean_face(
     (turn,) = angles_to_rotation([[yaw, pitch, roll]])
     low, high = face_model.mean.min(1), face_model.mean.max(1)
     matrix = turn * fill * CROP_SIZE / (high[1] - low[1])
-    # the camera is 1-based and y up (utils/morphable_model.py)
+    # the camera has y up (utils/morphable_model.py)
     middle = (side - 1) / 2 * CROP_SIZE / side
     shift = np.array([middle, Y_FLIP - middle, 0]) - matrix @ ((low + high) / 2)
     parameters = np.zeros((1, len(face_model.param_mean)), np.float32)  # no shape, no expression

@@ -81,7 +81,7 @@ def check_uv_folder(folder: Path, face_model: MorphableModel) -> str:
 
 
 def face_of_crop(pipeline: FacePipeline, image: np.ndarray) -> Face:
-    """The face of a square picture (S, S, 3) uint8 BGR that is its own roi box."""
+    """The face of a picture (S, S, 3) uint8 BGR that is its own roi box; ValueError: not square."""
     height, width = image.shape[:2]
     if height != width:
         raise ValueError(

@@ -33,7 +33,11 @@ def _first_existing(candidates: tuple[Path, ...], what: str) -> Path:
 
 
 def find_face_model() -> Path:
-    """The published ``3dmm_data/`` where present, else the bundled starter model."""
+    """The published ``3dmm_data/`` where present, else the bundled starter model.
+
+    Raises:
+        FileNotFoundError: neither is there; of the two below likewise.
+    """
     return _first_existing(FACE_MODELS, "face model")
 
 

@@ -70,8 +70,8 @@ class StrongSettings:
     low_resolution: float = 0.25
     blur: float = 0.15
     noise: float = 0.25
-    fill: float = 0.5  # probability that what is no photo is replaced ...
-    black: float = 0.1  # ... and that it is by black, as inference does beyond a photo's edge
+    fill: float = 0.5  # where it is not black: probability that what is no photo is replaced
+    black: float = 0.1  # probability that it is black, as inference has it beyond a photo's edge
     border: tuple[float, float] = (0.3, 8.0)  # probability, width: black, as the protocol has (5)
 
 
@@ -105,7 +105,8 @@ class Mirror:
         self.linear, self.offset = solution[:, :-1].float(), solution[:, -1].float()
 
     def parameters(self, parameters: Tensor, width: int) -> Tensor:
-        """(B, 62) of a picture ``width`` wide -> of the mirrored picture, x -> width - 1 - x."""
+        """(B, 62), not whitened, of a picture ``width`` wide -> of the mirrored one, x -> width - 1
+        - x."""
         device = parameters.device
         if self.linear.device != device:
             self.linear, self.offset = self.linear.to(device), self.offset.to(device)

@@ -36,7 +36,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """A checkpoint file as a dict with at least ``state_dict``.
 
     Only tensors and plain containers are read (``weights_only=True``): no code in the file runs.
-    The prefix ``module.`` of DataParallel is stripped, half precision becomes float32.
+    The prefix ``module.`` of DataParallel is stripped, floating point becomes float32.
 
     Raises:
         FileNotFoundError: there is no such file.

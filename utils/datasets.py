@@ -512,7 +512,11 @@ def batches(
 def write_packed(
     folder: str | os.PathLike, images: Iterable[np.ndarray], count: int, side: int, **labels
 ) -> None:
-    """Writes a packed set; ``images`` yields ``count`` pictures (S, S, 3) uint8 BGR."""
+    """Writes a packed set; ``images`` yields ``count`` pictures (S, S, 3) uint8 BGR.
+
+    Raises:
+        ValueError: another shape, dtype or number of pictures.
+    """
     folder = Path(folder)
     with atomic_write(folder / "images.npy") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}

@@ -87,7 +87,7 @@ def fit_landmarks(
         visible_contour: x and y of points 0 to 16 lie on the visible contour.
 
     Returns:
-        parameters (B, 12 + S + E) float32, un-whitened; t_z is the whitening's mean, since nothing
+        parameters (B, 62) float32, un-whitened; t_z is the whitening's mean, since nothing
         else says where depth starts. And the fit error (B,) float32: mean distance of fitted
         landmarks from labels in the picture plane over sqrt(w·h) of the label's box; points of the
         far side's jaw count as much as they are certain.

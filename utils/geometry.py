@@ -16,12 +16,12 @@ def decompose_camera(camera: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     """Splits cameras ``[A | t]`` into scale, rotation and translation.
 
     Args:
-        camera: (B, 3, 4) ``[A | t]``, model frame to 1-based y-up crop frame.
+        camera: (B, 3, 4) ``[A | t]``, model frame to y-up crop frame.
 
     Returns:
         scale (B,): mean length of the first two rows of A;
         rotation (B, 3, 3): rows r1, r2 (the rows of A, normalised) and r3 = r1 x r2; y-up frame;
-        translation (B, 3): t as it is, 1-based y-up crop frame. All float64.
+        translation (B, 3): t as it is, y-up crop frame. All float64.
 
     Raises:
         ValueError: wrong shape, or a camera without extent (a zero or non-finite row).
@@ -62,7 +62,8 @@ def rotation_to_angles(rotation: np.ndarray) -> np.ndarray:
 
 
 def angles_to_rotation(angles: np.ndarray) -> np.ndarray:
-    """The rotation that AFLW2000-3D's labelled angles mean: Rx(pitch) Ry(yaw) Rz(roll).
+    """The rotation that AFLW2000-3D's labelled angles mean: Rx(-pitch) Ry(-yaw) Rz(-roll),
+    right-handed turns about the axes of the y-up frame, z towards the viewer.
 
     For a turn about one axis ``rotation_to_angles`` gives the angle back, for all others
     ``exact_angles`` does.

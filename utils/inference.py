@@ -33,7 +33,7 @@ from utils.preprocessing import (
 
 # (n, 3, 120, 120) float32 crops -> (n, 62) float32 whitened parameters
 Regressor = Callable[[np.ndarray], np.ndarray]
-# (H, W, 3) uint8 BGR -> (n, 5) float32 x1 y1 x2 y2 score, image frame
+# (H, W, 3) uint8 BGR -> (n, 5) or (n, 4) real x1 y1 x2 y2 [score], image frame
 Detector = Callable[[np.ndarray], np.ndarray]
 
 DEFAULT_DRAWINGS = ("mesh", "landmarks")  # of ``utils.overlays.DRAWINGS``
@@ -47,10 +47,11 @@ class Face:
 
     Attributes:
         box: (4,) float32 x1 y1 x2 y2, as detected (or given), image frame.
-        score: the detector's confidence in [0, 1]; NaN for a box that was given.
+        score: the detector's confidence (FaceBoxes': in [0, 1]), or that of a given box; NaN for a
+            box that came without one.
         roi_box: (4,) float64 x1 y1 x2 y2, the square that was cropped, image frame.
-        parameters: (62,) float32, not whitened: camera (12, crop frame), shape (40), expression
-            (10); see ``utils/morphable_model.py``.
+        parameters: (62,) float32, not whitened: camera (12, y up, in the crop), shape (40),
+            expression (10); see ``utils/morphable_model.py``.
         landmarks: (3, 68) float32, image frame; z has the scale of x and y.
         vertices: (3, N) float32, image frame, the dense mesh; None where it was not asked for.
         triangles: (T, 3) int32 of the mesh, 0-based, outward in the image frame; read-only, all
@@ -105,6 +106,7 @@ class Face:
             (H, W, 3) uint8 BGR.
 
         Raises:
+            OSError: the photo's file cannot be read.
             ValueError: another drawing, no picture, or a mesh asked of a face without one.
         """
         from utils.overlays import Overlays  # imported here: numbers alone need no drawing
@@ -116,10 +118,12 @@ class Face:
     ) -> list[Path]:
         """Writes the face as its path's suffix says; each file appears complete or not at all.
 
-        ``.npz``, ``.json``: the attributes above (json: without the dense mesh). ``.obj``,
-        ``.glb``, ``.ply``, ``.html``: the mesh in the model frame, metres, with the texture of
-        ``image`` where it is given (``.ply``: colours, for which it must be given). Any picture
-        suffix: ``image`` with ``draw`` on it.
+        ``.npz``: the numbers above, each with the faces, here one, along its first axis, and
+        ``triangles`` (T, 3); ``.json``: ``{"faces": [...]}``, without the dense mesh. ``.obj``,
+        ``.glb``, ``.ply``, ``.html``: the kept part of the mesh on the model's axes (x right, y
+        up), turned as in the photo, metres from the model's origin, with the texture of ``image``
+        where it is given (``.ply``: colours, for which it must be given). Any picture suffix:
+        ``image`` with ``draw`` on it.
 
         Args:
             path: its folder is made where it does not exist.
@@ -129,9 +133,10 @@ class Face:
             The files written.
 
         Raises:
-            OSError: it cannot be written there.
-            ValueError: another suffix, no photo where one is needed, or a face without the dense
-                mesh that is to be written.
+            OSError: the photo cannot be read, or the file not be written there.
+            ValueError: another suffix, no photo where one is needed or not the face's, a face
+                without the dense mesh that is to be written, or a texture for a face model without
+                texture coordinates.
         """
         from utils.results import save_face  # imported here: many callers write no file
 

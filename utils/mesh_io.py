@@ -65,7 +65,8 @@ class TexturedMesh:
         return dataclasses.replace(self, **changes)
 
     def to_frame(self, frame: str) -> TexturedMesh:
-        """The same mesh in another frame, still outward."""
+        """The same mesh in another frame, still outward; ValueError where it is none of
+        ``FRAMES``."""
         if frame not in FRAMES:
             raise ValueError(f"a mesh's frame is {' or '.join(FRAMES)}, not {frame!r}")
         if frame == self.frame:

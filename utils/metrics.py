@@ -1,4 +1,5 @@
-"""Accuracy measures of the AFLW2000-3D protocol, and those that say more than it does."""
+"""Accuracy measures of the AFLW2000-3D protocol (Zhu et al., "Face Alignment Across Large Poses",
+CVPR 2016), and those that say more than it does."""
 
 import numpy as np
 

@@ -1,10 +1,11 @@
-"""The 3D morphable model: the only place that turns parameters into geometry.
+"""The 3D morphable model (SynergyNet, section 3.1): the only place that turns parameters into
+geometry, ``A (mean + W_shp alpha + W_exp beta) + t``.
 
 Frames and units
     model   x right, y up, z towards the viewer, micrometres, as the mean face is stored.
     crop    the 120x120 network input: x right, y down, pixel centres at integers, z in the same
-            unit towards the viewer. The camera maps the model to a 1-based y-up crop, hence
-            ``y_crop = 121 - y`` (``Y_FLIP``).
+            unit towards the viewer. The camera maps the model to a y-up crop, of which only y
+            differs: ``y_crop = 121 - y`` (``Y_FLIP``), so the last row, 119, lies at y = 2.
 
 Parameters (62)
     12 camera, row-major (3, 4) ``[A | t]``; 40 shape; 10 expression. The network works with
@@ -50,7 +51,7 @@ MIRRORED_LANDMARKS = np.array(
 )
 LARGEST = 1e30  # of a face model's numbers, so that float32 holds their sums
 MAX_INDEX = 2**31 - 1
-Y_FLIP = 121.0  # 120 + 1: the published camera counts rows from the bottom, from one
+Y_FLIP = 121.0  # 120 + 1, as published: turns rows counted from one over, but ours begin at zero
 
 
 # the fields that take part in the algebra, and become tensors
@@ -72,8 +73,9 @@ class MorphableModel:
         flip, flip_offset: (3, 1) the crop frame's y flip as a factor and an offset.
         landmark_indices: (68,) int64 vertex of each landmark.
         triangles: (T, 3) int32, 0-based, *clockwise* seen from outside in the y-up model frame, as
-            published, hence counter-clockwise (outward normals) in the y-down crop and image; like
-            the arrays below read-only, since all faces share them.
+            published, hence outward by the right-hand rule in the coordinates of the y-down crop
+            and image, where they are seen clockwise too; like the arrays below read-only, since
+            all faces share them.
         uv: (N, 2) texture coordinates in [0, 1], v up; None where the model has none.
         kept_vertices: (K,) int64 vertices kept for textured meshes; None where there are none.
         kept_triangles: (T', 3) int32, 0-based into ``kept_vertices``; None likewise.
@@ -122,7 +124,7 @@ class MorphableModel:
         return self._shape(parameters, self.mean, self.basis)
 
     def to_crop(self, points: Array) -> Array:
-        """(..., 3, P) points of the camera's 1-based y-up crop -> crop frame; its own inverse."""
+        """(..., 3, P) points of the camera's y-up crop -> crop frame; its own inverse."""
         return points * self.flip + self.flip_offset
 
     def _decode(self, parameters: Array, mean: Array, basis: Array) -> Array:
@@ -179,7 +181,7 @@ _AS_READ: WeakKeyDictionary[MorphableModel, str] = WeakKeyDictionary()  # absolu
 
 
 def split_camera(parameters: Array) -> Array:
-    """(B, 62) or (B, 12) parameters -> (B, 3, 4) camera ``[A | t]``, 1-based y-up crop frame."""
+    """(B, 62) or (B, 12) parameters -> (B, 3, 4) camera ``[A | t]``, y-up crop frame."""
     return parameters[:, :CAMERA].reshape(-1, 3, 4)
 
 

@@ -33,6 +33,9 @@ class Overlays:
 
     Attributes:
         dense: the faces need their dense mesh.
+
+    Raises:
+        ValueError: a drawing of another name.
     """
 
     def __init__(self, face_model: MorphableModel, drawings: str | Sequence[str]) -> None:

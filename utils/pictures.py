@@ -13,7 +13,11 @@ from utils.files import atomic_write
 
 
 def max_pixels() -> int:
-    """The largest picture that is read: SYNERGYNET_MAX_PIXELS, or 2^28 (0.8 GB as BGR)."""
+    """The largest picture that is read: SYNERGYNET_MAX_PIXELS, or 2^28 (0.8 GB as BGR).
+
+    Raises:
+        ValueError: the variable is no number.
+    """
     text = os.environ.get("SYNERGYNET_MAX_PIXELS", str(2**28))
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"SYNERGYNET_MAX_PIXELS={text!r}: expected a number of pixels")

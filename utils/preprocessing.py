@@ -105,7 +105,11 @@ def crop_faces(image: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
 
 
 def normalize_crops(crops: np.ndarray) -> np.ndarray:
-    """(n, 120, 120, 3) uint8 crops -> (n, 3, 120, 120) float32 network input, within [-1, 1]."""
+    """(n, 120, 120, 3) uint8 crops -> (n, 3, 120, 120) float32 network input, within [-1, 1].
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
     if crops.dtype != np.uint8 or crops.shape[1:] != (CROP_SIZE, CROP_SIZE, 3):
         raise ValueError(
             f"expected uint8 crops of shape (n, {CROP_SIZE}, {CROP_SIZE}, 3), BGR, got "

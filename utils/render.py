@@ -141,7 +141,7 @@ def render_textured(
         vertices: (N, 3) real, image frame: y down, z towards the viewer.
         triangles: (T, 3) integer, 0-based.
         uv: (N, 2) texture coordinates in [0, 1], v up, its picture's outer edges at 0 and 1.
-        texture: (S, T, 3) uint8, BGR; sampled bilinearly.
+        texture: (h, w, 3) uint8, BGR; sampled bilinearly.
         background: (H, W, 3) uint8, BGR.
         supersampling: samples per pixel along each axis, for smooth contours.
 

@@ -119,7 +119,7 @@ def open_regressor(
 
     Raises:
         FileNotFoundError, ValueError: see ``model_building.load_synergynet``.
-        UnavailableError: see ``utils.onnx_engine.export_onnx``.
+        UnavailableError: see ``utils.onnx_engine.export_onnx``; or the device has no memory.
     """
     if engine == "onnx":
         return OnnxRegressor(weights, face_model, threads)

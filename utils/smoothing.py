@@ -140,9 +140,10 @@ class FaceSmoother:
 
 
 def take_apart(face: Face) -> dict[str, np.ndarray]:
-    """The independent parts of a face's parameters (see above), image frame, float64.
+    """The independent parts of a face's parameters (see above), float64.
 
-    place (2,), depth (1,), turn (9,), size (1,), stretch (9,), shape (40,), expression (10,).
+    place (2,), depth (1,) in the image frame; turn (9,), stretch (9,) on its axes with y up; size
+    (1,), shape (40,), expression (10,).
     """
     parameters = face.parameters.astype(np.float64)
     linear = split_camera(parameters[None])[0, :, :3] * (_side(face.roi_box) / CROP_SIZE)

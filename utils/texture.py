@@ -254,6 +254,9 @@ def uv_mapped_face(face: Face, uv_map: np.ndarray) -> TexturedMesh:
     """The kept part of a face coloured from a published UV map (``read_uv_map``).
 
     The mesh has the vertices' colours and the map as its texture, image frame.
+
+    Raises:
+        ValueError: a face model without texture coordinates, or a face without the dense mesh.
     """
     require_texture_coordinates(face.face_model)
     mesh = face_mesh(face)
@@ -332,6 +335,9 @@ def unwrap_photo(
         texture (size, size, 3) uint8 BGR; confidence (size, size) float32 in [0, 1]: the cosine
         of the viewing angle where the photo was used, half the mirrored texel's where that was, 0
         where colours are made up and off the face.
+
+    Raises:
+        ValueError: a size outside ``SIZE_RANGE``.
     """
     smallest, largest = SIZE_RANGE
     if not smallest <= size <= largest:

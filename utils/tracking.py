@@ -4,7 +4,7 @@ A face that is followed is not detected anew: the crop of the next frame is take
 landmarks say (moved on as they moved), which costs less than a detection (a sixth at 1280 x 720,
 half at 640 x 360) and is as accurate. The detector runs every ``detect_every`` frames, to find new
 faces and to confirm the followed ones; at once when a face is lost or the scene cuts; and every few
-frames while a face is missing.
+frames while a face is missing or none is followed.
 
     frame -> cut? -> crops of the followed faces -> still faces? -> detector, where it is due
           -> matched: overlap for the followed ones, distance for the missing ones -> smoothing
@@ -114,7 +114,8 @@ class FaceTracker:
     Args:
         pipeline: ``SynergyNet(...).pipeline``.
         smoothing: ``off``, ``light`` or ``strong`` (``utils.smoothing``).
-        detect_every: frames from one detection to the next while nothing is lost.
+        detect_every: frames from one detection to the next while all faces are there; a fifth of
+            that, at least 1, while one is missing or none is followed.
         max_missing: frames after which a face that is not found again is forgotten; should it come
             back later, it gets a new id.
 

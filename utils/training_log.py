@@ -18,6 +18,9 @@ class TrainingLog:
         folder: of the run; made at the first line.
         epochs: how many epochs of an earlier, resumed run to keep; what it logged later it did
             not save.
+
+    Raises:
+        ValueError: their log is not as it was written.
     """
 
     def __init__(self, folder: Path, epochs: int = 0) -> None:
