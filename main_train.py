@@ -46,20 +46,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, default=ROOT,
         help="published layout, or a packed set (default: the repository's folder)")  # fmt: skip
-    add(
-        data,
-        "--pack",
-        "train from this packed folder; made of --data if it is not there",
-        type=Path,
-    )
-    add(
-        data,
-        "--val",
-        "validation sets: a folder (else a held-out part of --data), and/or the "
-        "word aflw2000, to report that benchmark too",
-        nargs="+",
-        default=[],
-    )
+    add(data, "--pack", "train from this packed folder; made of --data if it is not there",
+        type=Path)  # fmt: skip
+    add(data, "--val", "validation sets: a folder (else a held-out part of --data), and/or the "
+        "word aflw2000, to report that benchmark too", nargs="+", default=[])  # fmt: skip
     add(data, "--held-out", "held-out share of --data", type=float, default=0.02)
     add(data, "--limit", "train on this many random faces; 0: all", type=at_least(0), default=0)
     add(data, "--augment", "see utils/augmentation.py", choices=AUGMENTATIONS, default="strong")
@@ -82,45 +72,25 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add(plan, "--optimizer", "SGD is Nesterov's", choices=["sgd", "adamw"], default="sgd")
     add(plan, "--lr", "peak learning rate", type=at_least(0, float), default=0.08)
     add(plan, "--weight-decay", "of the optimiser", type=at_least(0, float), default=5e-4)
-    add(
-        plan,
-        "--schedule",
-        "see utils/training.py",
-        choices=["published", "linear"],
-        default="published",
-    )
+    add(plan, "--schedule", "see utils/training.py",
+        choices=["published", "linear"], default="published")  # fmt: skip
     add(plan, "--warmup", "linear: steps of warm-up", type=at_least(0), default=500)
     add(plan, "--cooldown", "linear: last epochs, falling to zero", type=at_least(0), default=16)
     add(plan, "--clip-norm", "largest gradient norm; 0: any", type=at_least(0, float), default=0.0)
-    add(
-        plan,
-        "--max-skipped",
-        "non-finite steps in a row that end the run",
-        type=at_least(1),
-        default=20,
-    )
+    add(plan, "--max-skipped", "non-finite steps in a row that end the run",
+        type=at_least(1), default=20)  # fmt: skip
 
     run = parser.add_argument_group("the run")
     add(run, "--out", "where the run writes", type=Path, default=Path("runs/synergynet"))
     add(run, "--resume", "go on from OUT/last.pth.tar", action="store_true")
     add(run, "--overwrite", "begin anew where OUT holds a run already", action="store_true")
-    add(
-        run,
-        "--save-every-steps",
-        "save last.pth.tar every N steps too; 0: no",
-        type=at_least(0),
-        default=0,
-    )
+    add(run, "--save-every-steps", "save last.pth.tar every N steps too; 0: no",
+        type=at_least(0), default=0)  # fmt: skip
     add(run, "--save_val_freq", "keep every Nth epoch's weights", type=at_least(0), default=0)
     add(run, "--dry-run", "tell size, memory, time; train nothing", action="store_true")
     add(run, "--device", "auto, cpu, cuda or mps", default="auto")
-    add(
-        run,
-        "--amp",
-        "bfloat16 encoder; auto: where the hardware has it",
-        choices=["auto", "bf16", "off"],
-        default="auto",
-    )
+    add(run, "--amp", "bfloat16 encoder; auto: where the hardware has it",
+        choices=["auto", "bf16", "off"], default="auto")  # fmt: skip
     add(run, "--compile", "torch.compile the step (pays on GPUs)", action="store_true")
     add(run, "--threads", "CPU threads; 0: torch's choice", type=at_least(0), default=0)
     add(run, "--seed", "of everything random", type=at_least(0), default=0)

@@ -73,15 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         require_texture_coordinates(model.face_model)
     writer = results.PhotoResults(options, model.face_model)
-    code = run_on_photos(
-        options,
-        model,
-        writer.save,
-        writer.picture_of,
-        finished_photos(options, model),
-        writer.saved,
-        writer.kept,
-    )
+    code = run_on_photos(options, model, writer, finished_photos(options, model))
     is_whole = writer.close()
     return code or int(not is_whole)
 

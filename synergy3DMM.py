@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from FaceBoxes import DETECT_SIZE, FaceBoxes, detection_limits
+from FaceBoxes import DETECT_SIZE, FaceBoxes
 from utils import assets
 from utils.inference import (
     DEFAULT_DRAWINGS,
@@ -126,7 +126,6 @@ class SynergyNet:
         if not detect_size >= 2:
             raise ValueError(f"detect_size must be at least 2 pixels, got {detect_size}")
         self._settings = score_threshold, engine, threads, detect_size, detector
-        max_height, max_width = detection_limits(detect_size)
 
         def open_networks(engine: str) -> tuple[Regressor, Detector]:
             """Regressor and detector; the face model on the way."""
@@ -138,8 +137,7 @@ class SynergyNet:
                     detector_weights,
                     self.device,
                     score_threshold=score_threshold,
-                    max_height=max_height,
-                    max_width=max_width,
+                    detect_size=detect_size,
                     engine=engine,
                     threads=threads,
                 )

@@ -8,6 +8,6 @@ Zhang et al., "FaceBoxes: A CPU Real-time Face Detector with High Accuracy", IJC
 ``detector`` is the file to read first; ``network`` alone needs torch.
 """
 
-from FaceBoxes.detector import DETECT_SIZE, FaceBoxes, detection_limits, detection_scale
+from FaceBoxes.detector import DETECT_SIZE, FaceBoxes, detection_scale
 
-__all__ = ["DETECT_SIZE", "FaceBoxes", "detection_limits", "detection_scale"]
+__all__ = ["DETECT_SIZE", "FaceBoxes", "detection_scale"]

@@ -1,7 +1,6 @@
 """Photo in, face boxes out."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -13,30 +12,25 @@ from FaceBoxes.nms import nms
 MEAN_BGR = np.array([104, 117, 123], dtype=np.float32)
 
 CANDIDATE_THRESHOLD = 0.05
-DETECT_SIZE = 1080  # pixels, see detection_limits
+DETECT_SIZE = 1080  # pixels, see detection_scale
 
 # (B, 3, H, W) float32 -> offsets (B, A, 4) and probabilities (B, A, 2), both float32
 Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def detection_limits(size: float = DETECT_SIZE) -> tuple[float, float]:
-    """Height and width that larger photos are shrunk to fit; as published 720 x 1080 pixels."""
-    return size * 2 / 3, size
+def detection_scale(shape: tuple[int, ...], size: float) -> float:
+    """What a photo (H, W, ...) is shrunk by to be at most ``size`` pixels wide and two thirds of
+    it high, as published 1080 and 720; 1 where it fits."""
+    return min(1.0, size * 2 / 3 / shape[0], size / shape[1])
 
 
-def detection_scale(shape: tuple[int, ...], limits: tuple[float, float]) -> float:
-    """What a photo (H, W, ...) is shrunk by for the detector, 1 where it fits."""
-    return min(1.0, limits[0] / shape[0], limits[1] / shape[1])
-
-
-def network_input(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Equal-sized images (H, W, 3) uint8 to (B, 3, H, W) float32, the mean subtracted."""
-    batch = np.empty((len(images), 3, *images[0].shape[:2]), dtype=np.float32)
-    for planes, image in zip(batch, images, strict=True):
-        # Plane by plane: seven times as fast as subtracting first and transposing then.
-        for plane, channel, mean in zip(planes, cv2.split(image), MEAN_BGR, strict=True):
-            np.subtract(channel, mean, out=plane, dtype=np.float32)
-    return batch
+def network_input(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 to (1, 3, H, W) float32, the mean subtracted."""
+    planes = np.empty((3, *image.shape[:2]), dtype=np.float32)
+    # Plane by plane: seven times as fast as subtracting first and transposing then.
+    for plane, channel, mean in zip(planes, cv2.split(image), MEAN_BGR, strict=True):
+        np.subtract(channel, mean, out=plane, dtype=np.float32)
+    return planes[None]
 
 
 class FaceBoxes:
@@ -52,8 +46,7 @@ class FaceBoxes:
         nms_threshold: intersection over union from which the weaker of two boxes is dropped.
         top_k: number of candidates that enter the suppression, best first.
         keep_top_k: number of boxes that leave it.
-        max_height, max_width: larger photos are shrunk to fit, in pixels.
-        batch_size: number of equal-sized photos ``detect_batch`` sends through at once.
+        detect_size: pixels, to which larger photos are shrunk (``detection_scale``).
         engine: what runs the network: ``torch``, ``onnx`` (on the CPU; see
             ``utils/onnx_engine.py``), or a function, which needs neither weights nor device.
         threads: of the onnx engine; the cores at hand if None.
@@ -73,9 +66,7 @@ class FaceBoxes:
         nms_threshold: float = 0.3,
         top_k: int = 5000,
         keep_top_k: int = 750,
-        max_height: float = detection_limits()[0],
-        max_width: float = detection_limits()[1],
-        batch_size: int = 8,
+        detect_size: float = DETECT_SIZE,
         engine: Engine | str = "torch",
         threads: int | None = None,
     ) -> None:
@@ -87,9 +78,7 @@ class FaceBoxes:
             ("nms_threshold", nms_threshold, np.nextafter(0, 1), 1),
             ("top_k", top_k, 1, np.inf),
             ("keep_top_k", keep_top_k, 1, np.inf),
-            ("max_height", max_height, 1, np.inf),
-            ("max_width", max_width, 1, np.inf),
-            ("batch_size", batch_size, 1, np.inf),
+            ("detect_size", detect_size, 2, np.inf),
         ):
             if not lowest <= value <= highest:
                 raise ValueError(f"{name} must lie in [{lowest:g}, {highest:g}], got {value}")
@@ -97,8 +86,7 @@ class FaceBoxes:
         self.candidate_threshold = candidate_threshold
         self.nms_threshold = nms_threshold
         self.top_k, self.keep_top_k = int(top_k), int(keep_top_k)
-        self.max_height, self.max_width = max_height, max_width
-        self.batch_size = int(batch_size)
+        self.detect_size = detect_size
         if isinstance(engine, str):
             engine = _open_engine(engine, weights, device, threads)
         self.engine = engine
@@ -116,41 +104,18 @@ class FaceBoxes:
         Raises:
             TypeError, ValueError: ``image`` is not such an array.
         """
-        return self.detect_batch([image])[0]
-
-    def detect_batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Faces in several photos: one array as from a single call for each, in their order.
-
-        Photos that have the same size go through the network together.
-        """
-        prepared = [self._prepare(image, i) for i, image in enumerate(images)]
-        groups = defaultdict(list)
-        for i, (image, _) in enumerate(prepared):
-            groups[image.shape].append(i)
-        results: dict[int, np.ndarray] = {}
-        for (height, width, _), members in groups.items():
-            for start in range(0, len(members), self.batch_size):
-                part = members[start : start + self.batch_size]
-                offsets, probabilities = self.engine(network_input([prepared[i][0] for i in part]))
-                for row, i in enumerate(part):
-                    results[i] = self._boxes(
-                        offsets[row], probabilities[row, :, 1], height, width, prepared[i][1]
-                    )
-        return [results[i] for i in range(len(prepared))]
-
-    def _prepare(self, image: np.ndarray, index: int) -> tuple[np.ndarray, float]:
-        """The photo at the size the network sees, uint8, and the scale that took it there."""
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
             kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-            raise TypeError(f"image {index} must be a numpy array of dtype uint8, got {kind}")
+            raise TypeError(f"image must be a numpy array of dtype uint8, got {kind}")
         if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(f"image {index} must have shape (H, W, 3), got {image.shape}")
+            raise ValueError(f"image must have shape (H, W, 3), got {image.shape}")
         height, width = image.shape[:2]
-        scale = detection_scale(image.shape, (self.max_height, self.max_width))
-        if scale == 1:
-            return image, 1.0
-        size = max(int(scale * width), 1), max(int(scale * height), 1)
-        return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), scale
+        scale = detection_scale(image.shape, self.detect_size)
+        if scale < 1:
+            height, width = max(int(scale * height), 1), max(int(scale * width), 1)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        offsets, probabilities = self.engine(network_input(image))
+        return self._boxes(offsets[0], probabilities[0, :, 1], height, width, scale)
 
     def _boxes(
         self, offsets: np.ndarray, scores: np.ndarray, height: int, width: int, scale: float

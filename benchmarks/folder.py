@@ -75,22 +75,17 @@ def main() -> None:
         options = parse_options(command + (["--jobs", str(args.jobs)] if args.jobs else []))
         memory = []
 
-        def save(name, path, image, faces):
-            if faces:
-                results.save_pictures(options.out, name, image, faces)
-            memory.append(resident_mb())
-
-        def result_of(name):
-            return results.picture_path(options.out, name)
-
         def ours_once() -> float:
             start = time.perf_counter()
             with quiet():
-                run_on_photos(options, ours, save, result_of, finished)
+                run_on_photos(options, ours, writer, finished)
             return time.perf_counter() - start
 
         ours = load_model(options)
         finished = finished_photos(options, ours)
+        writer = results.PhotoResults(options, ours.face_model)
+        writer.sheets = None  # the plain loop makes none
+        writer.saved = lambda *_: memory.append(resident_mb())
         ours_once()
         resident = memory.copy()
         eager = SynergyNet(device="cpu", engine="torch")

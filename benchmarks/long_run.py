@@ -103,25 +103,18 @@ def main() -> None:
         make_photos(folder / "photos")
         options = parse_options(
             ["-f", str(folder / "photos"), "-o", str(folder / "out"), "--device", "cpu"]
+            + ["--save", "npz,json"]
         )
         options.jobs = args.jobs
         files = options.photos
         options.photos = [files[i % SIZES] for i in range(args.photos)]
         model = load_model(options)
         meter = Meter("photos", args.photos, args.at)
-
-        def save(name, path, image, faces):
-            formats = ("npz", "json")
-            results.save_numbers(options.out, name, path, faces, formats, model.face_model)
-            if faces:
-                results.save_pictures(options.out, name, image, faces)
-
-        def result_of(name):
-            return results.picture_path(options.out, name)
-
+        writer = results.PhotoResults(options, model.face_model)
+        writer.sheets = None  # hundreds of pages of the same few photos
+        writer.saved = lambda *_: meter.step()
         with quiet():
-            finished = finished_photos(options, model)
-            run_on_photos(options, model, save, result_of, finished, lambda *_: meter.step())
+            run_on_photos(options, model, writer, finished_photos(options, model))
         rows.append(meter.row())
 
         tracker = model.tracker()

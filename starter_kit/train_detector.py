@@ -47,13 +47,13 @@ from FaceBoxes.detector import MEAN_BGR
 from FaceBoxes.network import FaceBoxesNet, load_weights
 from starter_kit.detector_losses import Hints, distillation_loss, multibox_loss
 from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
+from utils.assets import ROOT
 from utils.checkpoint import mixed_state, write_checkpoint
 from utils.cli import run_script
 from utils.files import require_files
 from utils.runtime import choose_device, on_device
-from utils.training import decay_groups
+from utils.training import make_optimizer
 
-ROOT = Path(__file__).resolve().parents[1]
 HINT = 2.0  # weight of the distance of the feature maps
 # From this share of the training on no pictures are mixed, so that batch-norm statistics settle on
 # plain ones.
@@ -67,11 +67,8 @@ def train(args: argparse.Namespace) -> None:
     device = args.device
     network = on_device(untrained(), device)
     hints = on_device(Hints(), device)
-    parameters = [*network.parameters(), *hints.parameters()]
-    is_fused = device.type != "mps"  # torch 2.4 has none for Apple's GPU
-    optimiser = torch.optim.AdamW(
-        decay_groups(parameters, args.weight_decay), lr=args.lr, fused=is_fused
-    )
+    trained = torch.nn.ModuleList([network, hints])
+    optimiser = make_optimizer(trained, "adamw", args.lr, args.weight_decay)
     if args.init:
         network.load_state_dict(load_weights(args.init))
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -135,7 +132,7 @@ def train(args: argparse.Namespace) -> None:
                 raise RuntimeError(f"the loss is {loss.item()} at step {step}: try a smaller --lr")
             optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 20.0)
+            torch.nn.utils.clip_grad_norm_(trained.parameters(), 20.0)
             optimiser.step()
             step += 1
             keep = min(0.999, (1 + step) / (10 + step))

@@ -144,7 +144,6 @@ def test_boxes():
     assert changed(picture)[30, 20:121].all() and changed(picture)[30:151, 120].all()
     assert not changed(picture)[80:100, 50:100].any()
     assert changed(picture)[60, :40].all()
-    assert not np.array_equal(picture, draw_boxes(grey(), boxes, [0.9, 0.8]))
     assert np.array_equal(draw_boxes(grey(), np.zeros((0, 4))), grey())
 
 
@@ -154,7 +153,7 @@ def test_any_size_and_place_draws_without_fault(size, centre):
     landmarks = ring(*centre, size)
     box = [[*landmarks[:2].min(1), *landmarks[:2].max(1)]]
     picture = draw_pose_axes(draw_landmarks(grey(), landmarks), turned(1, 20), landmarks)
-    picture = draw_boxes(picture, box, [0.5])
+    picture = draw_boxes(picture, box)
     assert picture.shape == grey().shape
     draw_pose_axes(draw_landmarks(grey(1, 1), landmarks), turned(1, 20), landmarks)
 
@@ -173,7 +172,7 @@ def test_strokes_grow_with_the_face():
     [
         lambda image, **how: draw_landmarks(image, ring(), **how),
         lambda image, **how: draw_pose_axes(image, np.eye(3), ring(), **how),
-        lambda image, **how: draw_boxes(image, [[20, 20, 90, 90]], [0.5], **how),
+        lambda image, **how: draw_boxes(image, [[20, 20, 90, 90]], **how),
     ],
 )
 def test_a_copy_unless_asked_otherwise(draw):
@@ -206,8 +205,6 @@ def test_wrong_numbers_are_named():
         draw_pose_axes(grey(), np.full((3, 3), np.nan), ring())
     with pytest.raises(ValueError, match=r"\(n, 4\)"):
         draw_boxes(grey(), np.zeros((2, 5)))
-    with pytest.raises(ValueError, match="1 for 2"):
-        draw_boxes(grey(), np.zeros((2, 4)), [0.5])
     with pytest.raises(ValueError, match="NaN"):
         draw_boxes(grey(), [[0, 0, np.inf, 3]])
 
@@ -215,14 +212,14 @@ def test_wrong_numbers_are_named():
 def test_contact_sheet_puts_each_picture_in_its_cell():
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     pictures = [np.full((40, 80, 3), colour, np.uint8) for colour in colours]
-    sheet = contact_sheet(pictures, columns=2, cell=(64, 64), background=(9, 9, 9))
+    sheet = contact_sheet(pictures, columns=2, cell=(64, 64))
     assert sheet.shape == (2 * 64 + 3 * 2, 2 * 64 + 3 * 2, 3)
     centres = [(34, 34), (34, 100), (100, 34)]
     for colour, (y, x) in zip(colours, centres, strict=True):
         assert tuple(sheet[y, x]) == colour
         rows = np.flatnonzero((sheet[:, x] == colour).all(axis=1))
         assert (rows.min(), rows.max()) == (y - 16, y + 15)  # 64 wide, 32 high, centred
-    assert (sheet[70:, 70:] == 9).all()  # the empty cell
+    assert (sheet[70:, 70:] == draw.OUTLINE).all()  # the empty cell
 
     captioned = contact_sheet(pictures, 5, (64, 64), ["a", "b" * 99, ""])
     assert captioned.shape[0] > 64 + 2 * 2 and captioned.shape[1] == 3 * 64 + 4 * 2

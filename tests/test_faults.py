@@ -26,6 +26,7 @@ from utils.files import atomic_write, remove_partials, write_npz
 from utils.memory import is_out_of_memory
 from utils.photo_script import run_on_photos
 from utils.pictures import read_image, write_image
+from utils.results import PhotoWriter
 from utils.runtime import TorchRegressor
 
 # ------------------------------------------------------------------------------------- killed
@@ -388,7 +389,7 @@ def test_a_crop_that_does_not_fit_ends_with_a_message(tmp_path, capsys):
     # of a folder, it fails the photo
     write_photos(tmp_path, [60])
     options = singleImage.parse_options(["-f", str(tmp_path), "-o", str(tmp_path / "out")])
-    code = run_on_photos(options, lambda image: regressor(CROPS), lambda *photo: None, Path)
+    code = run_on_photos(options, lambda image: regressor(CROPS), PhotoWriter(options))
     assert code == 1
     assert "60.png: cpu: out of memory with a single crop" in capsys.readouterr().err
 

@@ -32,6 +32,7 @@ from utils.photo_script import (
 )
 from utils.photos import find_photos
 from utils.pictures import write_image
+from utils.results import PhotoWriter
 
 
 def test_comma_list():
@@ -97,6 +98,13 @@ def test_scripts_end_with_one_line_and_their_code(capsys, error, code, said):
     assert err.endswith(f": {said}") and err.count("\n") == 1
 
 
+class Saver(PhotoWriter):
+    """Of photos without faces; a function writes."""
+
+    def __init__(self, save=lambda *photo: None) -> None:
+        self.save = save
+
+
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
     photos = []
@@ -112,7 +120,7 @@ def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
         saved.append((name, int(image[0, 0, 0])))
 
     options = Namespace(photos=photos, out=tmp_path, jobs=jobs, detect_size=1080)
-    assert run_on_photos(options, lambda image: [], save, Path) == 1
+    assert run_on_photos(options, lambda image: [], Saver(save)) == 1
     assert sorted(saved) == [("p0", 0), ("p1", 1), ("p3", 3), ("p4", 4), ("p6", 6)]
     out, err = capsys.readouterr()
     lines = [line for line in out.splitlines() if "no face found" in line]
@@ -129,7 +137,7 @@ def test_a_photo_that_opencv_refuses_costs_nothing_but_itself(tmp_path, capsys):
             cv2.remap(np.zeros((1, 40_000), np.uint8), *np.zeros((2, 1, 1), np.float32), 1)
 
     options = Namespace(photos=photos, out=tmp_path, jobs=1, detect_size=1080)
-    assert run_on_photos(options, lambda image: [], save, Path) == 1
+    assert run_on_photos(options, lambda image: [], Saver(save)) == 1
     out, err = capsys.readouterr()
     assert "2 photos without a face, 1 photo failed" in out and "p1.png" in err
 
@@ -142,9 +150,9 @@ def test_a_photo_that_is_replaced_while_it_is_worked_on_is_not_done(tmp_path):
     def replace(*saved: object) -> None:
         write_image(photo[1], np.zeros((30, 40, 3), np.uint8))
 
-    assert run_on_photos(options, lambda image: [], replace, Path, finished) == 0
+    assert run_on_photos(options, lambda image: [], Saver(replace), finished) == 0
     assert photo not in FinishedPhotos(tmp_path, {}, resume=True)
-    assert run_on_photos(options, lambda image: [], lambda *saved: None, Path, finished) == 0
+    assert run_on_photos(options, lambda image: [], Saver(), finished) == 0
     assert photo in FinishedPhotos(tmp_path, {}, resume=True)
 
 
@@ -193,7 +201,7 @@ def test_ctrl_c_ends_a_folder_and_says_how_to_go_on(tmp_path, capsys, jobs):
 
     finished = FinishedPhotos(tmp_path, {}, False)
     options = Namespace(photos=photos, out=tmp_path, jobs=jobs, detect_size=1080)
-    assert run_on_photos(options, find_faces, lambda *photo: None, Path, finished) == STOPPED
+    assert run_on_photos(options, find_faces, Saver(), finished) == STOPPED
     out, _ = capsys.readouterr()
     listed = len((tmp_path / "finished.jsonl").read_text().splitlines())  # those under way, too
     assert listed == 3 if jobs == 1 else 3 <= listed < 9

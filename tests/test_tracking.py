@@ -97,11 +97,12 @@ def test_a_face_hidden_by_another_gets_its_id_back(pipeline):
     assert seen[-1][back][0] > 250 > 100 > seen[-1][3 - back][0]
 
 
-def test_come_and_gone(pipeline):
+def test_come_and_gone(pipeline, monkeypatch):
     """Gone too long: forgotten; then it is somebody new."""
+    monkeypatch.setattr("utils.tracking.MAX_MISSING", 6)
     there, nobody = [scene(MIDDLE)], [EMPTY]
     frames = 3 * there + 4 * nobody + 3 * there + 8 * nobody + 4 * there
-    seen = follow(pipeline, frames, max_missing=6, detect_every=5)
+    seen = follow(pipeline, frames, detect_every=5)
     ids = [sorted(faces) for faces in seen]
     assert ids[:3] == 3 * [[1]] and ids[3:7] == 4 * [[]]
     assert ids[8] == [1] and ids[10:18] == 8 * [[]]
@@ -377,6 +378,6 @@ def test_pairs():
 
 
 def test_wrong_options(pipeline):
-    for options in ({"smoothing": "much"}, {"detect_every": 0}, {"max_missing": 0}):
+    for options in ({"smoothing": "much"}, {"detect_every": 0}):
         with pytest.raises(ValueError, match=next(iter(options)).split("_")[0]):
             FaceTracker(pipeline, **options)

@@ -197,7 +197,7 @@ def test_options_of_the_model_arrive(monkeypatch):
     arguments += ["--engine", "torch"]
     model_options.open_model(video.parse_options(["-f", video.__file__, *arguments]))
     (found,) = made
-    assert (found["max_height"], found["max_width"], found["score_threshold"]) == (2000, 3000, 0.7)
+    assert (found["detect_size"], found["score_threshold"]) == (3000, 0.7)
 
 
 def test_a_name_that_is_no_text(frames, tmp_path):

@@ -19,7 +19,7 @@ from utils.photos import face_names
 from utils.pictures import read_image, write_image
 from utils.preprocessing import crop_faces
 from utils.render import render_mesh_overlay
-from utils.results import save_confidence
+from utils.results import PhotoWriter, save_confidence
 from utils.turntable import save_turntable, turntable_frames
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def write_meshes(options: argparse.Namespace, model: SynergyNet) -> int:
     def find_faces(image: np.ndarray) -> list[Face]:
         return [face_of_crop(model.pipeline, image)] if options.precropped else model(image)
 
-    return run_on_photos(options, find_faces, writer.save, writer.mesh_of, finished)
+    return run_on_photos(options, find_faces, writer, finished)
 
 
 def check_uv_folder(folder: Path, face_model: MorphableModel) -> str:
@@ -105,7 +105,7 @@ def expression_of_photo(path: Path, model: SynergyNet) -> np.ndarray:
     return expression_of(faces[0])
 
 
-class MeshWriter:
+class MeshWriter(PhotoWriter):
     """What artistic.py writes for photos, as its options say.
 
     Args:
@@ -114,9 +114,9 @@ class MeshWriter:
     """
 
     def __init__(self, options: argparse.Namespace, expression: np.ndarray | None) -> None:
-        self.options, self.out, self.expression = options, options.out, expression
+        super().__init__(options)
+        self.options, self.expression = options, expression
         self.is_mapped = options.texture == "uv"
-        self.photo_names = {name.casefold() for name, _ in options.photos}
 
     def save(self, name: str, path: Path, image: np.ndarray, faces: list[Face]) -> None:
         """Writes all files of one photo."""
@@ -137,8 +137,7 @@ class MeshWriter:
             overlay = render_mesh_overlay(image, vertices, faces[0].triangles)
             write_image(self.out / "rendering_overlay" / f"{name}.jpg", overlay)
 
-    def mesh_of(self, name: str) -> Path:
-        """The mesh that stands for all results of a photo with faces."""
+    def result_of(self, name: str) -> Path:
         return self._mesh_path(name, self.options.format[0])
 
     def _mesh_path(self, name: str, form: str) -> Path:

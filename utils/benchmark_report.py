@@ -21,7 +21,7 @@ import numpy as np
 
 from utils import metrics
 from utils.aflw2000 import BenchmarkSet
-from utils.draw import draw_landmarks
+from utils.draw import draw_landmarks, printable
 from utils.evaluation import ANGLES, BINS, PUBLISHED_LABELS, Prediction
 from utils.files import atomic_write
 from utils.photos import result_names
@@ -422,7 +422,7 @@ def html_report(run: dict, data: BenchmarkSet, prediction: Prediction, plots: by
     ]
     for index in worst(run["samples"]):
         picture = cv2.imencode(".jpg", worst_picture(data, prediction, index))[1].tobytes()
-        name = html.escape(_shown(data.names[index]))
+        name = html.escape(printable(data.names[index]))
         error, yaw = run["samples"]["nme_original_raw"][index], data.yaw[index]
         parts.append(
             f'<figure><img alt="{name}" src="{_data_url("jpeg", picture)}">'
@@ -471,7 +471,7 @@ def write_results(out: Path, run: dict, data: BenchmarkSet, prediction: Predicti
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["name", *run["samples"]])
         columns = (np.round(values, 6).tolist() for values in run["samples"].values())
-        names = (_shown(name) for name in data.names)
+        names = map(printable, data.names)
         writer.writerows(zip(names, *columns, strict=True))
     plots = None
     if importlib.util.find_spec("matplotlib"):
@@ -509,18 +509,13 @@ def read_run(path: Path) -> dict:
     return {**run, "samples": samples}
 
 
-def _shown(name: str) -> str:
-    """A file name as text, whatever bytes it has."""
-    return name.encode(errors="replace").decode()
-
-
 def _plain(value: object) -> object:
     """Dicts, lists, arrays, numbers and text as any JSON reader takes them: NaN and infinity
     become None, bytes of file names that are no text a question mark."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, str):
-        return _shown(value)
+        return printable(value)
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, list | tuple):

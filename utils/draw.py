@@ -142,25 +142,19 @@ def draw_pose_axes(
     return canvas
 
 
-def draw_boxes(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    scores: Sequence[float] | None = None,
-    copy: bool = True,
-) -> np.ndarray:
-    """Draws face boxes, each with its score above its upper left corner where scores are given.
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, copy: bool = True) -> np.ndarray:
+    """Draws face boxes.
 
     Args:
         image: (H, W, 3) uint8, BGR.
         boxes: (n, 4) real, x1 y1 x2 y2 in pixels of the image; n may be 0.
-        scores: n values, or None.
         copy: False draws into ``image`` itself.
 
     Returns:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        ValueError: wrong shape, dtype or count, or a coordinate that is not finite.
+        ValueError: wrong shape or dtype, or a coordinate that is not finite.
     """
     canvas = _canvas(image, copy)
     boxes = np.asarray(boxes, dtype=np.float64)
@@ -168,16 +162,11 @@ def draw_boxes(
         raise ValueError(f"expected boxes of shape (n, 4), x1 y1 x2 y2, got {boxes.shape}")
     if not np.isfinite(boxes).all():
         raise ValueError("boxes contain NaN or infinity")
-    if scores is not None and len(scores) != len(boxes):
-        raise ValueError(f"expected one score per box, got {len(scores)} for {len(boxes)} boxes")
-    for i, (x1, y1, x2, y2) in enumerate(boxes):
+    for x1, y1, x2, y2 in boxes:
         size = np.sqrt(abs((x2 - x1) * (y2 - y1)))
         corners = _fixed_point(np.array([[x1, x2, x2, x1], [y1, y1, y2, y2]]))
         for colour, thickness in _strokes(max(_stroke_unit(canvas, size), 1), BOX):
             cv2.polylines(canvas, [corners], True, colour, thickness, cv2.LINE_AA, SHIFT)
-        if scores is not None:
-            height = text_height(canvas, 0.7 * size)
-            put_lines(canvas, [f"{scores[i]:.2f}"], x1, y1 - 2 * height, height)
     return canvas
 
 
@@ -186,7 +175,6 @@ def contact_sheet(
     columns: int,
     cell: tuple[int, int] = (256, 256),
     captions: Sequence[str] | None = None,
-    background: Colour = OUTLINE,
 ) -> np.ndarray:
     """All pictures on one: each scaled into a cell, centred, row by row from the upper left.
 
@@ -195,7 +183,6 @@ def contact_sheet(
         columns: cells per row; fewer where there are fewer pictures.
         cell: height and width of a cell in pixels, without its caption.
         captions: one line for each picture, below it, shortened to fit; None leaves no room.
-        background: colour around the pictures.
 
     Returns:
         (H, W, 3) uint8, BGR.
@@ -220,7 +207,7 @@ def contact_sheet(
     pitch_y = cell_h + gap + (2 * text if captions is not None else 0)
     pitch_x = cell_w + gap
     shape = (rows * pitch_y + gap, columns * pitch_x + gap, 3)
-    sheet = np.full(shape, background, dtype=np.uint8)
+    sheet = np.full(shape, OUTLINE, dtype=np.uint8)
     for i, image in enumerate(images):
         _check_image(image)
         y, x = gap + i // columns * pitch_y, gap + i % columns * pitch_x
@@ -316,7 +303,7 @@ def _font(height: float) -> tuple[float, int]:
 
 
 def printable(text: str) -> str:
-    """Text that OpenCV can draw: lone surrogates, as odd file names have, make it crash."""
+    """A file name as text, whatever bytes it has: lone surrogates make OpenCV crash."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -329,6 +329,9 @@ def with_parameters(face: Face, parameters: np.ndarray) -> Face:
     return replace(changed, fitted=face.fitted or face)
 
 
+# --------------------------------------------------------------------------------------- boxes
+
+
 def detect(detector: Detector, image: np.ndarray) -> np.ndarray:
     """(n, 5) float32 detections of a photo, without boxes that cannot be cropped, such as those
     that are too small, or that have nothing of the photo in them.

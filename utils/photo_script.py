@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from FaceBoxes import detection_limits, detection_scale
+from FaceBoxes import detection_scale
 from utils import results
 from utils.cli import STOPPED, at_least, counted, say
 from utils.cores import cpu_threads, usable_cores
@@ -160,11 +160,8 @@ class Outcome:
 def run_on_photos(
     options: argparse.Namespace,
     find_faces: Callable[[np.ndarray], list[Face]],
-    save: Callable[[str, Path, np.ndarray, list[Face]], Any],
-    result_of: Callable[[str], Path],
+    writer: results.PhotoWriter,
     finished: FinishedPhotos | None = None,
-    saved: Callable[[str, Any], None] = lambda name, result: None,
-    kept: Callable[[str], Any] = lambda name: None,
 ) -> int:
     """Reads each photo, finds its faces, saves; says what happened; returns the exit code.
 
@@ -177,14 +174,9 @@ def run_on_photos(
     Args:
         options: with ``photos``, ``out``, ``jobs`` and ``detect_size``.
         find_faces: of a (H, W, 3) uint8 BGR picture.
-        save: gets name, path, picture and faces, of which there may be none.
-        result_of: one of the files that ``save`` writes for a photo of that name with faces.
+        writer: writes what there is to write for a photo.
         finished: the list of the photos that are done: those on it are left out, and those that
             become so are added.
-        saved: gets the name of each photo that did not fail and what ``save`` returned for it, in
-            their order and one at a time.
-        kept: gets the name of a photo with faces that an earlier run finished; what ``save``
-            returned then.
 
     Returns:
         0, 1 if a photo failed, or ``STOPPED``.
@@ -195,7 +187,7 @@ def run_on_photos(
         name, path = photo
         try:
             if finished and photo in finished:
-                result = kept(name) if finished.has_result(name) else None
+                result = writer.kept(name) if finished.has_result(name) else None
                 outcome = Outcome(FINISHED_BEFORE, result=result)
             else:
                 outcome = work_anew(photo)
@@ -218,9 +210,9 @@ def run_on_photos(
         faces = find_faces(image)
         if finished:
             finished.begin(name)
-        result = save(name, path, image, faces)
+        result = writer.save(name, path, image, faces)
         if finished:
-            finished.add(state, result_of(name) if faces else None)
+            finished.add(state, writer.result_of(name) if faces else None)
         if faces:
             return Outcome(WITH_FACES, f"{path}: {results.summary(faces)}", result)
         note = small_faces_note(image.shape, options.detect_size)
@@ -239,7 +231,7 @@ def run_on_photos(
                 continue
             if outcome.line:
                 say(outcome.line)
-            saved(name, outcome.result)
+            writer.saved(name, outcome.result)
     except KeyboardInterrupt:
         is_stopped = True
         outcomes.close()  # waits for what has begun
@@ -255,7 +247,7 @@ def run_on_photos(
 
 def small_faces_note(shape: tuple[int, ...], detect_size: int) -> str:
     """What to say of a photo (H, W, ...) without a face that is shrunk much for the detector."""
-    shrunk = detection_scale(shape, detection_limits(detect_size))
+    shrunk = detection_scale(shape, detect_size)
     if shrunk >= 0.5:
         return ""
     return f" (looked for in {shrunk:.0%} of its size; --detect-size finds smaller ones)"

@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,12 +72,33 @@ def save_pictures(
     return next(iter(pictures.values()))
 
 
-def picture_path(out: Path, name: str, drawings: Sequence[str] = ()) -> Path:
-    """Where ``save_pictures`` writes the first picture of a photo."""
-    return out / ("drawn" if drawings else next(iter(PICTURES))) / f"{name}.jpg"
+class PhotoWriter:
+    """What a script writes for photos; ``utils.photo_script.run_on_photos`` calls it.
+
+    Args:
+        options: ``out`` and ``photos``.
+    """
+
+    def __init__(self, options: Namespace) -> None:
+        self.out = options.out
+        self.photo_names = {name.casefold() for name, _ in options.photos}
+
+    def save(self, name: str, path: Path, image: np.ndarray, faces: Sequence[Face]) -> Any:
+        """Writes all files of one photo, which may have no face; called from several threads."""
+        raise NotImplementedError
+
+    def result_of(self, name: str) -> Path:
+        """One of the files of a photo with faces; it stands for all of them."""
+        raise NotImplementedError
+
+    def kept(self, name: str) -> Any:
+        """What ``save`` returned for a photo with faces that an earlier run finished."""
+
+    def saved(self, name: str, result: Any) -> None:
+        """Takes what ``save`` or ``kept`` returned: of the photos in their order, one at a time."""
 
 
-class PhotoResults:
+class PhotoResults(PhotoWriter):
     """What singleImage.py writes for photos, as its options say; of several also contact sheets.
 
     Args:
@@ -85,9 +107,8 @@ class PhotoResults:
     """
 
     def __init__(self, options: Namespace, face_model: MorphableModel) -> None:
-        self.out, self.formats, self.drawings = options.out, options.save, options.draw
-        self.face_model = face_model
-        self.photo_names = {name.casefold() for name, _ in options.photos}
+        super().__init__(options)
+        self.formats, self.drawings, self.face_model = options.save, options.draw, face_model
         self.sheets = ContactSheets(options.out) if len(options.photos) > 1 else None
 
     def save(
@@ -103,16 +124,14 @@ class PhotoResults:
         save_textured(self.out, own_names, image, faces, self.formats)
         return self.sheets.cell(picture) if self.sheets else None
 
-    def picture_of(self, name: str) -> Path:
-        """The picture that stands for all results of a photo with faces."""
-        return picture_path(self.out, name, self.drawings)
+    def result_of(self, name: str) -> Path:
+        """The first picture that ``save_pictures`` writes."""
+        return self.out / ("drawn" if self.drawings else next(iter(PICTURES))) / f"{name}.jpg"
 
     def kept(self, name: str) -> np.ndarray | None:
-        """What ``save`` returned for a photo with faces in an earlier run."""
-        return self.sheets.cell(read_image(self.picture_of(name))) if self.sheets else None
+        return self.sheets.cell(read_image(self.result_of(name))) if self.sheets else None
 
     def saved(self, name: str, cell: np.ndarray | None) -> None:
-        """Takes what ``save`` or ``kept`` returned for the next photo."""
         if self.sheets:
             self.sheets.add(name, cell)
 

@@ -54,6 +54,7 @@ DISTANCE_GROWTH = 0.15  # ... what each missing frame adds
 SAME_FACE = 0.25  # face sizes; landmarks nearer than that on average are those of one face
 VELOCITY_SHARE = 0.3  # weight of a new step in the running mean that is the velocity
 MAX_UNCONFIRMED = 3  # detections in a row that find nothing where a face is followed
+MAX_MISSING = 30  # frames; a face that comes back later than that gets a new id
 
 THUMBNAIL = (48, 27)  # pixels, in which cuts are looked for
 CUT_DIFFERENCE, CUT_CORRELATION = 12, 0.5  # grey levels, mean; both must be passed
@@ -116,27 +117,20 @@ class FaceTracker:
         smoothing: ``off``, ``light`` or ``strong`` (``utils.smoothing``).
         detect_every: frames from one detection to the next while all faces are there; a fifth of
             that, at least 1, while one is missing or none is followed.
-        max_missing: frames after which a face that is not found again is forgotten; should it come
-            back later, it gets a new id.
 
     Raises:
         ValueError: an unknown smoothing, or a number below 1.
     """
 
     def __init__(
-        self,
-        pipeline: FacePipeline,
-        smoothing: str = "light",
-        detect_every: int = 10,
-        max_missing: int = 30,
+        self, pipeline: FacePipeline, smoothing: str = "light", detect_every: int = 10
     ) -> None:
         if smoothing not in STRENGTHS:
             raise ValueError(f"unknown smoothing {smoothing!r}; expected {', '.join(STRENGTHS)}")
-        for name, value in (("detect_every", detect_every), ("max_missing", max_missing)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        if detect_every < 1:
+            raise ValueError(f"detect_every must be at least 1, got {detect_every}")
         self.pipeline, self.strength = pipeline, STRENGTHS[smoothing]
-        self.detect_every, self.max_missing = detect_every, max_missing
+        self.detect_every = detect_every
         self.tracks: list[Track] = []
         self.last_id = 0
         self.since_detection: int | None = None  # frames; None: detect now
@@ -172,7 +166,7 @@ class FaceTracker:
         self.tracks = [
             track
             for track in self.tracks
-            if track.missing <= self.max_missing and track.unconfirmed < MAX_UNCONFIRMED
+            if track.missing <= MAX_MISSING and track.unconfirmed < MAX_UNCONFIRMED
         ]
         self.since_detection += 1
         return self._seen(dense)
