@@ -141,10 +141,10 @@ def make_optimizer(
         return torch.optim.SGD(
             model.parameters(), rate, 0.9, weight_decay=weight_decay, nesterov=True
         )
-    try:
-        return torch.optim.AdamW(decay_groups(model.parameters(), weight_decay), rate, fused=True)
-    except RuntimeError:  # torch 2.4 has no fused one for Apple's GPU
-        return torch.optim.AdamW(decay_groups(model.parameters(), weight_decay), rate)
+    groups = decay_groups(model.parameters(), weight_decay)
+    # not on Apple's GPU: torch 2.4 has none there
+    is_fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    return torch.optim.AdamW(groups, rate, fused=is_fused)
 
 
 def check_batch_size(batch_size: int, samples: int, world: World) -> None:
