@@ -47,7 +47,8 @@ inline void store(float x, BFloat16& to) {
 // in memory.
 
 template <class Number>
-SIM3DR_CLONES void add_rows(const Number* RESTRICT x, Index rows, Index width, float* RESTRICT sum) {
+SIM3DR_CLONES
+void add_rows(const Number* RESTRICT x, Index rows, Index width, float* RESTRICT sum) {
     for (; rows >= 4; rows -= 4, x += 4 * width)
         for (Index c = 0; c < width; ++c)
             sum[c] += (load(x[c]) + load(x[width + c])) +
@@ -57,7 +58,8 @@ SIM3DR_CLONES void add_rows(const Number* RESTRICT x, Index rows, Index width, f
 }
 
 template <class Number>
-SIM3DR_CLONES void add_deviations(const Number* RESTRICT x, Index rows, Index width, const float* RESTRICT mean,
+SIM3DR_CLONES
+void add_deviations(const Number* RESTRICT x, Index rows, Index width, const float* RESTRICT mean,
                     float* RESTRICT sum, float* RESTRICT squares) {
     for (; rows >= 4; rows -= 4, x += 4 * width)
         for (Index c = 0; c < width; ++c) {
@@ -77,7 +79,8 @@ SIM3DR_CLONES void add_deviations(const Number* RESTRICT x, Index rows, Index wi
 
 // Comparisons written so that NaN stays NaN, as torch's clamp has it.
 template <class Number>
-SIM3DR_CLONES void normalise_rows(const Number* RESTRICT x, Index rows, Index width, const float* RESTRICT mean,
+SIM3DR_CLONES
+void normalise_rows(const Number* RESTRICT x, Index rows, Index width, const float* RESTRICT mean,
                     const float* RESTRICT scale, const float* RESTRICT shift, float low, float high,
                     Number* RESTRICT y) {
     for (; rows > 0; --rows, x += width, y += width)
@@ -94,7 +97,8 @@ inline float passed(float dy, float y, float low, float high) {
 }
 
 template <class Number>
-SIM3DR_CLONES void add_gradients(const Number* RESTRICT x, const Number* RESTRICT dy, Index rows, Index width,
+SIM3DR_CLONES
+void add_gradients(const Number* RESTRICT x, const Number* RESTRICT dy, Index rows, Index width,
                    const float* RESTRICT mean, const float* RESTRICT scale,
                    const float* RESTRICT shift, float low, float high, float* RESTRICT sum,
                    float* RESTRICT product) {
@@ -117,7 +121,8 @@ SIM3DR_CLONES void add_gradients(const Number* RESTRICT x, const Number* RESTRIC
 }
 
 template <class Number>
-SIM3DR_CLONES void input_gradient(const Number* RESTRICT x, const Number* RESTRICT dy, Index rows, Index width,
+SIM3DR_CLONES
+void input_gradient(const Number* RESTRICT x, const Number* RESTRICT dy, Index rows, Index width,
                     const float* RESTRICT mean, const float* RESTRICT scale,
                     const float* RESTRICT shift, const float* RESTRICT constant,
                     const float* RESTRICT slope, float low, float high, Number* RESTRICT dx) {
@@ -174,7 +179,8 @@ void unfold(const Plan& plan, const std::vector<float>& sums, double* result) {
 template <class Task>
 void for_chunks(const Plan& plan, bool backwards, int threads, Task task) {
     std::atomic<Index> done{0};
-    sim3dr::in_parallel(static_cast<int>(std::min<Index>(threads, plan.chunks)), [&](int) {
+    const int parts = static_cast<int>(std::clamp<Index>(threads, 1, plan.chunks));
+    sim3dr::in_parallel(parts, [&](int) {
         for (Index i; (i = done++) < plan.chunks;) task(backwards ? plan.chunks - 1 - i : i);
     });
 }
@@ -332,7 +338,7 @@ void backward(const Number* x, const Number* dy, Shape shape, const float* weigh
     });
 }
 
-#define FOR_NUMBERS(Number)                                                                      \
+#define FOR_NUMBERS(Number)                                                                       \
     template void forward(const Number*, Shape, const float*, const float*, double, float, float, \
                           int, double*, double*, double*, Number*);                               \
     template void backward(const Number*, const Number*, Shape, const float*, const float*,       \

@@ -40,8 +40,7 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged headers fail in many ways
-        reason = _reason(path, error, b"\x93NUMPY")
-        raise ValueError(f"{path}: not a readable .npy array of numbers ({reason})") from error
+        raise _no_npy(path, error) from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: expected one .npy array, found an archive")
     return array
@@ -54,8 +53,12 @@ def map_npy(path: str | os.PathLike) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:
-        reason = _reason(path, error, b"\x93NUMPY")
-        raise ValueError(f"{path}: not a readable .npy array of numbers ({reason})") from error
+        raise _no_npy(path, error) from error
+
+
+def _no_npy(path: str | os.PathLike, error: Exception) -> ValueError:
+    reason = _reason(path, error, b"\x93NUMPY")
+    return ValueError(f"{path}: not a readable .npy array of numbers ({reason})")
 
 
 def is_inside(name: str) -> bool:

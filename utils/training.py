@@ -432,7 +432,7 @@ class Trainer:
         if before["losses"] != recipe["losses"]:
             self.progress.counted, self.progress.sums = 0, {}  # means of other terms, or none
         same_faces = state.get("validation", self.validation) == self.validation
-        if same_faces and _cut(state["recipe"]) == _cut(self._recipe()):
+        if same_faces and _cut(state["recipe"]) == _cut(recipe):
             return
         if not (same_faces or self.options.val):
             raise ValueError(

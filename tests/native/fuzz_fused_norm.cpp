@@ -97,7 +97,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         Halves half_y(count), half_dx(count);
         Floats dweight2(channels), dbias2(channels);
         Doubles mean2(channels), variance2(channels), inverse2(channels);
-        run(threads, half_x, half_dy, half_y, half_dx, dweight2, dbias2, mean2, variance2, inverse2);
+        run(threads, half_x, half_dy, half_y, half_dx, dweight2, dbias2, mean2, variance2,
+            inverse2);
         expect(same_bits(dweight, dweight2) && same_bits(dbias, dbias2) && rounded(y, half_y) &&
                    (flags & 128 || rounded(dx, half_dx)),
                "halves are computed as floats and rounded");
