@@ -30,7 +30,7 @@ from utils import assets
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
-ALL_PAGES = (*PAGES, "img/README.md", "starter_kit/CARD.md")
+ALL_PAGES = (*PAGES, "img/README.md", "starter_kit/CARD.md", "starter_kit/HISTORY.md")
 
 
 @pytest.mark.parametrize("page", ALL_PAGES)
