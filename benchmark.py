@@ -20,7 +20,7 @@ written to OUT:
   results.json    all numbers, and every face's errors; what --compare reads
   samples.csv     every face's errors
   plots.png       one page of plots (with matplotlib)
-  report.html     the report, the worst 20 faces in it; one file that needs no other
+  report.html     the report with the worst 20 faces, in one self-contained file
 
 exit code: 0 done, 1 stopped by a fault on the way, 2 wrong usage or unfit files, 130 Ctrl-C
 """

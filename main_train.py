@@ -52,7 +52,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         "word aflw2000, to report that benchmark too", nargs="+", default=[])  # fmt: skip
     add(data, "--held-out", "held-out share of --data", type=float, default=0.02)
     add(data, "--limit", "train on this many random faces; 0: all", type=at_least(0), default=0)
-    add(data, "--augment", "see utils/augmentation.py", choices=AUGMENTATIONS, default="strong")
+    add(data, "--augment", "see docs/training.md", choices=AUGMENTATIONS, default="strong")
     add(data, "--pose-balanced", "draw rare large poses more often", action="store_true")
     add(data, "--train-size", "side of the training crops", type=at_least(32), default=CROP_SIZE)
     add(data, "--workers", "threads that read pictures", type=at_least(1), default=2)
@@ -76,8 +76,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=["published", "linear"], default="published")  # fmt: skip
     add(plan, "--warmup", "linear: steps of warm-up", type=at_least(0), default=500)
     add(plan, "--cooldown", "linear: last epochs, falling to zero", type=at_least(0), default=16)
-    add(plan, "--clip-norm", "largest gradient norm; 0: any", type=at_least(0, float), default=0.0)
-    add(plan, "--max-skipped", "non-finite steps in a row that end the run",
+    add(plan, "--clip-norm", "clip gradient norm at; 0: off", type=at_least(0, float), default=0.0)
+    add(plan, "--max-skipped", "end after so many non-finite steps in a row",
         type=at_least(1), default=20)  # fmt: skip
 
     run = parser.add_argument_group("the run")

@@ -27,7 +27,7 @@ written for each photo NAME that has a face:
   OUT/poses/NAME.jpg               pose axes: x red, y green, z blue
 with --draw, instead of these three:
   OUT/drawn/NAME.jpg               all that --draw names, on one picture (of mesh, depth and pncc
-                                   the last one)
+                                   only the last)
 of several photos, also:
   OUT/contact_sheet.jpg, _2, ...   all photos with faces, small
   OUT/finished.jsonl               the photos that are done, for --resume (of any folder)

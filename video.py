@@ -42,9 +42,9 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("-f", "--files", required=True, metavar="VIDEO", help="a video, or a camera's number")
     add("-o", "--out", type=Path, metavar="VIDEO",
-        help="to write (default: inference_output/NAME.mp4; with --show none); "
+        help="video to write (default: inference_output/NAME.mp4; with --show none); "
         f"{' '.join(CODECS)}")  # fmt: skip
-    add("--no-video", action="store_true", help="write none")
+    add("--no-video", action="store_true", help="write no video")
     add("--show", action="store_true", help="open a window")
     add("--draw", type=comma_list(DRAWINGS), default=DEFAULT_DRAWINGS, metavar="LIST",
         help=f"any of {','.join(DRAWINGS)} (default: {','.join(DEFAULT_DRAWINGS)})")  # fmt: skip

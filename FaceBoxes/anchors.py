@@ -1,8 +1,9 @@
 """Anchors of FaceBoxes and the coding of boxes relative to them.
 
 Anchors are relative to the image: centre x, centre y, width, height, each divided by the image's
-width or height. Coded boxes (offsets) are relative to their anchor: the centre's shift over its
-size, and the log of the size over its own, each over its variance. Corner boxes: ``x1 y1 x2 y2``.
+width or height. Coded boxes (offsets) are relative to their anchor: the centre's shift over the
+anchor's size, and the log of the size over the anchor's, each over its variance. Corner boxes:
+``x1 y1 x2 y2``.
 """
 
 from functools import lru_cache

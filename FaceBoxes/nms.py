@@ -1,4 +1,4 @@
-"""Non-maximum suppression: the door that checks, over the compiled kernel.
+"""Non-maximum suppression: checks the arguments and calls the compiled kernel.
 
 Boxes are rows of ``x1 y1 x2 y2 score`` in pixels; a box's sides are ``x2 - x1 + 1`` and
 ``y2 - y1 + 1``, the convention of the published detector.

@@ -11,7 +11,7 @@ This module checks every argument and calls a small C++ kernel (``kernel.h``; ``
 - ``threads`` shares the rows of a picture out; the result is the same whatever their number. None:
   one for small pictures, else as many as there are cores to use, or ``OMP_NUM_THREADS``.
 
-No function changes its arguments, but for one called ``out``.
+No function changes its arguments, except ``out``.
 """
 
 import math

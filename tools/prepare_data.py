@@ -422,7 +422,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--max-error",
         type=at_least(1e-6, float),
         default=5.0,
-        help="of a fit, %% of sqrt(w*h) (default: 5)",
+        help="largest fit error, %% of sqrt(w*h) (default: 5)",
     )
     add(
         "--whitening",

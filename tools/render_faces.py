@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = script_parser(__doc__, usage="OUT [options]", module="tools.render_faces")
     parser.add_argument("out", type=Path, help="folder to write, new or empty")
     parser.add_argument(
-        "--layout", choices=LAYOUTS, default="training", help="of which published data"
+        "--layout", choices=LAYOUTS, default="training", help="which published layout"
     )
     counts = ", ".join(f"{layout} {count}" for layout, (_, count) in LAYOUTS.items())
     parser.add_argument("--count", type=at_least(1), help=f"number of faces (default: {counts})")

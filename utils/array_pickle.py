@@ -1,4 +1,4 @@
-"""Pickles of strangers: arrays of numbers and plain containers, and nothing that runs."""
+"""Reads untrusted pickles: arrays of numbers and plain containers, and nothing that runs."""
 
 import io
 import os

@@ -5,8 +5,8 @@ Three ways, all called ``augment(batch, generator, size)`` (``make_augmentation`
 
 Geometry is exact: the camera parameters are changed by the same similarity that moves the pixels,
 so landmarks decoded from the changed parameters are the moved landmarks. Random numbers come from
-one ``torch.Generator`` on the CPU and reach the device in copies that do not wait for it; only
-what is as large as the pictures (noise) is drawn on the device, from a generator seeded by the
+one ``torch.Generator`` on the CPU and are copied to the device asynchronously; only what is as
+large as the pictures (noise) is drawn on the device, from a generator seeded by the
 first. So a seed gives the same batch on every device but for noise and the neighbours that fill
 borders. Nothing here makes the host wait for the device.
 """

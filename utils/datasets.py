@@ -1,5 +1,5 @@
-"""Training sets behind one door (``open_training_set``): where samples lie and in which order
-they come.
+"""Training sets, opened by one function (``open_training_set``): where samples are stored and in
+which order they come.
 
 Two kinds, with one interface (``Faces``):
 

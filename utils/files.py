@@ -1,4 +1,4 @@
-"""Reading strangers' files safely and writing our own atomically."""
+"""Reading untrusted files safely and writing our own atomically."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""A mesh as one HTML page that shows it turning: nothing else is needed, not even a network.
+"""A mesh as one HTML page that shows it turning; it needs no other file and no internet connection.
 
 The page is trimesh's viewer with three.js (MIT licence, its notice in place) and the mesh as glTF
 in it. Its content policy forbids every connection, so what the page shows is in the page.

@@ -1,4 +1,4 @@
-"""How the process gives memory back to the system, and how it is told that there is none."""
+"""Keeping freed memory for reuse, and recognising out-of-memory errors."""
 
 import ctypes
 import sys

@@ -22,7 +22,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add("--engine", choices=ENGINES, default="auto",
         help="auto, torch or onnx: ONNX Runtime, on the CPU (default: auto)")  # fmt: skip
-    add("--threshold", type=float, default=0.5, help="detections score above it (default: 0.5)")
+    add("--threshold", type=float, default=0.5, help="keep detections above it (default: 0.5)")
     add("--detect-size", type=int, default=DETECT_SIZE, metavar="PIXELS",
         help="for the detector photos are shrunk to this width, or two thirds of it in height "
         f"(default: {DETECT_SIZE}); more finds smaller faces in large photos")  # fmt: skip

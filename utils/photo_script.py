@@ -39,7 +39,7 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-f", "--files", type=Path, required=True, nargs="+", metavar="PATH",
         help="photos, folders of photos")  # fmt: skip
-    add("--png", action="store_true", help="of folders, take the PNG files only")
+    add("--png", action="store_true", help="take only PNG files from folders")
     add("-o", "--out", type=Path, default=Path("inference_output"),
         help="where to write (default: inference_output)")  # fmt: skip
     add_model_options(parser)

@@ -2,7 +2,7 @@
 
 Every step draws its samples, augmentation and dropout from (seed, epoch, step, process), so there
 is no random state to lose: a run that was killed and resumed goes on as if it had not been.
-Checkpoints are complete or not there; a step with a non-finite loss or gradient leaves no trace.
+Checkpoints are complete or not there; a step with a non-finite loss or gradient is skipped whole.
 """
 
 import argparse

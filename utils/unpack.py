@@ -1,4 +1,4 @@
-"""Unpacking zip and tar archives from strangers: plain files inside one folder, or nothing at all.
+"""Unpacking untrusted zip and tar archives: plain files inside one folder, or nothing at all.
 
 A name that leaves the folder, a link, a device, a lying size or a bomb makes the whole archive
 unacceptable; so does a name that means something else on another system.
