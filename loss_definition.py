@@ -48,7 +48,12 @@ def wing_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         Scalar, mean over all coordinates.
+
+    Raises:
+        ValueError: shapes that differ, which torch would broadcast.
     """
+    if prediction.shape != target.shape:
+        raise ValueError(f"expected one shape, got {prediction.shape} and {target.shape}")
     distance = (prediction - target).abs()
     offset = WING_WIDTH - WING_WIDTH * math.log(1 + WING_WIDTH / WING_CURVATURE)
     near = WING_WIDTH * torch.log1p(distance / WING_CURVATURE)

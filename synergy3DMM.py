@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from io import IOBase
 from itertools import repeat, starmap, zip_longest
 from numbers import Integral
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from utils.inference import (
     with_expression,
     with_parameters,
 )
-from utils.morphable_model import load_morphable_model
+from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.onnx_engine import ExportError
 from utils.pictures import WHAT_IS_A_PICTURE, as_picture, to_bgr8
 from utils.runtime import choose_engine, open_regressor
@@ -57,8 +57,9 @@ __all__ = [
     "with_parameters",
 ]
 
-PathLike = str | os.PathLike
+PathLike = str | os.PathLike[str]
 Image = np.ndarray | PathLike
+OneKind = TypeVar("OneKind", bound=Image)  # a list of paths is no list[Image]: lists are invariant
 Boxes = np.ndarray | Sequence[Sequence[float]]
 
 
@@ -84,7 +85,9 @@ class SynergyNet:
         detector: in place of FaceBoxes, to which ``detector_weights``, ``score_threshold`` and
             ``detect_size`` belong: a function from a picture (H, W, 3) uint8 BGR to boxes (n, 4) or
             (n, 5), x1 y1 x2 y2 score, image frame, best first. Boxes reach from the middle of the
-            forehead to the chin; only their height and centre count.
+            forehead to the chin; only their height and centre count. ``score_threshold`` and
+            ``detect_size`` do nothing then. The picture may be the caller's own array: not to be
+            written to.
 
     Attributes:
         face_model: the 3DMM in use, a ``utils.morphable_model.MorphableModel``.
@@ -94,9 +97,11 @@ class SynergyNet:
         description: one line that names weights, face model, engine and device in use.
 
     Raises:
-        FileNotFoundError, ValueError, UnavailableError: a file is missing or does not fit, or the
-            device or engine does not work; the message names it.
+        FileNotFoundError, ValueError, utils.errors.UnavailableError: a file is missing or does not
+            fit, or the device or engine does not work; the message names it.
     """
+
+    face_model: MorphableModel
 
     def __init__(
         self,
@@ -184,7 +189,7 @@ class SynergyNet:
     @overload
     def __call__(
         self,
-        images: list[Image] | tuple[Image, ...],
+        images: list[OneKind] | tuple[OneKind, ...],
         boxes: Sequence[Boxes | None] | None = None,
         dense: bool = True,
     ) -> list[list[Face]]: ...
@@ -192,7 +197,7 @@ class SynergyNet:
     @overload
     def __call__(
         self,
-        images: Iterable[Image],
+        images: Iterator[Image],
         boxes: Iterable[Boxes | None] | None = None,
         dense: bool = True,
     ) -> Iterator[list[Face]]: ...
@@ -277,7 +282,7 @@ class SynergyNet:
         return FaceTracker(self.pipeline, smoothing, detect_every)
 
     def get_all_outputs(
-        self, image: np.ndarray
+        self, image: Image
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[list[list[float]]]]:
         """The published call: three lists with one entry per face of a BGR picture.
 
@@ -286,7 +291,7 @@ class SynergyNet:
             poses ``[[yaw, pitch, roll], [tx, ty, tz]]``, degrees and image frame. (The published
             code leaves ty counted from the bottom, and tz in pixels of the crop.)
         """
-        faces = self(image)
+        (faces,) = self.pipeline([as_picture(image)])
         return (
             [face.landmarks for face in faces],
             [face.vertices for face in faces],

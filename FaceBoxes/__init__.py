@@ -1,7 +1,7 @@
 """FaceBoxes, the face detector in front of SynergyNet.
 
     from FaceBoxes import FaceBoxes
-    detector = FaceBoxes("FaceBoxes/weights/FaceBoxesProd.pth")
+    detector = FaceBoxes()  # or FaceBoxes("weights.pth")
     boxes = detector(bgr_image)  # (n, 5) float32: x1 y1 x2 y2 score
 
 Zhang et al., "FaceBoxes: A CPU Real-time Face Detector with High Accuracy", IJCB 2017.

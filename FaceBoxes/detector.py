@@ -39,7 +39,8 @@ class FaceBoxes:
     Args:
         weights: checkpoint of the network; None: the published file where it is at its place, else
             the starter weights.
-        device: torch device the network runs on, with the torch engine.
+        device: torch device the network runs on, with the torch engine: ``cpu``, ``cuda``,
+            ``cuda:1``, ``mps`` (not ``auto``); torch's own error where it does not work.
         score_threshold: boxes must score above this to be returned.
         candidate_threshold: boxes must score above this to take part in the suppression; None:
             0.05, or ``score_threshold`` where that is lower.

@@ -80,7 +80,7 @@ PUBLISHED = Lighting(ambient=0.75, directional=0.7, specular=0.2)
 RELIEF = Lighting(ambient=0.2, directional=0.7, specular=0.1, light=(-1.0, -3.0, 4.0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ZBuffer:
     """What is visible in a window of the pixel grid: see ``zbuffer``."""
 

@@ -550,6 +550,22 @@ def test_a_model_can_be_pickled(api):
         assert_same_face(a, b)
 
 
+def test_faces_take_neither_the_face_model_nor_its_triangles_along(api):
+    face = api(PHOTOS[0], dense=False)[0]
+    content = pickle.dumps(face)
+    assert len(content) < 5000
+    for other in (pickle.loads(content), copy.deepcopy(face)):
+        assert other.triangles is other.face_model.triangles
+        np.testing.assert_array_equal(other.triangles, face.triangles)
+    assert (
+        repr(api.face_model)
+        == f"MorphableModel({api.files[1]}, {api.face_model.num_vertices} vertices)"
+    )
+    for array in (face.face_model.mean, face.face_model.basis, face.triangles):
+        with pytest.raises(ValueError, match="read-only"):
+            array += 1  # it would change every face of this process
+
+
 @pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), torch.device("cpu:0")])
 def test_names_of_the_cpu(device):
     assert choose_engine("torch", device) == ("torch", "cpu")

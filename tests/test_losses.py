@@ -37,6 +37,11 @@ def test_wing_is_the_formula():
     assert wing_loss(prediction, target).item() == pytest.approx(wing_slowly(prediction, target))
 
 
+def test_wing_does_not_broadcast():
+    with pytest.raises(ValueError, match="expected one shape"):
+        wing_loss(torch.zeros(2, 3, 68), torch.zeros(2, 1, 68))
+
+
 def test_wing_is_continuous_where_its_parts_meet():
     around = torch.tensor([10 - 1e-9, 10, 10 + 1e-9], dtype=torch.float64)
     values = [wing_loss(d[None], torch.zeros(1)).item() for d in around]

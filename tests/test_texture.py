@@ -57,7 +57,6 @@ def face_of(face_model, scale: float = 1.0) -> Face:
         parameters=parameters[0],
         landmarks=face_model.landmarks(parameters)[0],
         vertices=face_model.vertices(parameters)[0],
-        triangles=face_model.triangles,
         yaw=0.0,
         pitch=0.0,
         roll=0.0,

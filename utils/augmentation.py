@@ -90,8 +90,8 @@ class Mirror:
     """
 
     def __init__(self, face_model: MorphableModel) -> None:
-        mean = torch.as_tensor(np.asarray(face_model.landmark_mean)).double()
-        basis = torch.as_tensor(np.asarray(face_model.landmark_basis)).double()
+        mean = torch.tensor(np.asarray(face_model.landmark_mean), dtype=torch.float64)
+        basis = torch.tensor(np.asarray(face_model.landmark_basis), dtype=torch.float64)
         flip = torch.tensor([[-1.0], [1.0], [1.0]], dtype=torch.float64)
         norms = basis.flatten(1).norm(dim=1)
         norms = torch.where(norms > 0, norms, 1.0)  # directions of zeros fill a smaller model up

@@ -34,7 +34,7 @@ from utils.preprocessing import (
 # (n, 3, 120, 120) float32 crops -> (n, 62) float32 whitened parameters
 Regressor = Callable[[np.ndarray], np.ndarray]
 # (H, W, 3) uint8 BGR -> (n, 5) or (n, 4) real x1 y1 x2 y2 [score], image frame
-Detector = Callable[[np.ndarray], np.ndarray]
+Detector = Callable[[np.ndarray], np.ndarray | Sequence[Sequence[float]]]
 
 DEFAULT_DRAWINGS = ("mesh", "landmarks")  # of ``utils.overlays.DRAWINGS``
 MAX_BATCH = 128  # crops that go through the network at once
@@ -71,7 +71,6 @@ class Face:
     parameters: np.ndarray
     landmarks: np.ndarray
     vertices: np.ndarray | None
-    triangles: np.ndarray
     yaw: float
     pitch: float
     roll: float
@@ -80,6 +79,10 @@ class Face:
     translation: np.ndarray
     face_model: MorphableModel
     fitted: Face | None = None
+
+    @property
+    def triangles(self) -> np.ndarray:
+        return self.face_model.triangles  # no field: every pickled face would carry them
 
     def __repr__(self) -> str:
         box = ", ".join(f"{v:.0f}" for v in self.box)
@@ -234,7 +237,6 @@ def faces_from_parameters(
             parameters=parameters[i],
             landmarks=landmarks[i],
             vertices=meshes[i],
-            triangles=face_model.triangles,
             yaw=float(angles[i, 0]),
             pitch=float(angles[i, 1]),
             roll=float(angles[i, 2]),
@@ -273,8 +275,8 @@ def with_expression(
     own = expression_of(face) if coefficients is None else np.asarray(coefficients)
     if own.shape != (EXPRESSION,) or not np.isfinite(own).all() or not np.isfinite(factor):
         raise ValueError(
-            f"expected {EXPRESSION} finite expression coefficients and a finite factor, got shape "
-            f"{own.shape} and factor {factor}"
+            f"expected {EXPRESSION} finite expression coefficients and a finite factor, got {own} "
+            f"and factor {factor}"
         )
     return with_parameters(face, np.append(face.parameters[:-EXPRESSION], factor * own))
 
@@ -317,7 +319,8 @@ def with_parameters(face: Face, parameters: np.ndarray) -> Face:
     parameters = np.asarray(parameters, dtype=face.parameters.dtype)
     if parameters.shape != face.parameters.shape or not np.isfinite(parameters).all():
         raise ValueError(
-            f"expected {len(face.parameters)} finite parameters, got shape {parameters.shape}"
+            f"expected {len(face.parameters)} finite parameters, got shape {parameters.shape}, of "
+            f"which {np.isfinite(parameters).sum()} are finite"
         )
     (changed,) = faces_from_parameters(
         face.face_model,
@@ -357,7 +360,7 @@ def outside(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
     return (boxes[:, :2] >= (width, height)).any(1) | (boxes[:, 2:4] <= 0).any(1)
 
 
-def with_scores(boxes: np.ndarray, name: str) -> np.ndarray:
+def with_scores(boxes: np.ndarray | Sequence[Sequence[float]], name: str) -> np.ndarray:
     """(n, 4) or (n, 5) boxes -> (n, 5) float32; the score is NaN where there is none.
 
     Raises:

@@ -61,7 +61,7 @@ _ALGEBRA = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MorphableModel:
     """A 3DMM of N vertices; arrays are float32 numpy, or torch tensors after ``to_torch``.
 
@@ -97,8 +97,12 @@ class MorphableModel:
     kept_triangles: np.ndarray | None
     source: str
 
+    def __repr__(self) -> str:
+        return f"MorphableModel({self.source}, {self.num_vertices} vertices)"
+
     @property
     def num_vertices(self) -> int:
+        """N, of the dense mesh."""
         return self.mean.shape[1]
 
     # ------------------------------------------------------------------ algebra
@@ -164,7 +168,12 @@ class MorphableModel:
         """The same model in float32 torch tensors on ``device``."""
         import torch
 
-        return self.map(lambda array: torch.as_tensor(array, dtype=torch.float32, device=device))
+        def tensor(array: Any) -> torch.Tensor:
+            if isinstance(array, np.ndarray):
+                array = array.copy()  # not the memory that the numpy model's faces are made from
+            return torch.as_tensor(array, dtype=torch.float32, device=device)
+
+        return self.map(tensor)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -245,6 +254,8 @@ def load_morphable_model(path: str | os.PathLike) -> MorphableModel:
     path = Path(path)
     read = _read_folder if path.is_dir() else _read_npz
     face_model = build_morphable_model(read(path), path)
+    for name in _ALGEBRA:
+        getattr(face_model, name).flags.writeable = False  # copies are the model itself
     _AS_READ[face_model] = os.path.abspath(path)
     if doubt := _doubtful_convention(face_model):
         logger.warning("%s: %s (docs/face_model.md)", path, doubt)

@@ -195,7 +195,8 @@ def as_picture(image: np.ndarray | str | os.PathLike) -> np.ndarray:
 
 WHAT_IS_A_PICTURE = (
     "a picture is an array (H, W, 3) in BGR: np.asarray(image.convert('RGB'))[..., ::-1] of "
-    "Pillow's"
+    "Pillow's, cv2.imdecode(np.frombuffer(content, np.uint8), 1) of a file's bytes; cv2.imread "
+    "gives None for a file that it cannot read"
 )
 
 

@@ -110,7 +110,8 @@ class Track:
 
 
 class FaceTracker:
-    """Follows the faces of one video; call it with one frame after the other.
+    """Follows the faces of one video; call it with one frame after the other, from one thread
+    at a time (a model may be shared, a tracker not).
 
     Args:
         pipeline: ``SynergyNet(...).pipeline``.
