@@ -83,7 +83,9 @@ class EagerPipeline:
         for roi_box in boxes_to_roi_boxes(self.detect(image)):
             crop = normalize_crops(crop_faces(image, roi_box[None]))
             parameters = self.face_model.dewhiten(self.regress(crop))[0]
-            meshes.append(crop_to_image(self.vertices(parameters), roi_box[None])[0])
+            is_exact = self.face_model.pixel_centres  # crops are cut at whole pixels
+            square = (np.round(roi_box) if is_exact else roi_box)[None]
+            meshes.append(crop_to_image(self.vertices(parameters), square, is_exact)[0])
         return meshes
 
 

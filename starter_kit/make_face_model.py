@@ -125,6 +125,7 @@ def make_model(landmark_model: dict[str, np.ndarray], seed: int, scale: float) -
             [landmark_model["shape_mirror_sign"], landmark_model["expression_mirror_sign"]]
         ),
         "mirror_vertices": mesh.mirror.astype(np.int32),
+        "pixel_centres": np.int8(1),  # so do this project's training sets count
     }
     return model
 

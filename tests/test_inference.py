@@ -141,6 +141,24 @@ def test_nothing_to_do_does_not_reach_the_network(pipeline):
     assert pipeline.regressor.batches == []
 
 
+def test_faces_lie_where_they_are_at_any_size(face_model):
+    """With exact pixel centres an enlarged photo has the same faces, enlarged."""
+    model = replace(face_model, pixel_centres=True)
+    pipeline = FacePipeline(BrightSquares(), MeanColours(), model)
+    box = np.array([[20.25, 30, 60, 70.5]])  # its roi box is cut at rounded corners
+    (face,) = pipeline(PHOTOS[:1], [box])[0]
+    np.testing.assert_array_equal(face.roi_box, np.round(boxes_to_roi_boxes(box))[0])
+    times = 5
+    crop = crop_faces(PHOTOS[0], face.roi_box[None])
+    (other,) = pipeline.faces_from_crops(
+        crop, times * face.roi_box[None], np.zeros((1, 5)), dense=True
+    )
+    for name in ("landmarks", "vertices", "translation"):
+        where, expected = getattr(other, name), getattr(face, name).copy()
+        expected[:2] = (expected[:2] + 0.5) * times - 0.5  # the same place of the larger picture
+        np.testing.assert_allclose(where[:2], expected[:2], atol=2e-2, err_msg=name)
+
+
 def test_crowds_go_through_in_parts(pipeline):
     boxes = np.tile([[10, 10, 50, 60]], (MAX_BATCH + 3, 1))
     (faces,) = pipeline([PHOTOS[0]], [boxes], dense=False)

@@ -123,6 +123,17 @@ def test_textured_mesh_lists_and_uv_may_be_absent(tmp_path):
     assert model.uv is model.kept_vertices is model.kept_triangles is None
 
 
+def test_how_crops_are_counted_is_the_files_word(tmp_path):
+    arrays = tiny_face_arrays()
+    for stored, is_exact in ((None, False), (np.int8(0), False), (np.int64(1), True)):
+        more = {} if stored is None else {"pixel_centres": stored}
+        np.savez(tmp_path / "face.npz", **arrays, **more)
+        assert load_morphable_model(tmp_path / "face.npz").pixel_centres is is_exact
+    for wrong in (np.float32(0.5), np.int8([1]), "yes"):
+        np.savez(tmp_path / "face.npz", **arrays, pixel_centres=wrong)
+        refused(tmp_path / "face.npz", "pixel_centres")
+
+
 def test_half_precision_bases_with_scales(tmp_path):
     arrays = tiny_face_arrays()
     exact = algebra(load_morphable_model(write_face_folder(tmp_path / "exact", arrays)))

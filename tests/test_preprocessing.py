@@ -176,14 +176,18 @@ def test_crop_to_image_in_two_dimensions_and_with_scores():
     np.testing.assert_allclose(back, points, atol=1e-9)
 
 
-def test_a_landmark_on_a_pixel_stays_on_it():
-    """The crop of a roi twice the crop's size: what is drawn at a point is found at its image."""
+@pytest.mark.parametrize("side", [60, 120, 240, 301])
+def test_a_landmark_on_a_pixel_stays_on_it(side):
+    """What is drawn at a point is found at its image."""
     image = np.zeros((400, 400, 3), np.uint8)
-    cv2.circle(image, (210, 150), 12, (255, 255, 255), -1)
-    roi_boxes = np.array([[100.0, 60, 340, 300]])
+    cv2.circle(image, (130, 150), side // 20, (255, 255, 255), -1)
+    roi_boxes = np.array([[80.0, 125, 80 + side, 125 + side]])
     crop = crop_faces(image, roi_boxes)[0, :, :, 0].astype(float)
     y, x = np.mgrid[:120, :120]
     centre = [(crop * grid).sum() / crop.sum() for grid in (x, y)]
-    found = crop_to_image(np.array(centre).reshape(1, 2, 1), roi_boxes)[0, :, 0]
-    # the published mapping ignores that pixel centres lie half a pixel in: (2 - 1) / 2 here
-    np.testing.assert_allclose(found, [210 - 0.5, 150 - 0.5], atol=0.05)
+    centre = np.array(centre).reshape(1, 2, 1)
+    exact = crop_to_image(centre, roi_boxes, pixel_centres=True)[0, :, 0]
+    np.testing.assert_allclose(exact, [130, 150], atol=0.12)
+    # the published mapping ignores that pixel centres lie half a pixel in
+    ignored = (side / 120 - 1) / 2
+    np.testing.assert_allclose(crop_to_image(centre, roi_boxes)[0, :, 0], exact - ignored)

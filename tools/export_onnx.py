@@ -136,11 +136,12 @@ def rotation_to_angles(rotation: Tensor) -> Tensor:
     return torch.stack([yaw, pitch, roll], 1) * (180 / torch.pi)
 
 
-def crop_to_image(points: Tensor, roi_boxes: Tensor) -> Tensor:
+def crop_to_image(points: Tensor, roi_boxes: Tensor, pixel_centres: bool) -> Tensor:
     """``utils.preprocessing.crop_to_image`` of (B, 3, P) and (B, 4) of one dtype."""
     sides = (roi_boxes[:, 2:] - roi_boxes[:, :2]) / CROP_SIZE  # (B, 2)
     scale = torch.cat([sides, sides.mean(1, keepdim=True)], 1)
-    origin = torch.cat([roi_boxes[:, :2], torch.zeros_like(roi_boxes[:, :1])], 1)
+    corners = roi_boxes[:, :2] + (sides - 1) / 2 if pixel_centres else roi_boxes[:, :2]
+    origin = torch.cat([corners, torch.zeros_like(roi_boxes[:, :1])], 1)
     return points * scale[:, :, None] + origin[:, :, None]
 
 
@@ -176,7 +177,7 @@ class Encoder(WithFaceModel):
 class Decoder(WithFaceModel):
     """``parameters`` (B, 62) and ``roi_boxes`` (B, 4) -> pose, landmarks and, if dense, vertices.
 
-    As ``utils.inference.faces_from_parameters``: the pose in float64, the points in the
+    As ``utils.inference.FacePipeline.faces_from_crops``: the pose in float64, the points in the
     parameters' dtype, which is that of all outputs.
     """
 
@@ -188,18 +189,20 @@ class Decoder(WithFaceModel):
 
     def forward(self, parameters: Tensor, roi_boxes: Tensor) -> tuple[Tensor, ...]:
         model, boxes = self.face_model(), roi_boxes.double()
+        if model.pixel_centres:
+            boxes = boxes.round()  # as they are cut
         scale, rotation, translation = decompose_camera(split_camera(parameters).double())
         translation = translation[:, :, None] * model.flip.double() + model.flip_offset.double()
         pose = (
             rotation_to_angles(rotation),
             rotation,
             scale * (boxes[:, 2] - boxes[:, 0]) / CROP_SIZE,
-            crop_to_image(translation, boxes)[:, :, 0],
+            crop_to_image(translation, boxes, model.pixel_centres)[:, :, 0],
         )
         points = [model.landmarks(parameters)]
         if self.dense:
             points.append(model.vertices(parameters))
-        in_image = [crop_to_image(p, roi_boxes.to(p.dtype)) for p in points]
+        in_image = [crop_to_image(p, boxes.to(p.dtype), model.pixel_centres) for p in points]
         return *(tensor.to(parameters.dtype) for tensor in pose), *in_image
 
 
@@ -330,9 +333,10 @@ def reference_outputs(
     face_model: MorphableModel, parameters: np.ndarray, roi_boxes: np.ndarray, dense: bool
 ) -> dict[str, np.ndarray]:
     """Decoder's outputs as ``FacePipeline`` computes them, from (B, 62) and (B, 4), by name."""
-    faces = faces_from_parameters(
-        face_model, parameters, roi_boxes.astype(np.float64), np.zeros((len(roi_boxes), 5)), dense
-    )
+    boxes = roi_boxes.astype(np.float64)
+    if face_model.pixel_centres:
+        boxes = np.round(boxes)  # as they are cut
+    faces = faces_from_parameters(face_model, parameters, boxes, np.zeros((len(boxes), 5)), dense)
     names = ["rotation", "scale", "translation", "landmarks", *(["vertices"] if dense else [])]
     return {
         "yaw_pitch_roll": np.array([[face.yaw, face.pitch, face.roll] for face in faces]),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ class Face:
         box: (4,) float32 x1 y1 x2 y2, as detected (or given), image frame.
         score: the detector's confidence (FaceBoxes': in [0, 1]), or that of a given box; NaN for a
             box that came without one.
-        roi_box: (4,) float64 x1 y1 x2 y2, the square that was cropped, image frame.
+        roi_box: (4,) float64 x1 y1 x2 y2, the square that was cropped, image frame; rounded to
+            whole pixels only with ``pixel_centres`` of the face model (``crop_to_image``).
         parameters: (62,) float32, not whitened: camera (12, y up, in the crop), shape (40),
             expression (10); see ``utils/morphable_model.py``.
         landmarks: (3, 68) float32, image frame; z has the scale of x and y.
@@ -206,6 +208,8 @@ class FacePipeline:
             for start in range(0, len(crops), MAX_BATCH)
         ]
         parameters = self.face_model.dewhiten(np.concatenate(chunks))  # (n, 62)
+        if self.face_model.pixel_centres:
+            roi_boxes = np.round(roi_boxes)  # as they were cut
         return faces_from_parameters(self.face_model, parameters, roi_boxes, detections, dense)
 
 
@@ -217,17 +221,18 @@ def faces_from_parameters(
     dense: bool,
 ) -> list[Face]:
     """(n, 62) parameters (not whitened), (n, 4) roi boxes, (n, 5) detections -> n faces."""
-    landmarks = crop_to_image(face_model.landmarks(parameters), roi_boxes)
+    to_image = partial(crop_to_image, pixel_centres=face_model.pixel_centres)
+    landmarks = to_image(face_model.landmarks(parameters), roi_boxes)
     scale, rotation, translation = decompose_camera(split_camera(parameters))
     translation = face_model.to_crop(translation[:, :, None])  # (n, 3, 1)
-    translation = crop_to_image(translation, roi_boxes)[:, :, 0]  # (n, 3)
+    translation = to_image(translation, roi_boxes)[:, :, 0]  # (n, 3)
     scale = scale * (roi_boxes[:, 2] - roi_boxes[:, 0]) / CROP_SIZE
     angles = rotation_to_angles(rotation)
     meshes: list[np.ndarray | None] = [None] * len(parameters)  # (3, N) each
     if dense:
         for start in range(0, len(parameters), MESH_BATCH):
             part = slice(start, start + MESH_BATCH)
-            meshes[part] = crop_to_image(face_model.vertices(parameters[part]), roi_boxes[part])
+            meshes[part] = to_image(face_model.vertices(parameters[part]), roi_boxes[part])
 
     return [
         Face(

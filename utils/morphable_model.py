@@ -80,6 +80,8 @@ class MorphableModel:
         kept_vertices: (K,) int64 vertices kept for textured meshes; None where there are none.
         kept_triangles: (T', 3) int32, 0-based into ``kept_vertices``; None likewise.
         source: the folder or file it was read from.
+        pixel_centres: how networks trained with the model count a crop's pixels, see
+            ``utils.preprocessing.crop_to_image``; False as published.
     """
 
     mean: Any
@@ -96,6 +98,7 @@ class MorphableModel:
     kept_vertices: np.ndarray | None
     kept_triangles: np.ndarray | None
     source: str
+    pixel_centres: bool = False
 
     def __repr__(self) -> str:
         return f"MorphableModel({self.source}, {self.num_vertices} vertices)"
@@ -382,6 +385,7 @@ def build_morphable_model(arrays: dict[str, np.ndarray], path: str | os.PathLike
         kept_vertices=kept_vertices,
         kept_triangles=kept_triangles,
         source=str(path),
+        pixel_centres="pixel_centres" in arrays and given.flag("pixel_centres"),
     )
 
 
@@ -452,6 +456,12 @@ class _Arrays:
         if shape is not None and array.shape != shape:
             raise ValueError(f"{self.path}: {name} has shape {array.shape}, expected {shape}")
         return array
+
+    def flag(self, name: str) -> bool:
+        stored = self.take(name)
+        if stored.shape != () or stored not in (0, 1):
+            raise ValueError(f"{self.path}: {name} must be one number, 0 or 1")
+        return bool(stored)
 
     def columns(self, name: str, size: int, count: int) -> np.ndarray:
         """(3N, count) directions of a basis."""

@@ -119,12 +119,18 @@ def normalize_crops(crops: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def crop_to_image(points: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
+def crop_to_image(
+    points: np.ndarray, roi_boxes: np.ndarray, pixel_centres: bool = False
+) -> np.ndarray:
     """Points of each crop -> points of the photo.
 
     Args:
         points: (n, 3, P) or (n, 2, P), crop frame.
-        roi_boxes: (n, 4+) x1 y1 x2 y2 of the *unrounded* roi boxes, image frame.
+        roi_boxes: (n, 4+) x1 y1 x2 y2 of the roi boxes, image frame: as published unrounded; with
+            ``pixel_centres`` rounded to whole pixels, as ``crop_faces`` cuts.
+        pixel_centres: pixel i of a crop is centred at i, and so is one of the photo: the exact
+            inverse of ``crop_faces``, x = (x_crop + 1/2) * side / 120 - 1/2 + x1. As published
+            False: x = x_crop * side / 120 + x1, up to half a crop pixel further up and left.
 
     Returns:
         Same shape and dtype as ``points``, image frame; z is scaled by the mean of both scales.
@@ -137,5 +143,8 @@ def crop_to_image(points: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
     ]
     origin = np.zeros((len(boxes), 3))
     origin[:, :2] = boxes[:, :2]
+    if pixel_centres:
+        origin[:, 0] += (scale_x - 1) / 2
+        origin[:, 1] += (scale_y - 1) / 2
     origin = origin[:, : points.shape[1], None]  # (n, 3, 1)
     return points * scale.astype(points.dtype) + origin.astype(points.dtype)

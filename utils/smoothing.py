@@ -29,7 +29,7 @@ import numpy as np
 
 from utils.inference import Face
 from utils.morphable_model import CAMERA, EXPRESSION, MorphableModel, split_camera
-from utils.preprocessing import CROP_SIZE
+from utils.preprocessing import CROP_SIZE, crop_to_image
 
 SPEED_SHARE = 0.1  # weight of a new difference in the running mean that is the speed
 NOISE_SHARE = 0.05  # weight of a new second difference in the running mean that is the noise
@@ -174,10 +174,11 @@ def put_together(
     linear = np.exp(parts["size"]) / scale * parts["stretch"].reshape(3, 3) @ (u @ vt)
     camera = np.concatenate([linear, np.zeros((3, 1))], axis=1)
     parameters = np.concatenate([camera.ravel(), parts["shape"], parts["expression"]])
-    centre = np.append(parts["place"] - roi_box[:2], parts["depth"]) / scale  # crop frame
-    landmarks = face_model.landmarks(parameters[None].astype(np.float32))[0]
+    landmarks = face_model.landmarks(parameters[None].astype(np.float32)).astype(np.float64)
+    centre = landmarks.mean(axis=2, keepdims=True)  # (1, 3, 1)
+    centre = crop_to_image(centre, roi_box[None], face_model.pixel_centres)[0, :, 0]
     # the crop frame's y points down, the camera's up
-    shift = (centre - landmarks.mean(axis=1, dtype=np.float64)) * face_model.flip[:, 0]
+    shift = (np.append(parts["place"], parts["depth"]) - centre) / scale * face_model.flip[:, 0]
     parameters[:CAMERA].reshape(3, 4)[:, 3] = shift
     return parameters.astype(np.float32)
 
