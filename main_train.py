@@ -6,6 +6,7 @@ torchrun --nproc_per_node 4 main_train.py ...    four GPUs share each batch
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -91,10 +92,15 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add(run, "--device", "auto, cpu, cuda or mps", default="auto")
     add(run, "--amp", "bfloat16 encoder; auto: where the hardware has it",
         choices=["auto", "bf16", "off"], default="auto")  # fmt: skip
+    add(run, "--norm", "batch norm over the samples of all GPUs, or of each its own, which is "
+        "published and faster", choices=["all", "own"], default="all")  # fmt: skip
     add(run, "--compile", "torch.compile the step (pays on GPUs)", action="store_true")
     add(run, "--threads", "CPU threads; 0: torch's choice", type=at_least(0), default=0)
     add(run, "--seed", "of everything random", type=at_least(0), default=0)
     options = parser.parse_args(arguments)
+    restarts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    if any(os.environ.get(name, "0") not in ("", "0") for name in restarts):
+        options.resume, options.overwrite = True, False  # the same command, started again
     options.report_aflw2000 = "aflw2000" in options.val
     folders = [Path(value) for value in options.val if value != "aflw2000"]
     last, best = (options.out / f"{name}.pth.tar" for name in ("last", "best"))
@@ -127,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.dry_run:
             check_writable(options.out, "--out")  # not found out after an epoch
         if options.pack:
-            provide_pack(options.data, options.pack, face_model)
+            provide_pack(options.data, options.pack, face_model, options.workers)
         with join_world(options.device) as world:
             trainer = Trainer(options, face_model, world)
             if options.dry_run:

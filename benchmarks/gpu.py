@@ -14,6 +14,10 @@ Ways to run the backbone (crop to 62 parameters), each from the one before:
 copying speed of this device, and their multiplications over its matrix speed, both measured first.
 Fused layers can pass the floor of bytes: it counts every layer's input and output once. On a CPU
 the script runs too (small batches), to check that it works; its numbers mean little there.
+
+Each number is the median of the repeats with their quartiles, every call waited for, after a second
+of the same calls (clocks rise). Each way must find the landmarks that fp32 finds in the same crops
+of a photo, other crops than those it was timed with; how far off it is stands in the last column.
 """
 
 import argparse
@@ -33,10 +37,22 @@ from utils import assets
 from utils.cli import at_least, run_script
 from utils.memory import is_out_of_memory
 from utils.morphable_model import MorphableModel, load_morphable_model
-from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD
+from utils.pictures import read_image
+from utils.preprocessing import (
+    CROP_SIZE,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    boxes_to_roi_boxes,
+    crop_faces,
+    normalize_crops,
+)
 from utils.runtime import choose_device, on_device, picture_layout
 
 FRAME, FACES = (720, 1280), 8  # pixels; faces in each frame
+DIFFERENT = 64  # crops, before they repeat
+WARM_UP = 1.0  # seconds of calls before the first that counts
+# Pixels of the crop, mean of all landmarks: more than a way's rounding can do to them.
+ALLOWED = {torch.float32: 0.1, torch.bfloat16: 0.3}
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -71,8 +87,8 @@ def work(module: nn.Module) -> tuple[int, int]:
     return moved, products
 
 
-def seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median time of a call, the device's work included."""
+def seconds(call: Callable[[], object], device: torch.device, repeats: int) -> np.ndarray:
+    """(repeats,) times of a call, the device's work included."""
 
     finish_all = {"cuda": torch.cuda.synchronize, "mps": lambda _: torch.mps.synchronize()}
 
@@ -83,44 +99,93 @@ def seconds(call: Callable[[], object], device: torch.device, repeats: int) -> f
 
     for _ in range(3):  # compiles, allocates, captures
         call()
+    warm = finish() + WARM_UP
+    while device.type != "cpu" and finish() < warm:
+        call()
     times = []
     for _ in range(repeats):
         start = finish()
         call()
         times.append(finish() - start)
-    return float(np.median(times))
+    return np.array(times)
 
 
-def crops_through(
-    module: nn.Module, batch: int, dtype: torch.dtype, device: torch.device
-) -> Callable[[], object]:
-    """A call that takes as many crops through the backbone."""
-    crops = torch.randn(batch, 3, CROP_SIZE, CROP_SIZE, dtype=dtype, device=device)
-    crops = crops.to(memory_format=picture_layout(device))
-    return lambda: module(crops)
+def frame_and_boxes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A frame (H, W, 3) uint8 with a face, and (count, 4) float32 roi boxes about the face."""
+    rng = np.random.default_rng(seed)
+    photo = read_image(assets.ROOT / "img" / "astronaut.jpg")
+    frame = rng.integers(0, 256, (*FRAME, 3), dtype=np.uint8)
+    frame[: photo.shape[0], : photo.shape[1]] = photo
+    box = boxes_to_roi_boxes(np.array([[183.0, 59.0, 271.0, 180.0]]))
+    shift = np.tile(rng.uniform(-8, 8, (min(count, DIFFERENT), 2)), 2)
+    return frame, np.resize(box + shift, (count, 4)).astype(np.float32)
 
 
-def frames_through(
-    pipeline: nn.Module, count: int, faces: int, device: torch.device
-) -> Callable[[], object]:
-    """A call that takes as many frames, of some faces each, through ``FramesToLandmarks``."""
-    frames = torch.randint(256, (count, *FRAME, 3), dtype=torch.uint8, device=device)
-    box = torch.tensor([500.0, 200.0, 780.0, 480.0], device=device)
-    boxes = box.expand(count, faces, 4)
-    return lambda: pipeline(frames, boxes)
+def some_crops(batch: int, dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
+    """As many crops of a face, as the backbone takes them."""
+    frame, boxes = frame_and_boxes(batch, seed)
+    crops = normalize_crops(crop_faces(frame, boxes[:DIFFERENT]))
+    crops = torch.from_numpy(np.resize(crops, (batch, *crops.shape[1:])))
+    return crops.to(device, dtype).contiguous(memory_format=picture_layout(device))
 
 
-def speed(
-    make: Callable[[], Callable[[], object]], count: int, device: torch.device, repeats: int
-) -> float:
-    """How many of ``count`` a second the made call does; NaN where the memory is too small."""
+def some_frames(count: int, faces: int, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
+    """As many frames, and boxes of some faces in each, as ``FramesToLandmarks`` takes them."""
+    frame, boxes = frame_and_boxes(count * faces, seed)
+    frames = torch.from_numpy(frame).to(device).expand(count, *FRAME, 3).contiguous()
+    return frames, torch.from_numpy(boxes).to(device).reshape(count, faces, 4)
+
+
+def measured(
+    work: Callable[..., object],
+    inputs: Callable[[int], tuple[Tensor, ...]],
+    landmarks: Callable[..., Tensor],
+    expected: Callable[..., Tensor],
+    count: int,
+    device: torch.device,
+    repeats: int,
+) -> tuple[np.ndarray, float]:
+    """How many of ``count`` a second ``work`` does, (repeats,), and how far its landmarks are from
+    those expected of the same inputs, mean, pixels of the crop. NaN where the memory is too small.
+
+    Args:
+        inputs: of ``work``, by a seed.
+        landmarks: (n, 3, 68) of the inputs by way of ``work``; ``expected``: by the plain way.
+    """
     try:
         with torch.inference_mode():
-            return count / seconds(make(), device, repeats)
+            timed = inputs(0)
+            rates = count / seconds(lambda: work(*timed), device, repeats)
+            checked = inputs(1)
+            apart = landmarks(*checked).cpu() - expected(*checked).cpu()
+            return rates, float(apart[:, :2].norm(dim=1).mean())
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return float("nan")
+        return np.full(repeats, np.nan), float("nan")
+
+
+def row(title: str, results: list[tuple[np.ndarray, float]], floor: float, allowed: float) -> None:
+    """Prints a line of the table.
+
+    Raises:
+        SystemExit: the landmarks are not those of the plain way.
+    """
+    cells = []
+    for rates, _ in results:
+        low, median, high = np.percentile(rates, [25, 50, 75])
+        cells.append(f"{median:,.0f} ({low:,.0f}–{high:,.0f})")
+    medians, distances = [np.median(rates) for rates, _ in results], [far for _, far in results]
+    ran = ~np.isnan(medians)
+    if not ran.any():
+        print(f"| {title} | {' | '.join(cells)} | | no memory |", flush=True)
+        return
+    share, worst = np.max(np.array(medians)[ran]) * floor, np.max(np.array(distances)[ran])
+    share = f"{share:.0%}" if floor else ""
+    is_right = bool((np.array(distances)[ran] <= allowed).all())  # NaN is not
+    print(f"| {title} | {' | '.join(cells)} | {share} | {worst:.3f} px |", flush=True)
+    if not is_right:
+        raise SystemExit(f"{title}: landmarks {distances} pixels from fp32's, at most {allowed}")
 
 
 def speeds(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
@@ -129,10 +194,10 @@ def speeds(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     # numbers, not zeros: those cost less power, and so the clock is higher
     source = torch.randint(256, (2**29 if large else 2**24,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copied = 2 * source.numel() / seconds(lambda: target.copy_(source), device, 10)
+    copied = 2 * source.numel() / np.median(seconds(lambda: target.copy_(source), device, 10))
     side = 8192 if large else 512
     a = torch.randn(side, side, dtype=dtype, device=device)
-    return copied, side**3 / seconds(lambda: a @ a, device, 10)
+    return copied, side**3 / np.median(seconds(lambda: a @ a, device, 10))
 
 
 class FramesToLandmarks(nn.Module):
@@ -193,6 +258,7 @@ def main() -> None:
         f"a crop: {moved / 1e6:.1f} M values read and written, {products / 1e6:.0f} M "
         "multiplications"
     )
+    torch.set_float32_matmul_precision("high")  # as cuDNN's convolutions multiply float32
     floors = {}
     for dtype in (torch.float32, torch.bfloat16):
         copied, multiplied = speeds(device, dtype)
@@ -202,30 +268,65 @@ def main() -> None:
             f" floor {1 / floors[dtype]:,.0f} crops/s"
         )
     print(
-        "\n| way | " + " | ".join(f"{batch} crops" for batch in args.batches) + " | of the floor |"
+        "\n| way | "
+        + " | ".join(f"{batch} crops" for batch in args.batches)
+        + " | of the floor | from fp32 |"
     )
-    print("|---" * (len(args.batches) + 2) + "|")
+    print("|---" * (len(args.batches) + 3) + "|")
+    points = face_model.to_torch(device)
+
+    def decoded(module: nn.Module, crops: Tensor) -> Tensor:
+        return points.landmarks(points.dewhiten(module(crops)[0].float()))
+
+    def plainly(run: Callable[[], Tensor]) -> Tensor:
+        """As the first way is set, whichever is being measured."""
+        benchmark = torch.backends.cudnn.benchmark
+        precision = torch.get_float32_matmul_precision()
+        torch.backends.cudnn.benchmark = False
+        torch.set_float32_matmul_precision("highest")
+        result = run()
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(precision)
+        return result
+
     for title, (module, dtype) in ways.items():
         torch.backends.cudnn.benchmark = title != "fp32"
         torch.set_float32_matmul_precision("highest" if title == "fp32" else "high")
-        rates = []
+        results = []
         for batch in args.batches:
-            make = partial(crops_through, module, batch, dtype, device)
-            rates.append(speed(make, batch, device, args.repeats))
-        share = np.nanmax(rates) * floors[dtype]
-        print(
-            f"| {title} | {' | '.join(f'{rate:,.0f}' for rate in rates)} | {share:.0%} |",
-            flush=True,
-        )
+            results.append(
+                measured(
+                    module,
+                    lambda seed, n=batch, kind=dtype: (some_crops(n, kind, device, seed),),
+                    partial(decoded, module),
+                    lambda crops: plainly(partial(decoded, plain, crops.float())),
+                    batch,
+                    device,
+                    args.repeats,
+                )
+            )
+        row(title, results, floors[dtype], ALLOWED[dtype])
 
     module, dtype = list(ways.values())[-1]
-    pipeline = FramesToLandmarks(module, face_model.to_torch(device), dtype)
-    rates = []
+    pipeline = FramesToLandmarks(module, points, dtype)
+    plain_pipeline = FramesToLandmarks(plain, points, torch.float32)
+    results = []
     for batch in args.batches:
         faces = min(batch, FACES)
-        make = partial(frames_through, pipeline, batch // faces, faces, device)
-        rates.append(speed(make, batch // faces * faces, device, args.repeats))
-    print(f"| frames to landmarks | {' | '.join(f'{rate:,.0f}' for rate in rates)} | |")
+        results.append(
+            measured(
+                pipeline,
+                lambda seed, faces=faces, batch=batch: some_frames(
+                    batch // faces, faces, device, seed
+                ),
+                pipeline,
+                lambda *inputs: plainly(partial(plain_pipeline, *inputs)),
+                batch // faces * faces,
+                device,
+                args.repeats,
+            )
+        )
+    row("frames to landmarks", results, 0.0, ALLOWED[dtype])
 
 
 if __name__ == "__main__":

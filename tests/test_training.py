@@ -398,6 +398,26 @@ def test_options_of_the_optimiser_are_taken_as_given_now(options, tmp_path, caps
     assert [group["weight_decay"] for group in groups] == expected
 
 
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+def test_a_command_that_is_started_again_goes_on(options, tmp_path, monkeypatch, name):
+    arguments = [*options, "--out", str(tmp_path), "--epochs"]
+    monkeypatch.setenv(name, "0")
+    assert main_train.main([*arguments, "1"]) == 0
+    monkeypatch.setenv(name, "1")
+    assert main_train.main([*arguments, "2", "--overwrite"]) == 0
+    assert [row["epoch"] for row in log(tmp_path)] == ["1", "2"]
+
+
+def test_an_epoch_may_go_on_in_other_processes(options, tmp_path, monkeypatch, capsys):
+    arguments = [*options, "--out", str(tmp_path), "--save-every-steps", "1"]
+    run_until_killed(monkeypatch, arguments, training.Trainer, "train_step", 2, False)
+    path = tmp_path / "last.pth.tar"
+    saved = read_checkpoint(path)
+    write_checkpoint(path, saved | {"recipe": saved["recipe"] | {"processes": 8}})
+    assert main_train.main([*arguments, "--resume"]) == 0
+    assert "processes 8 (now 1)" in capsys.readouterr().out
+
+
 def test_a_run_may_go_on_with_another_loop(options, tmp_path, capsys):
     arguments = [*options, "--out", str(tmp_path)]
     assert main_train.main([*arguments, "--epochs", "1", "--loop", "backbone"]) == 0
@@ -694,7 +714,7 @@ def test_a_set_is_packed_once(options, tmp_path, capsys):
 
 
 def test_a_set_that_another_process_packed_meanwhile_is_taken(tmp_path, monkeypatch, capsys):
-    def pack(faces, folder):
+    def pack(faces, folder, workers):
         if folder.name == "pack":
             folder.mkdir()
             (folder / "labels.npz").touch()

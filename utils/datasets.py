@@ -575,7 +575,10 @@ def pack(faces: Faces, folder: str | os.PathLike, workers: int = 4) -> None:
 
 
 def provide_pack(
-    data: str | os.PathLike, folder: str | os.PathLike, face_model: MorphableModel
+    data: str | os.PathLike,
+    folder: str | os.PathLike,
+    face_model: MorphableModel,
+    workers: int = 4,
 ) -> None:
     """Packs the set at ``data`` into ``folder`` unless that is done already.
 
@@ -592,7 +595,7 @@ def provide_pack(
         return
     if local_rank() == 0:
         try:
-            pack(open_training_set(data, face_model), folder)
+            pack(open_training_set(data, face_model), folder, max(workers, 4))
         except OSError:
             if not done.exists():
                 raise

@@ -80,7 +80,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
         dist.init_process_group("nccl", device_id=chosen)
     else:
         dist.init_process_group("gloo")
-    try:
-        yield World(dist.get_rank(), size, chosen)
-    finally:
-        dist.destroy_process_group()
+    yield World(dist.get_rank(), size, chosen)
+    # not after an error: on GPUs it may wait for the others, who wait for this process; it would be
+    # told after their time-out or never. The process ends without, and torchrun ends the others.
+    dist.destroy_process_group()

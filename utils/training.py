@@ -289,6 +289,8 @@ class Trainer:
         self.steps_per_epoch = self.samples // options.batch_size
         check_batch_size(options.batch_size, self.samples, world)
 
+        # every step has the same shapes: cuDNN measures once which kernel is the fastest
+        torch.backends.cudnn.benchmark = self.device.type == "cuda"
         torch.manual_seed(options.seed)
         self.model = SynergyNet(face_model, options.backbone, options.heads, options.loop)
         self.model.to(self.device)
@@ -302,7 +304,7 @@ class Trainer:
             fuse_batch_norm(self.model)
             speed_up_strided_depthwise(self.model)
             keep_freed_memory()
-        elif world.size > 1 and self.device.type == "cuda":
+        elif world.size > 1 and self.device.type == "cuda" and options.norm == "all":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.optimizer = make_optimizer(
             self.model, options.optimizer, options.lr, options.weight_decay
@@ -323,12 +325,14 @@ class Trainer:
             step.compile()
             if world.is_main:
                 say("--compile: the first steps wait for the compiler, minutes on a CPU")
-                if world.size > 1:
+                if world.size > 1 and options.norm == "all":
                     say("--compile gains little here: batch norm across processes is not compiled")
         if world.size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            # GPUs' batch-norm statistics are those of all processes already
-            step = DistributedDataParallel(step, device_ids=ids, broadcast_buffers=ids is None)
+            # statistics of all processes' samples are everywhere the same already
+            is_shared = any(isinstance(m, nn.SyncBatchNorm) for m in self.model.modules())
+            step = DistributedDataParallel(step, device_ids=ids)
+            step.broadcast_buffers = not is_shared  # the argument is deprecated since torch 2.13
         self.step, self.snapshot = step, Snapshot(self.model)
         self.augment = make_augmentation(options.augment, face_model)
         self.plain = Augment(PROTOCOL_BORDER if options.augment == "published" else 0)
@@ -375,7 +379,6 @@ class Trainer:
             "batch size": o.batch_size,
             "samples an epoch": self.samples,
             "training faces": len(self.train_set),
-            "processes": self.world.size,
             "pose balanced": self.options.pose_balanced,
         }
 
@@ -386,6 +389,7 @@ class Trainer:
             "clip_norm", "augment", "train_size", "loop",
         )  # fmt: skip
         recipe = {name: getattr(self.options, name) for name in names}
+        recipe["processes"] = self.world.size  # what is random in augmentation and dropout
         return recipe | {"losses": {name: LOSS_WEIGHTS[name] for name in LOOPS[self.options.loop]}}
 
     def _save_last(self) -> None:
@@ -409,7 +413,9 @@ class Trainer:
                 "resume with the same settings"
             )
         recipe = self._recipe()
-        before = {"losses": recipe["losses"]} | state["recipe"]  # which older files do not name
+        # older files do not name the losses, and the processes in the plan
+        unsaid = {"losses": recipe["losses"], "processes": state["plan"].get("processes")}
+        before = unsaid | state["recipe"]
         changed += differences(before, recipe)
         if changed and self.world.is_main:
             say(f"{self.last}: goes on with other settings: {', '.join(changed)}")
