@@ -105,6 +105,16 @@ def test_without_noise_nothing_is_smoothed_away():
     assert all(filtered(np.array([7.0])) == 7 for _ in range(5))
 
 
+@pytest.mark.parametrize("strength", SMOOTHING)
+@pytest.mark.parametrize("begin", [0, 60])
+def test_a_picture_that_stood_still_is_smoothed_when_it_moves_again(strength, begin):
+    values = np.random.default_rng(4).normal(size=(FRAMES, 3))
+    values[begin : begin + 20] = values[begin]  # a still title, a frozen camera
+    filtered = one_euro(strength)
+    smoothed = np.array([filtered(value) for value in values])
+    assert jitter(smoothed[begin + 30 :]) <= LEFT[strength] * jitter(values[begin + 30 :])
+
+
 def test_missing_frames_count_as_time():
     """After a gap the new value weighs more: that much of the time is its own."""
     gap, none = one_euro("strong"), one_euro("strong")

@@ -258,6 +258,17 @@ def test_a_frontal_photo_gives_back_the_paint_and_the_photo():
     assert psnr(again[covered], photo[covered]) > 28
 
 
+def test_a_mesh_of_no_size_has_no_texture_and_doubles_are_taken():
+    photo, vertices, triangles, uv = dome_photo(0)
+    texture, confidence = unwrap_photo(photo, np.full_like(vertices, 100), triangles, uv, TEXTURE)
+    assert not confidence.any() and texture.shape == (TEXTURE, TEXTURE, 3)
+    expected = unwrap_photo(photo, vertices, triangles, uv, TEXTURE, (vertices, triangles))
+    doubles = (vertices.astype(np.float64), triangles)
+    found = unwrap_photo(photo, vertices, triangles, uv, TEXTURE, doubles)
+    for array, same in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, same)
+
+
 @pytest.mark.parametrize("yaw", [-45, 45])
 @pytest.mark.parametrize("light", [0, 0.4])
 def test_the_hidden_side_is_the_visible_one_mirrored_in_its_own_light(yaw, light):

@@ -69,6 +69,12 @@ def test_the_turn_has_the_stated_angle(mesh):
     assert moved == pytest.approx(-radius * np.sin(np.radians(30)) - middle, abs=1.5)
 
 
+def test_it_may_sway_to_the_other_side_first(mesh):
+    there, back = (turntable_frames(mesh, SIDE, 4, sway=sway) for sway in (30, -30))
+    for i in range(4):
+        np.testing.assert_array_equal(there[i], back[-i])
+
+
 def test_a_mesh_in_the_model_frame_looks_the_same(mesh, frames):
     for a, b in zip(frames, turntable_frames(mesh.to_frame("model"), SIDE, COUNT), strict=True):
         assert (np.abs(a.astype(int) - b).max(2) > 2).mean() < 0.01

@@ -81,6 +81,7 @@ class OneEuro:
             self.raw = self.smoothed = value
             self.speed = np.zeros_like(value)  # per frame
             self.difference, self.noise = None, 0.0  # noise: variance, summed over the vector
+            self.seen = 0  # second differences that are in it
             return value
         difference = (value - self.raw) / frames
         self.raw = value
@@ -98,13 +99,14 @@ class OneEuro:
     def _significance(self, difference: np.ndarray) -> float:
         """By how much the speed exceeds what noise alone would show, in units of the latter."""
         self.speed = self.speed + SPEED_SHARE * (difference - self.speed)
-        if self.difference is not None:
+        # a value that is repeated, as where a video stands still, says nothing of the noise
+        if self.difference is not None and difference.any():
             # a second difference (weights 1, -2, 1) has six times the variance of a value
             seen = float(((difference - self.difference) ** 2).sum()) / 6
-            number = self.count - 2
-            if number > NOISE_START:
+            self.seen += 1
+            if self.seen > NOISE_START:
                 seen = min(seen, 4 * self.noise)  # a jump is no noise
-            self.noise += max(NOISE_SHARE, 1 / number) * (seen - self.noise)
+            self.noise += max(NOISE_SHARE, 1 / self.seen) * (seen - self.noise)
         self.difference = difference
         if self.count <= 3:
             return 0.0

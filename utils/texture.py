@@ -378,11 +378,11 @@ def _visible(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether nothing hides a texel's point (S, S, 3) from the camera, and how far it is inside
     the occluders' contour, as a share of their longer side: (S, S) bool and float32."""
-    vertices, triangles = occluders
-    low, high = vertices[:, :2].min(0), vertices[:, :2].max(0)
-    scale = VISIBILITY_SIDE / max(float((high - low).max()), 1e-6)
-    scaled = (vertices - [*low, 0]) * scale
-    height, width = np.ceil((high - low)[::-1] * scale).astype(int) + 1
+    vertices, triangles = np.asarray(occluders[0], np.float32), occluders[1]
+    low, extent = vertices.min(0), np.ptp(vertices, axis=0)
+    scale = VISIBILITY_SIDE / max(float(extent[:2].max()), 1e-3)
+    scaled = (vertices - low) * scale
+    width, height = np.ceil(extent[:2] * scale).astype(int) + 1
     depth = Sim3DR.zbuffer(scaled, triangles, int(height), int(width)).depth
     covered = np.pad(np.isfinite(depth), 1).astype(np.uint8)
     outlines, _ = cv2.findContours(covered, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -390,10 +390,10 @@ def _visible(
     contour = cv2.distanceTransform(covered, cv2.DIST_L2, 5)[1:-1, 1:-1] / VISIBILITY_SIDE
     # the nearest within a pixel around: what stands beside a contour may already be hidden
     depth = cv2.dilate(depth, np.ones((3, 3), np.uint8))
-    x, y = ((points[..., i] - low[i]) * scale for i in (0, 1))
+    x, y, z = np.moveaxis((points - low) * scale, -1, 0)
     there = cv2.remap(depth, x, y, cv2.INTER_NEAREST, borderValue=-np.inf)
     slope = np.sqrt(1 - cosine**2) / np.maximum(cosine, GRAZING[0])
-    visible = points[..., 2] * scale >= there - (DEPTH_TOLERANCE * VISIBILITY_SIDE + 2 * slope)
+    visible = z >= there - (DEPTH_TOLERANCE * VISIBILITY_SIDE + 2 * slope)
     return visible, cv2.remap(contour, x, y, cv2.INTER_LINEAR)
 
 
@@ -477,7 +477,7 @@ def _trust(photo: np.ndarray, seen: np.ndarray, contour: np.ndarray) -> np.ndarr
     photo, mirrored, inner, sure, face = (_coarse(array) for array in arrays)
     across = np.abs(np.linspace(-1, 1, sure.shape[1], dtype=np.float32))
     middle = 1 - smooth_step(across, 0.2, 0.4)
-    middle = middle * (1 - smooth_step(np.average(inner, weights=face * middle), 0.2, 0.5))
+    middle = middle * (1 - smooth_step(np.average(inner, weights=face * middle + 1e-9), 0.2, 0.5))
     testable = np.maximum(sure[:, ::-1], middle)
     other_side = sure[:, ::-1, None]
     expected = extend(photo, sure > 0.5)

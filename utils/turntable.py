@@ -61,10 +61,12 @@ def turntable_frames(
     mesh = mesh.to_frame("image")
     angles = np.round(sway * np.sin(2 * np.pi * np.arange(count) / count), 9)
     distinct, which = np.unique(angles, return_inverse=True)  # each comes twice, there and back
-    # the axis lies at the depth at which the face is in the middle of the picture at both ends
+    # the axis lies at the depth at which the mesh is equally far off the picture's middle at both
+    # ends: not at all, if it is symmetric
     vertices = mesh.vertices - (mesh.vertices.min(0) + mesh.vertices.max(0)) / 2
-    ends = _turn(vertices, sway)[:, 0]
-    vertices[:, 2] += (ends.min() + ends.max()) / 2 / max(np.sin(np.radians(sway)), 1e-6)
+    there, back = (_turn(vertices, angle)[:, 0] for angle in (sway, -sway))
+    sine = np.sin(np.radians(sway)) or 1.0
+    vertices[:, 2] += (there.min() + there.max() - back.min() - back.max()) / 4 / sine
     turned = [_turn(vertices, angle) for angle in distinct]  # (N, 3) each
     extent = max(float(np.abs(vertices[:, :2]).max()) for vertices in turned)
     scale = FILL * side / 2 / max(extent, 1e-6)
