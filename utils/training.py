@@ -231,7 +231,7 @@ def validate(
         parts = np.array_split(np.arange(len(faces)), math.ceil(len(faces) / 128))
         for batch in in_order(faces.batch, parts, workers=1):
             images, parameters, target = augment(batch.to(device), torch.Generator(), size)
-            output = model(images.contiguous(memory_format=picture_layout(device)), loop)
+            output = model(images, loop)
             predicted = model.face_model.dewhiten(output.parameters)
             if not torch.isfinite(predicted).all():
                 raise NonFiniteError("the network's answers are not finite")
@@ -298,8 +298,7 @@ class Trainer:
             content = read_checkpoint(options.init)
             check_face_model(content, face_model, options.init)
             load_learnable(self.model, content, options.init)
-        self.layout = picture_layout(self.device)
-        self.model.to(memory_format=self.layout)
+        self.model.to(memory_format=picture_layout(self.device))
         if self.device.type == "cpu":
             fuse_batch_norm(self.model)
             speed_up_strided_depthwise(self.model)
@@ -619,7 +618,6 @@ class Trainer:
         images, parameters, landmarks = self.augment(
             batch.to(self.device), generator, options.train_size
         )
-        images = images.contiguous(memory_format=self.layout)
         self.snapshot.take()
         terms = self.step(images, self.model.face_model.whiten(parameters), landmarks)
         terms = {"loss": total(terms), **terms}
