@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -317,9 +318,8 @@ class Trainer:
                 f"{self.last}: not every process found the same one; --out must be one folder that "
                 "all machines share"
             )
-        self.criterion = SynergyLoss(options.loop)
         amp = options.amp == "bf16" or (options.amp == "auto" and supports_bf16(self.device))
-        step = TrainingStep(self.model, self.criterion, amp)
+        step = TrainingStep(self.model, SynergyLoss(options.loop), amp)
         if options.compile:
             step.compile()
             if world.is_main:
@@ -372,13 +372,13 @@ class Trainer:
 
     def _plan(self) -> dict:
         """What decides the order of the samples: an epoch under way cannot go on with another."""
-        o = self.options
+        options = self.options
         return {
-            "seed": o.seed,
-            "batch size": o.batch_size,
+            "seed": options.seed,
+            "batch size": options.batch_size,
             "samples an epoch": self.samples,
             "training faces": len(self.train_set),
-            "pose balanced": self.options.pose_balanced,
+            "pose balanced": options.pose_balanced,
         }
 
     def _recipe(self) -> dict:
@@ -674,8 +674,8 @@ class Trainer:
         content = self.model.checkpoint(epoch=progress.epoch, best_score=progress.best_score)
         write_checkpoint(self.options.out / name, content)
 
-    def dry_run(self, steps: int = 6) -> None:
-        """A few steps of the real thing, nothing saved: size, memory, expected time.
+    def dry_run(self) -> None:
+        """At most six steps of the real thing, nothing saved: size, memory, expected time.
 
         The time is that of the steps; where reading the data takes longer, epochs will, too.
         """
@@ -683,7 +683,7 @@ class Trainer:
             self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
         self.step.train()
         durations = []
-        for _, batch in zip(range(steps), self._batches(), strict=False):
+        for batch in islice(self._batches(), 6):
             started = time.perf_counter()
             self.train_step(batch)
             if self.device.type == "cuda":
