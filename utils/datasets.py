@@ -552,14 +552,11 @@ def pack(faces: Faces, folder: str | os.PathLike, workers: int = 4) -> None:
             f"{folder}: the packed set takes {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f}"
         )
     everything = np.arange(len(faces))
-    labels = {
-        "parameters": faces.parameters,
-        "landmarks": faces.landmarks(everything),
-        "valid": faces.valid(everything).astype(np.int16),
-        "face_model": np.array(faces.face_model.fingerprint),
-    }
-    if isinstance(faces, PublishedFaces):  # both follow from the parameters and the crop
-        del labels["landmarks"], labels["valid"]
+    labels = {"parameters": faces.parameters}
+    if not isinstance(faces, PublishedFaces):  # there both follow from the parameters and the crop
+        labels["landmarks"] = faces.landmarks(everything)
+        labels["valid"] = faces.valid(everything).astype(np.int16)
+    labels["face_model"] = np.array(faces.face_model.fingerprint)
     if faces.names is not None:
         labels["names"] = np.char.encode(faces.names, "utf-8")  # a quarter of numpy's own strings
 
