@@ -112,11 +112,11 @@ class PackedFaces(Faces):
 
     def __init__(self, folder: str | os.PathLike, face_model: MorphableModel) -> None:
         super().__init__(folder, face_model)
-        for name in ("images.npy", "labels.npz"):
-            if not (self.folder / name).is_file():
-                raise FileNotFoundError(f"{self.folder / name}: not a packed set, no such file")
-        images = map_npy(self.folder / "images.npy")
-        labels = read_npz(self.folder / "labels.npz")
+        pictures_file, labels_file = self.folder / "images.npy", self.folder / "labels.npz"
+        for path in (pictures_file, labels_file):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: not a packed set, no such file")
+        images, labels = map_npy(pictures_file), read_npz(labels_file)
         if images.ndim != 4 or images.shape[1:] != (images.shape[1],) * 2 + (3,):
             raise ValueError(f"{self.folder}: images must be (n, S, S, 3), found {images.shape}")
         if images.dtype != np.uint8:
@@ -125,8 +125,9 @@ class PackedFaces(Faces):
             raise ValueError(f"{self.folder}: an empty set, or labels.npz without parameters")
         count, self.side = len(images), images.shape[1]
         self._images = np.asarray(images)  # the plain view indexes faster than the memmap
-        expected = {"landmarks": (count, 3, 68), "valid": (count, 4), "names": (count,)}
-        for name, shape in {"parameters": (count, NUM_PARAMETERS), **expected}.items():
+        shapes = {"parameters": (count, NUM_PARAMETERS), "landmarks": (count, 3, 68)}
+        shapes |= {"valid": (count, 4), "names": (count,)}
+        for name, shape in shapes.items():
             if name in labels and labels[name].shape != shape:
                 raise ValueError(
                     f"{self.folder}: {count} pictures, so {name} should have shape {shape}, but "
@@ -134,13 +135,9 @@ class PackedFaces(Faces):
                 )
         for name in ("parameters", "landmarks", "valid"):
             if name in labels:
-                _check_finite(labels[name], f"{self.folder / 'labels.npz'}: {name}")
+                _check_finite(labels[name], f"{labels_file}: {name}")
         self.parameters = labels["parameters"].astype(np.float32)
-        _check_cameras(self.parameters, f"{self.folder / 'labels.npz'}: parameters")
-        if "names" in labels and labels["names"].dtype.kind not in "SU":
-            raise ValueError(
-                f"{self.folder / 'labels.npz'}: names must be text, found {labels['names'].dtype}"
-            )
+        _check_cameras(self.parameters, f"{labels_file}: parameters")
         theirs = str(labels.get("face_model", face_model.fingerprint))
         if theirs != face_model.fingerprint:
             raise ValueError(
@@ -151,17 +148,17 @@ class PackedFaces(Faces):
         self._landmarks, self._valid = labels.get("landmarks"), labels.get("valid")
         if self._landmarks is not None:
             extent = np.ptp(self._landmarks[:, :2], axis=2)  # (n, 2)
-            _refuse(extent.min(1) <= 0, f"{self.folder / 'labels.npz'}: landmarks", "in one line")
+            _refuse(extent.min(1) <= 0, f"{labels_file}: landmarks", "in one line")
         if self._valid is not None:
             extent = self._valid[:, 2:] - self._valid[:, :2]
-            _refuse(extent.min(1) <= 0, f"{self.folder / 'labels.npz'}: valid", "empty")
+            _refuse(extent.min(1) <= 0, f"{labels_file}: valid", "empty")
         if "names" in labels:
             names = labels["names"]
-            self.names = (
-                np.char.decode(names, "utf-8", "backslashreplace")
-                if names.dtype.kind == "S"
-                else names
-            ).tolist()
+            if names.dtype.kind not in "SU":
+                raise ValueError(f"{labels_file}: names must be text, found {names.dtype}")
+            if names.dtype.kind == "S":
+                names = np.char.decode(names, "utf-8", "backslashreplace")
+            self.names = names.tolist()
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         return np.take(self._images, indices, axis=0)
@@ -212,7 +209,7 @@ class PublishedFaces(Faces):
             raise ValueError(f"{path}: expected an array (n, 62) or (n, 102), found {found}")
         if len(whitened) != len(self.names) or not self.names:
             raise ValueError(
-                f"{path} has {len(whitened)} rows, but {self.folder / PUBLISHED_LIST} names "
+                f"{path} has {len(whitened)} rows, but {listing} names "
                 f"{len(self.names)} pictures; the two must come from the same download"
             )
         self._check_face_model()
