@@ -108,12 +108,10 @@ class Mirror:
         """(B, 62), not whitened, of a picture ``width`` wide -> of the mirrored one, x -> width - 1
         - x."""
         device = parameters.device
-        if self.linear.device != device:
-            self.linear, self.offset = self.linear.to(device), self.offset.to(device)
+        self.linear, self.offset = self.linear.to(device), self.offset.to(device)
         camera = split_camera(parameters)
-        camera = torch.cat(
-            [-camera[..., :1], camera[..., 1:]], 2
-        )  # mirrored in the model frame ...
+        # mirrored in the model frame ...
+        camera = torch.cat([-camera[..., :1], camera[..., 1:]], 2)
         x = -camera[:, 0]  # ... and in the picture
         x = torch.cat([x[:, :3], x[:, 3:] + (width - 1)], 1)
         coefficients = parameters[:, CAMERA:] @ self.linear.T + self.offset
