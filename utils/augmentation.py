@@ -189,7 +189,7 @@ class Augment:
         count, device = len(batch.images), batch.images.device
         host = self._draw(count, generator)
         drawn = {name: to_device(value, device) for name, value in host.items()}
-        linear, offset, parameters, landmarks = self._geometry(batch, drawn)
+        move, parameters, landmarks = self._geometry(batch, drawn)
         images = torch.empty(
             (count, 3, size, size), device=device, memory_format=picture_layout(device)
         )
@@ -198,7 +198,7 @@ class Augment:
             part = slice(start, start + chunk)
             images[part] = self._pixels(
                 Batch(*(tensor[part] for tensor in batch)),
-                None if linear is None else (linear[part], offset[part]),
+                None if move is None else tuple(tensor[part] for tensor in move),
                 {name: value[part] for name, value in drawn.items()},
                 {name: value[part] for name, value in host.items()},
                 size,
@@ -210,12 +210,12 @@ class Augment:
         return {}
 
     def _geometry(self, batch: Batch, drawn: dict[str, Tensor]):
-        """Source to crop frame, linear (B, 2, 2) and offset (B, 2) or twice None for 'as it is';
+        """Source to crop frame, linear (B, 2, 2) and offset (B, 2), or None for 'as it is';
         parameters and landmarks of the crops."""
         if batch.images.shape[1] == CROP_SIZE:
-            return None, None, batch.parameters, batch.landmarks
+            return None, batch.parameters, batch.landmarks
         move = self._centring(batch.landmarks)
-        return *move, *self._moved(batch.parameters, batch.landmarks, *move)
+        return move, *self._moved(batch.parameters, batch.landmarks, *move)
 
     @staticmethod
     def _centring(
@@ -244,7 +244,7 @@ class Augment:
     def _pixels(self, batch: Batch, move, drawn, host, size: int) -> Tensor:
         """Normalised crops (b, 3, size, size) of a part of the batch."""
         crops = _normalize(self._cut(batch, move, size))
-        _black_outside(crops, *self._border(size), *self._border(size))
+        self._blacken_border(crops)
         return crops
 
     def _cut(self, batch: Batch, move: tuple[Tensor, Tensor] | None, size: int) -> Tensor:
@@ -257,10 +257,10 @@ class Augment:
         crops = sample_images(images, source_grid(*move, size))
         return crops.round_()  # inference sees 8 bits too
 
-    def _border(self, size: int) -> tuple[int, int]:
-        """First row or column that is kept, and the one behind the last."""
+    def _blacken_border(self, crops: Tensor) -> None:
+        size = crops.shape[-1]
         width = round(self.border * size / CROP_SIZE)
-        return width, size - width
+        _black_outside(crops, width, size - width, width, size - width)
 
 
 def _planar(images: Tensor) -> Tensor:
@@ -349,11 +349,11 @@ class PublishedAugmentation(Augment):
             spare.add_(offset[:, None, None]).clamp_(BLACK, -BLACK)
             crops, spare = spare, crops
         crops = crops.reshape(shape)
-        _black_outside(crops, *self._border(size), *self._border(size))
-        for row in (host["kept"] >= 0).nonzero()[:, 0].tolist():
-            part = self.KEPT[int(host["kept"][row])]
-            x1, y1, x2, y2 = (round(edge * size) for edge in part)
-            _black_outside(crops[row], x1, x2, y1, y2)
+        self._blacken_border(crops)
+        for row, kept in enumerate(host["kept"].tolist()):
+            if kept >= 0:
+                x1, y1, x2, y2 = (round(edge * size) for edge in self.KEPT[kept])
+                _black_outside(crops[row], x1, x2, y1, y2)
         return crops
 
 
@@ -441,7 +441,7 @@ class StrongAugmentation(Augment):
         offset = offset + torch.where(mirrored, linear[..., 0] * (width - 1), 0.0)
         sign = torch.where(mirrored, -1.0, 1.0)  # (B, 1)
         linear = torch.stack([linear[..., 0] * sign, linear[..., 1]], 2)
-        return linear, offset, parameters, landmarks
+        return (linear, offset), parameters, landmarks
 
     def _pixels(self, batch: Batch, move, drawn, host, size: int) -> Tensor:
         crops = self._filled_crops(batch, _source_points(*move, size), drawn)
