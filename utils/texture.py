@@ -383,7 +383,7 @@ def _visible(
     scale = VISIBILITY_SIDE / max(float(extent[:2].max()), 1e-3)
     scaled = (vertices - low) * scale
     width, height = np.ceil(extent[:2] * scale).astype(int) + 1
-    depth = Sim3DR.zbuffer(scaled, triangles, int(height), int(width)).depth
+    depth = Sim3DR.zbuffer(scaled, triangles, height, width).depth
     covered = np.pad(np.isfinite(depth), 1).astype(np.uint8)
     outlines, _ = cv2.findContours(covered, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(covered, outlines, -1, 1, cv2.FILLED)  # an open mouth is no contour
