@@ -218,7 +218,7 @@ def paint(
     Raises:
         TypeError, ValueError: an argument has another type, shape or range than stated.
     """
-    colors, background = _colors(colors), _image(background, "background")
+    colors, background = _colors(colors), _background(background)
     expected = (*buffer.triangle.shape, colors.shape[1])
     if background.shape != expected:
         raise ValueError(
@@ -265,7 +265,7 @@ def rasterize(
     if len(colors) < len(vertices):
         triangles = _triangles(triangles, len(colors))
     if background is not None:
-        background = _image(background, "background")
+        background = _background(background)
         if height not in (None, background.shape[0]) or width not in (None, background.shape[1]):
             raise ValueError(
                 f"height x width is {height} x {width} but the background is "
@@ -506,14 +506,14 @@ def _outside(triangles: np.ndarray, n_vertices: int) -> ValueError:
     )
 
 
-def _image(image: np.ndarray, name: str) -> np.ndarray:
+def _background(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8:
-        raise TypeError(f"{name} must be uint8, not {image.dtype}")
+        raise TypeError(f"background must be uint8, not {image.dtype}")
     if image.ndim != 3 or not image.size or max(image.shape[:2]) > SIDE_LIMIT:
         raise ValueError(
-            f"{name} must have shape (H, W, C), none of them 0, sides up to {SIDE_LIMIT}, not "
-            f"{image.shape}"
+            "background must have shape (H, W, C), none of them 0, sides up to "
+            f"{SIDE_LIMIT}, not {image.shape}"
         )
     return image
 
