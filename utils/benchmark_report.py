@@ -205,31 +205,21 @@ def published_tables(run: dict) -> list[Table]:
     scores, ours = run["scores"], run["settings"]["weights"]
     note = "" if run["settings"]["labels"] == PUBLISHED_LABELS else OTHER_FACES
 
-    def ranked(rows: tuple, own: tuple) -> list[tuple]:
+    def table(what: str, header: Sequence[str], published: tuple, own: Sequence[float]) -> Table:
+        rows = [*published, (f"→ {ours}", *own, "this run")]
         # without a mean, because a yaw bin is empty, a row stands first, where the worst one does
-        return sorted((*rows, own), key=lambda row: -row[4] if math.isfinite(row[4]) else -math.inf)
+        rows.sort(key=lambda row: -row[4] if math.isfinite(row[4]) else -math.inf)
+        title = f"Beside published results: {what}"
+        return Table(title, ("", *header, "source"), rows, note=note)
 
-    numbers = scores["nme"]["original"]["raw"]
-    own = (f"→ {ours}", *(numbers[key] for key in (*BINS, "balanced")), "this run")
-    tables = [
-        Table(
-            "Beside published results: NME in %, original labels",
-            ("", *DEGREES, "bins' mean", "source"),
-            ranked(PUBLISHED_NME, own),
-            note=note,
-        )
-    ]
+    nme = scores["nme"]["original"]["raw"]
+    own = [nme[key] for key in (*BINS, "balanced")]
+    tables = [table("NME in %, original labels", (*DEGREES, "bins' mean"), PUBLISHED_NME, own)]
     if "pose" in scores:
-        pose = scores["pose"]["published"]
-        own = (f"→ {ours}", *(pose[key] for key in (*ANGLES, "mean")), "this run")
-        tables.append(
-            Table(
-                "Beside published results: head pose, mean absolute error in degrees",
-                ("", *ANGLES, "mean", "source"),
-                ranked(PUBLISHED_POSE, own),
-                note=note,
-            )
-        )
+        header = (*ANGLES, "mean")
+        own = [scores["pose"]["published"][key] for key in header]
+        what = "head pose, mean absolute error in degrees"
+        tables.append(table(what, header, PUBLISHED_POSE, own))
     return tables
 
 
