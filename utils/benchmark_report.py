@@ -247,7 +247,7 @@ def comparison_table(compared: dict[str, dict[str, float]], a: str, b: str) -> T
 
 def table_text(table: Table) -> str:
     """A table for terminals."""
-    rows = [list(table.header), *table.cells()]
+    rows = [table.header, *table.cells()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [table.title]
     for row in rows:
@@ -259,9 +259,9 @@ def table_text(table: Table) -> str:
 # ------------------------------------------------------------------------------------- pictures
 
 
-def worst(samples: dict[str, np.ndarray], count: int = WORST) -> np.ndarray:
+def worst(samples: dict[str, np.ndarray]) -> np.ndarray:
     """Indices of the faces with the largest raw error against the original labels, worst first."""
-    return np.argsort(-samples["nme_original_raw"], kind="stable")[:count]
+    return np.argsort(-samples["nme_original_raw"], kind="stable")[:WORST]
 
 
 def worst_picture(data: BenchmarkSet, prediction: Prediction, index: int) -> np.ndarray:
@@ -427,17 +427,17 @@ def html_report(run: dict, data: BenchmarkSet, prediction: Prediction, plots: by
 
 
 def _table_html(table: Table) -> str:
-    words = [
-        any(isinstance(cell, str) for cell in cells) for cells in zip(*table.rows, strict=True)
+    kinds = [
+        ' class="text"' if any(isinstance(cell, str) for cell in cells) else ""
+        for cells in zip(*table.rows, strict=True)
     ]
 
     def row(cells: Sequence[str], tag: str) -> str:
         own = ' class="own"' if cells[0].startswith("→") else ""
-        kinds = [' class="text"' if word else "" for word in words]
         inner = zip(kinds, map(html.escape, cells), strict=True)
         return f"<tr{own}>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for kind, cell in inner)}</tr>"
 
-    rows = [row(list(table.header), "th"), *(row(cells, "td") for cells in table.cells())]
+    rows = [row(table.header, "th"), *(row(cells, "td") for cells in table.cells())]
     note = f'\n<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     return f"<h2>{html.escape(table.title)}</h2>\n<table>{''.join(rows)}</table>{note}"
 
@@ -487,8 +487,7 @@ def read_run(path: Path) -> dict:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         samples = {k: np.array(v, dtype=np.float64) for k, v in run["samples"].items()}
-        fine = len({len(column) for column in samples.values()}) == 1 and "yaw" in samples
-        fine = fine and all(column.ndim == 1 for column in samples.values())
+        fine = {column.shape for column in samples.values()} == {(len(samples["yaw"]),)}
         told = [run["settings"][name] for name in ("labels", "weights", "border")]
         told += run["labels"].values()
         fine = fine and all(isinstance(text, str) for text in told)
