@@ -250,10 +250,8 @@ class FaceTracker:
     def _find_again(self, found: list[tuple[Face, float]]) -> None:
         """Gives the missing tracks those of the faces that fit to them, each at most one."""
         missing = [track for track in self.tracks if track.missing]
-        nearness = np.zeros((len(missing), len(found)))
-        for (i, j), _ in np.ndenumerate(nearness):
-            nearness[i, j] = nearness_of(missing[i], found[j][0])
-        for i, j in pairs(nearness, 0):
+        nearness = [[nearness_of(track, face) for face, _ in found] for track in missing]
+        for i, j in pairs(np.reshape(nearness, (len(missing), len(found))), 0):
             face, score = found[j]
             missing[i].see(face)
             missing[i].score, missing[i].unconfirmed = score, 0
