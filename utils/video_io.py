@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import repeat, takewhile
 from pathlib import Path
 
 import cv2
@@ -129,12 +128,10 @@ class VideoReader:
 
     def _next(self) -> np.ndarray | None:
         for _ in range(READ_ATTEMPTS):
-            try:
+            with suppress(cv2.error, ValueError):  # a frame that cannot be decoded
                 done, frame = self.capture.read()
                 if done and frame is not None and frame.size:
                     return self._square(to_bgr8(frame))
-            except (cv2.error, ValueError):  # a frame that cannot be decoded
-                continue
         return None
 
     def _square(self, frame: np.ndarray) -> np.ndarray:
@@ -157,9 +154,8 @@ class VideoReader:
         fitted = fit_into(frame, height, width)
         h, w = fitted.shape[:2]
         left, top = (width - w) // 2, (height - h) // 2
-        canvas = np.zeros((height, width, 3), np.uint8)
-        canvas[top : top + h, left : left + w] = fitted
-        return canvas
+        edges = (top, height - h - top, left, width - w - left)
+        return cv2.copyMakeBorder(fitted, *edges, cv2.BORDER_CONSTANT)  # black
 
 
 def _open_capture(source: Path | int) -> cv2.VideoCapture:
@@ -315,7 +311,7 @@ class VideoWriter:
         frame = frame[: self.size[1], : self.size[0]]
         missing = round(-ahead) if ahead < -1 - 1e-3 else 0
         before = frame if self.shown is None else self.shown
-        for shown in [*repeat(before, missing), frame]:
+        for shown in [before] * missing + [frame]:
             if not self._has_room():
                 raise OSError(errno.ENOSPC, "no space left for more of the video", str(self.path))
             self.writer.write(shown)
@@ -351,7 +347,6 @@ class VideoWriter:
             OSError: it could not be written, for example because the disk is full.
         """
         self.writer.release()
-        message = None
         try:
             try:
                 self._check()
@@ -391,7 +386,7 @@ class VideoWriter:
         if is_whole:
             return self.written
         capture = cv2.VideoCapture(name)  # not every container can be searched
-        count = sum(1 for _ in takewhile(lambda _: capture.grab(), repeat(None)))
+        count = sum(1 for _ in iter(capture.grab, False))
         capture.release()
         return count
 
