@@ -318,20 +318,18 @@ class VideoWriter:
             self.written += 1
         self.shown = frame
 
-    def reserve(self) -> int:
-        """Bytes that must be free on the disk for one frame more.
+    def _has_room(self) -> bool:
+        """Whether the disk has room for one frame more and the index.
 
         OpenCV's writer does not tell of a full disk, and a video that lacks its index, which is
         written last, may be lost as a whole.
         """
-        return 2**19 + 64 * self.written + 3 * self.size[0] * self.size[1]
-
-    def _has_room(self) -> bool:
+        needed = 2**19 + 64 * self.written + 3 * self.size[0] * self.size[1]
         try:
             disk = shutil.disk_usage(self.folder)
         except OSError:
             return True  # a file system that does not tell
-        return disk.total == 0 or disk.free >= self.reserve()
+        return disk.total == 0 or disk.free >= needed
 
     def close(self, sound_from: Path | None = None) -> str | None:
         """Ends the video and gives it its name.
