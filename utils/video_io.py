@@ -118,8 +118,7 @@ class VideoReader:
             yield seconds, self._fit(frame)
             number += 1
             frame = self._next()
-        lost = 0 if self.count is None else self.count - number
-        if lost > max(MISSING_SHARE * (self.count or 0), 1) and not _is_whole(self.source, number):
+        if _is_short(number, self.count or 0) and not _is_whole(self.source, number):
             self.is_damaged = True
             self.say(f"{self.name}: damaged, {number} of {self.count} frames could be read")
 
@@ -202,9 +201,14 @@ def _is_whole(source: Path, number: int) -> bool:
     packets = [line for line in lines if line[0] in "K_"]
     claimed = sum(int(n) for n in (line.strip(",") for line in lines) if n.isdecimal())
     # what an edit list hides is among the packets; what a file was cut short of is not
-    is_cut = claimed - len(packets) > max(MISSING_SHARE * claimed, 1)
+    is_cut = _is_short(len(packets), claimed)
     shown = sum("D" not in flags for flags in packets)  # D: to be discarded
-    return is_fine and not is_cut and shown - number <= max(MISSING_SHARE * shown, 1)
+    return is_fine and not is_cut and not _is_short(number, shown)
+
+
+def _is_short(number: int, claimed: int) -> bool:
+    """Whether noticeably fewer frames are there than are claimed."""
+    return claimed - number > max(MISSING_SHARE * claimed, 1)
 
 
 def _probe(source: Path, entries: str, *options: str) -> tuple[list[str], bool]:
