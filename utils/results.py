@@ -178,18 +178,15 @@ class ContactSheets:
         """What is left, as the last page."""
         if not self.cells:
             return
-        try:
-            self._write_page()
-        except OSError as error:
-            self.failed += 1
-            say(f"failed: {error}", file=sys.stderr)
-
-    def _write_page(self) -> None:
         self.pages += 1
         number = f"_{self.pages}" if self.pages > 1 else ""
         sheet = contact_sheet(self.cells, self.COLUMNS, (self.CELL, self.CELL), self.captions)
         self.cells, self.captions = [], []  # a page that cannot be written is not tried again
-        write_image(self.out / f"contact_sheet{number}.jpg", sheet)
+        try:
+            write_image(self.out / f"contact_sheet{number}.jpg", sheet)
+        except OSError as error:
+            self.failed += 1
+            say(f"failed: {error}", file=sys.stderr)
 
 
 def save_confidence(out: Path, name: str, mesh: TexturedMesh) -> None:
