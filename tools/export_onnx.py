@@ -406,25 +406,24 @@ def write_exports(
         "network": "SynergyNet",
         "backbone": model.backbone_name,
         "heads": model.heads,
-        "weights": Path(weights).name,
+        "weights": weights.name,
         "face_model": model_3d.fingerprint,
     }
     graphs = make_graphs(model, model_3d, dense)
-    contents = {
-        (graph.name, form): export_graph(graph, form, model_3d, metadata)
+    exported = [
+        (graph, form, export_graph(graph, form, model_3d, metadata))
         for graph in graphs
         for form in formats
-    }
+    ]
     lines = []
-    for graph in graphs:
-        for form in formats:
-            path, content = out / f"{graph.name}{SUFFIXES[form]}", contents[graph.name, form]
-            with atomic_write(path) as file:
-                file.write(content)
-            version = f"opset {OPSET}" if form == "onnx" else f"torch {torch.__version__}"
-            lines += [f"{path}  {len(content) / 1e6:.1f} MB, {version}"]
-            for name, text in describe(graph, model_3d).items():
-                lines += [f"  {'in ' if name in graph.inputs else 'out'} {name:<15} {text}"]
+    for graph, form, content in exported:
+        path = out / f"{graph.name}{SUFFIXES[form]}"
+        with atomic_write(path) as file:
+            file.write(content)
+        version = f"opset {OPSET}" if form == "onnx" else f"torch {torch.__version__}"
+        lines += [f"{path}  {len(content) / 1e6:.1f} MB, {version}"]
+        for name, text in describe(graph, model_3d).items():
+            lines += [f"  {'in ' if name in graph.inputs else 'out'} {name:<15} {text}"]
     if dense:
         path = out / "synergynet_triangles.npy"
         with atomic_write(path) as file:
