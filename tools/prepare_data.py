@@ -93,16 +93,16 @@ class Sample(LabelledFace):
 
 def check_points(points: np.ndarray) -> str:
     """What is wrong with a face's points (2 or 3, 68); empty if nothing is."""
-    known = np.isfinite(points).all(0)
-    if known.sum() < MIN_POINTS:
-        return f"{known.sum()} points are known, expected at least {MIN_POINTS}"
-    side = np.ptp(points[:2, known], axis=1)
-    if np.abs(points[:, known]).max() > MAX_COORDINATE:
-        return f"the points reach {np.abs(points[:, known]).max():.0f} pixels; are they pixels?"
+    points = points[:, np.isfinite(points).all(0)]  # the known ones
+    if points.shape[1] < MIN_POINTS:
+        return f"{points.shape[1]} points are known, expected at least {MIN_POINTS}"
+    side = np.ptp(points[:2], axis=1)
+    if (farthest := np.abs(points).max()) > MAX_COORDINATE:
+        return f"the points reach {farthest:.0f} pixels; are they pixels?"
     if side.min() < MIN_SIDE:
         return f"the points span {side[0]:.0f}x{side[1]:.0f} pixels, expected at least {MIN_SIDE}"
-    if len(points) == 3 and known.sum() >= WHOLE:
-        depth = np.ptp(points[2, known])
+    if len(points) == 3 and points.shape[1] >= WHOLE:
+        depth = np.ptp(points[2])
         if depth < MIN_DEPTH * np.sqrt(side.prod()):
             return (
                 f"z spans {depth:.3g} pixels, which is no face's depth (a visibility, or another "
