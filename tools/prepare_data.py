@@ -323,14 +323,13 @@ def write_labels(
         The face model that the set belongs to: the given one, or with the set's own whitening.
     """
     parameters = np.stack([sample.parameters for sample in used])  # (n, 62)
-    mean, std = face_model.param_mean, face_model.param_std
     if own_whitening:
         mean, std = whitening(parameters)
         face_model = replace(face_model, param_mean=mean, param_std=std)
         write_npz(folder / "face_model.npz", face_model_arrays(face_model))
     names = [sample.crop for sample in used]
-    write_published_labels(folder, names, (parameters - mean) / std)
-    whitened_by = {"param_mean": mean, "param_std": std}
+    write_published_labels(folder, names, face_model.whiten(parameters))
+    whitened_by = {"param_mean": face_model.param_mean, "param_std": face_model.param_std}
     path = folder / "3dmm_data" / "param_whitening.pkl"
     path.write_bytes(pickle.dumps(whitened_by, protocol=4))
     return face_model
