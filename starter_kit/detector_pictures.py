@@ -100,19 +100,14 @@ class TrainingPictures(Dataset):
         self.made: dict[int, tuple[Tensor, ...]] = {}  # the batches of one block
         labels = json.loads((labels or data / "detector" / "train.json").read_text())
         self.pictures: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        # Crowds have faces too small for a label, so they are no ground to paste faces on.
+        self.empty: list[tuple[np.ndarray, np.ndarray]] = []  # of the scenes
+        self.doubtful: list[tuple[np.ndarray, np.ndarray]] = []
         with zipfile.ZipFile(data / "detector" / "train.zip") as file:
             for name in tqdm(sorted(labels), desc="pictures", leave=False):
                 image = read_zipped_image(file, name)
                 boxes = np.array(labels[name], dtype=np.float32).reshape(-1, 5)
-                boxes = boxes[boxes[:, 4] >= UNSURE]
-                self.pictures.setdefault(name.split("_")[0], []).append((image, boxes))
-        # Crowds have faces too small for a label, so they are no ground to paste faces on.
-        self.empty = [picture for picture in self.pictures["scene"] if not len(picture[1])]
-        self.doubtful = [
-            picture
-            for picture in self.pictures["scene"]
-            if len(picture[1]) and (picture[1][:, 4] < 0.5).all()
-        ]
+                self._add(name.split("_")[0], image, boxes[boxes[:, 4] >= UNSURE])
         faces = np.load(data / "faces_train_labels.npz", allow_pickle=False)
         shards = [zipfile.ZipFile(data / f"faces_train_{i}.zip") for i in range(SHARDS)]
         names = zip(faces["name"], faces["shard"], strict=True)
@@ -143,6 +138,13 @@ class TrainingPictures(Dataset):
             self.made[batch] = self.make(batch)
         return self.made[batch]
 
+    def _add(self, kind: str, image: np.ndarray, boxes: np.ndarray) -> None:
+        self.pictures.setdefault(kind, []).append((image, boxes))
+        if kind == "scene" and not len(boxes):
+            self.empty.append((image, boxes))
+        elif kind == "scene" and (boxes[:, 4] < 0.5).all():
+            self.doubtful.append((image, boxes))
+
     def add_unlabelled(self, folder: Path, weights: Path) -> None:
         """Add a folder's pictures, with the boxes that the teacher's ``weights`` give them.
 
@@ -157,11 +159,7 @@ class TrainingPictures(Dataset):
             boxes = detector(image).astype(np.float32)
             sure = int((boxes[:, 4] >= 0.5).sum())
             kind = "crowd" if sure > 4 else "photo" if sure else "scene"
-            self.pictures[kind].append((image, boxes))
-            if not len(boxes):
-                self.empty.append((image, boxes))
-            elif not sure:
-                self.doubtful.append((image, boxes))
+            self._add(kind, image, boxes)
 
     def doubt(self, weights: Path) -> None:
         """Add the scenes in which other weights take something for a face that is none."""
