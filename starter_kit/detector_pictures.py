@@ -164,8 +164,8 @@ class TrainingPictures(Dataset):
     def doubt(self, weights: Path) -> None:
         """Add the scenes in which other weights take something for a face that is none."""
         detector = FaceBoxes(weights, "cpu", score_threshold=UNSURE)
-        for image, boxes in tqdm(self.pictures["scene"], desc="scenes", leave=False):
-            if not (boxes[:, 4] >= UNSURE).any() and len(found := detector(image)):
+        for image, _ in tqdm(self.empty, desc="scenes", leave=False):
+            if len(found := detector(image)):
                 found[:, 4] = UNSURE  # what these weights think is not worth more
                 self.doubtful.append((image, found.astype(np.float32)))
 
@@ -381,8 +381,7 @@ class TrainingPictures(Dataset):
 def filled_outside(image: np.ndarray, valid: np.ndarray, colour: np.ndarray) -> np.ndarray:
     """A picture (S, S, 3) with one colour outside the corner box ``valid``."""
     x1, y1, x2, y2 = np.clip(valid, 0, image.shape[0]).astype(int)
-    filled = np.empty_like(image)
-    filled[:] = colour
+    filled = np.full_like(image, colour)
     filled[y1:y2, x1:x2] = image[y1:y2, x1:x2]
     return filled
 
