@@ -71,8 +71,8 @@ def boxes_from_landmarks(landmarks: np.ndarray) -> np.ndarray:
     return np.concatenate([low, high], axis=1) + corners * size
 
 
-def read_image(data: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+def decode(content: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
 
 class TrainingPictures(Dataset):
@@ -153,7 +153,7 @@ class TrainingPictures(Dataset):
         """
         detector = FaceBoxes(weights, "cpu", score_threshold=UNSURE)
         for path in tqdm(sorted(folder.iterdir()), desc="unlabelled", leave=False):
-            image = read_image(path.read_bytes())
+            image = decode(path.read_bytes())
             if image is None:
                 raise ValueError(f"{path}: not a picture that can be read; take it out of {folder}")
             boxes = detector(image).astype(np.float32)
@@ -302,7 +302,7 @@ class TrainingPictures(Dataset):
             image, landmarks = np.array(self.views[0][i]), self.views[1][i]
         else:
             i = min(int(np.searchsorted(self.portrait_share, rng.random())), len(self.crops) - 1)
-            image, landmarks = read_image(self.crops[i]), self.crop_landmarks[i]
+            image, landmarks = decode(self.crops[i]), self.crop_landmarks[i]
             if rng.random() < 0.5:
                 image = filled_outside(image, self.crop_valid[i], rng.integers(0, 256, 3))
         if rng.random() < 0.5:
@@ -341,7 +341,7 @@ class TrainingPictures(Dataset):
         box, valid = self.crop_boxes[i], self.crop_valid[i]
         size = np.tile(box[2:] - box[:2], 2)
         margin = rng.uniform(0.03, 0.7, 4) * size * (-1, -1, 1, 1)
-        image = read_image(self.crops[i])
+        image = decode(self.crops[i])
         low = np.maximum(np.floor(box[:2] + margin[:2]), np.maximum(valid[:2], 0)).astype(int)
         high = np.minimum(np.ceil(box[2:] + margin[2:]), valid[2:]).astype(int)
         part = image[low[1] : high[1], low[0] : high[0]]
@@ -355,7 +355,7 @@ class TrainingPictures(Dataset):
         """A small picture without a face: skin and hair from a part of one, or a thing."""
         if rng.random() < 0.5:
             i = int(rng.integers(len(self.crops)))
-            image, box = read_image(self.crops[i]), np.clip(self.crop_boxes[i], 0, LABEL_SIDE)
+            image, box = decode(self.crops[i]), np.clip(self.crop_boxes[i], 0, LABEL_SIDE)
             size = (rng.uniform(0.2, 0.5, 2) * (box[2:] - box[:2])).astype(int)
             low = rng.uniform(box[:2], box[2:] - size).astype(int)
         else:
@@ -490,7 +490,7 @@ def photometric(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         image = np.clip(image + noise, 0, 255).astype(np.uint8)
     if rng.random() < 0.15:
         quality = int(rng.integers(20, 70))
-        image = read_image(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
+        image = decode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
     return image
 
 
