@@ -238,16 +238,15 @@ class PublishedFaces(Faces):
 
     def _check_whitening(self, path: Path) -> None:
         """Refuses parameters that this face model's mean and deviation do not turn into faces."""
-        step = max(1, len(self) // 2000)
-        sample = self.parameters[::step]
+        sample = self.parameters[:: max(1, len(self) // 2000)]
         points = self.face_model.landmarks(sample)[:, :2]
         nearby = np.mean((points > -CROP_SIZE / 2) & (points < 1.5 * CROP_SIZE))
-        size = np.median((points.max(2) - points.min(2)).max(1)) / CROP_SIZE
+        size = np.median(np.ptp(points, axis=2).max(1)) / CROP_SIZE
         rows = split_camera(sample)[:, :, :3].astype(np.float64)
         gram = rows @ rows.transpose(0, 2, 1)  # of a scaled rotation: a multiple of the identity
         scale = np.trace(gram, axis1=1, axis2=2)[:, None, None] / 3
-        skew = np.abs(gram / np.maximum(scale, 1e-300) - np.eye(3)).max((1, 2))
-        skew = np.percentile(skew, 90)
+        skews = np.abs(gram / np.maximum(scale, 1e-300) - np.eye(3)).max((1, 2))
+        skew = np.percentile(skews, 90)
         if nearby < 0.95 or not 0.2 < size < 1.5 or skew > MAX_SKEW:
             raise ValueError(
                 f"{path}: undone with the mean and deviation of {self.face_model.source}, its "

@@ -348,7 +348,7 @@ def unwrap_photo(
     normals = Sim3DR.vertex_normals(vertices, triangles)
     values = Sim3DR.interpolate(buffer, triangles, np.concatenate([vertices, normals], 1))
     points, normals = values[..., :3], values[..., 3:]  # (S, S, 3), image frame
-    length = np.sqrt(np.square(normals).sum(2))
+    length = np.linalg.norm(normals, axis=2)
     cosine = np.where(length > 0, normals[..., 2] / np.maximum(length, 1e-6), 0).clip(0, 1)
 
     inside = buffer.covered
