@@ -78,14 +78,10 @@ class VideoReader:
         self.first = self._next() if self.capture.isOpened() else None
         if self.first is None:
             self.capture.release()
-            raise ValueError(
-                f"{self.name}: no frame can be read; "
-                + (
-                    "is it connected, free and permitted?"
-                    if self.is_live
-                    else "not a video in a format that OpenCV reads, or damaged"
-                )
-            )
+            reason = "not a video in a format that OpenCV reads, or damaged"
+            if self.is_live:
+                reason = "is it connected, free and permitted?"
+            raise ValueError(f"{self.name}: no frame can be read; {reason}")
         self.size = (self.first.shape[1], self.first.shape[0])
         fps = self.capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 0 < fps <= HIGHEST_FPS else DEFAULT_FPS
