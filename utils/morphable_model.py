@@ -465,10 +465,10 @@ class _Arrays:
 
     def columns(self, name: str, size: int, count: int) -> np.ndarray:
         """(3N, count) directions of a basis."""
-        stored = self.take(name)
-        if stored.ndim == 2 and len(stored) == size and stored.shape[1] < count:
+        shape = getattr(self.arrays.get(name), "shape", ())
+        if len(shape) == 2 and shape[0] == size and shape[1] < count:
             raise ValueError(
-                f"{self.path}: {name} has {stored.shape[1]} directions; the layout has {count}, so "
+                f"{self.path}: {name} has {shape[1]} directions; the layout has {count}, so "
                 "fill up with columns of zeros"
             )
         return self.take(name, (size, count))
