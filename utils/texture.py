@@ -147,10 +147,9 @@ def mouth_lid(triangles: np.ndarray, uv: np.ndarray, landmarks: np.ndarray) -> n
     loops = [
         loop for loop in boundary_loops(triangles) if _inside(uv[loop], landmarks.mean(0))
     ]  # (k,) each
-    if not loops:
-        return np.zeros((0, 3), np.int32)
-    rim = min(loops, key=lambda loop: np.ptp(uv[loop, 0]))
-    if np.ptp(uv[rim, 0]) > 2 * np.ptp(landmarks[:, 0]):  # the face's own edge: no gap
+    rim = min(loops, key=lambda loop: np.ptp(uv[loop, 0]), default=None)
+    # no gap where there is none but the face's own edge
+    if rim is None or np.ptp(uv[rim, 0]) > 2 * np.ptp(landmarks[:, 0]):
         return np.zeros((0, 3), np.int32)
     rim = np.roll(rim, -int(uv[rim, 0].argmin()))
     right = int(uv[rim, 0].argmax())
@@ -166,8 +165,7 @@ def mouth_lid(triangles: np.ndarray, uv: np.ndarray, landmarks: np.ndarray) -> n
         else:
             lid.append((there[i], back[j], back[j + 1]))
             j += 1
-    lid = np.array([t for t in lid if len(set(t)) == 3], np.int32)
-    return lid.reshape(-1, 3)
+    return np.array([t for t in lid if len(set(t)) == 3], np.int32).reshape(-1, 3)
 
 
 def boundary_loops(triangles: np.ndarray) -> list[np.ndarray]:
