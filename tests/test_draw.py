@@ -11,6 +11,7 @@ from utils.draw import (
     NOSE_TIP,
     PARTS,
     contact_sheet,
+    draw_angles,
     draw_boxes,
     draw_landmarks,
     draw_pose_axes,
@@ -44,7 +45,7 @@ def turned(axis: int, degrees: float) -> np.ndarray:
 
 def arm(rotation: np.ndarray, axis: int) -> np.ndarray:
     """Where the pixels in an axis' colour lie on average, as seen from the nose tip: (x, y)."""
-    picture = draw_pose_axes(grey(1000, 1000), rotation, ring(500, 500, 800), text=False)
+    picture = draw_pose_axes(grey(1000, 1000), rotation, ring(500, 500, 800))
     ys, xs = np.nonzero((picture == AXES[axis]).all(axis=2))
     return np.array([xs.mean() - 500, ys.mean() - 500]) if len(xs) else np.zeros(2)
 
@@ -56,7 +57,7 @@ def changed(picture: np.ndarray) -> np.ndarray:
 def test_the_angles_that_are_written(monkeypatch):
     written = []
     monkeypatch.setattr(draw, "put_lines", lambda canvas, lines, *rest: written.extend(lines))
-    draw_pose_axes(grey(), turned(1, -40), ring())
+    draw_angles(grey(), turned(1, -40), ring())
     assert written == ["yaw +40", "pitch +0", "roll +0"]
 
 
@@ -85,7 +86,7 @@ def test_frontal_axes_point_right_down_and_out():
     assert x[0] > 100 and abs(x[1]) < 2
     assert y[1] > 100 and abs(y[0]) < 2
     assert np.abs(z).max() < 2  # straight at the viewer
-    picture = draw_pose_axes(grey(), np.eye(3), ring(), text=False)
+    picture = draw_pose_axes(grey(), np.eye(3), ring())
     ys, xs = np.nonzero(changed(picture))
     assert xs.max() == pytest.approx(120 + 50, abs=4)  # half the landmarks' box
     assert ys.max() == pytest.approx(100 + 50, abs=4)
@@ -131,10 +132,8 @@ def test_axes_go_where_the_vertices_go():
 @pytest.mark.parametrize("background", [0, 128, 255])
 def test_angles_stand_out_on_any_background(background):
     image = np.full((200, 240, 3), background, np.uint8)
-    with_text = draw_pose_axes(image, np.eye(3), ring())
-    text = with_text[
-        (with_text != draw_pose_axes(image, np.eye(3), ring(), text=False)).any(axis=2)
-    ]
+    with_text = draw_angles(image, np.eye(3), ring())
+    text = with_text[(with_text != image).any(axis=2)]
     assert text.max() > 200 and text.max() - text.min() > 120
 
 
@@ -172,6 +171,7 @@ def test_strokes_grow_with_the_face():
     [
         lambda image, **how: draw_landmarks(image, ring(), **how),
         lambda image, **how: draw_pose_axes(image, np.eye(3), ring(), **how),
+        lambda image, **how: draw_angles(image, np.eye(3), ring(), **how),
         lambda image, **how: draw_boxes(image, [[20, 20, 90, 90]], **how),
     ],
 )

@@ -9,6 +9,7 @@ from utils.geometry import (
     angles_to_rotation,
     decompose_camera,
     exact_angles,
+    facing_angles,
     nearest_rotation,
     rotation_to_angles,
 )
@@ -37,6 +38,22 @@ def test_a_turn_about_one_axis_is_one_angle(degrees):
     np.testing.assert_allclose(angles(turned("y", degrees)), [-degrees, 0, 0], atol=1e-9)
     np.testing.assert_allclose(angles(turned("x", degrees)), [0, -degrees, 0], atol=1e-9)
     np.testing.assert_allclose(angles(turned("z", degrees)), [0, 0, -degrees], atol=1e-9)
+
+
+@pytest.mark.parametrize("degrees", [-80, -30, 10, 45, 89])
+def test_where_a_face_looks_is_one_angle_for_a_turn_about_one_axis(degrees):
+    for i, axis in enumerate("yxz"):
+        found = facing_angles(turned(axis, degrees)[None])[0]
+        np.testing.assert_allclose(found, -degrees * np.eye(3)[i], atol=1e-9)
+
+
+def test_in_profiles_nods_and_tilts_stay_what_they_are():
+    """The turns come one after the other: tilt, nod, then yaw about the upright."""
+    for yaw, pitch, roll in [(90, 0, 0), (-85, -20, 5), (88, 30, -40), (-120, 10, 0), (30, 85, 9)]:
+        rotation = turned("y", -yaw) @ turned("x", -pitch) @ turned("z", -roll)
+        np.testing.assert_allclose(facing_angles(rotation[None])[0], (yaw, pitch, roll), atol=1e-6)
+        nose = rotation[:, 2]  # x right, y up, z to the viewer
+        np.testing.assert_allclose(nose[1], np.sin(np.radians(pitch)), atol=1e-9)
 
 
 def test_signs_as_the_viewer_sees_them():

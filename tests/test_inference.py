@@ -93,10 +93,11 @@ def test_each_picture_shows_what_it_is_called(pipeline):
     published = {"rendering_overlay": "mesh", "landmarks": "landmarks", "poses": "pose"}
     assert drawn.keys() == published.keys()
     for name, what in published.items():
-        expected = Overlays(pipeline.face_model, what)(PHOTOS[0], faces)
+        numbers = [0, 1] if what == "pose" else None
+        expected = Overlays(pipeline.face_model, what)(PHOTOS[0], faces, numbers)
         np.testing.assert_array_equal(drawn[name], expected)
     (one,) = results.draw_pictures(PHOTOS[0], faces, ("pose", "box")).values()
-    expected = Overlays(pipeline.face_model, ["box", "pose"])(PHOTOS[0], faces)
+    expected = Overlays(pipeline.face_model, ["box", "pose"])(PHOTOS[0], faces, [0, 1])
     np.testing.assert_array_equal(one, expected)
 
 

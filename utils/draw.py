@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from utils.geometry import rotation_to_angles
+from utils.geometry import facing_angles
 
 NOSE_TIP = 30
+SMALLEST_DOTTED = 120  # pixels, sqrt(w * h) of the landmarks' box
 SHIFT = 4  # fractional bits of OpenCV's fixed-point coordinates
 FAR = 2.0**20  # pixels; coordinates are clipped here so that fixed point cannot overflow
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -53,7 +54,8 @@ PARTS = (
 
 
 def draw_landmarks(image: np.ndarray, landmarks: np.ndarray, copy: bool = True) -> np.ndarray:
-    """Draws the 68 landmarks of one face: coloured points on white lines, one per facial part.
+    """Draws the 68 landmarks of one face: coloured points on white lines, one per facial part; of
+    a face below ``SMALLEST_DOTTED`` pixels, whose points would run together, coloured lines.
 
     Args:
         image: (H, W, 3) uint8, BGR.
@@ -69,12 +71,19 @@ def draw_landmarks(image: np.ndarray, landmarks: np.ndarray, copy: bool = True) 
     """
     canvas = _canvas(image, copy)
     points = _check_landmarks(landmarks)
-    unit = _stroke_unit(canvas, _face_size(points))
+    size = _face_size(points)
+    unit = _stroke_unit(canvas, size)
     fixed = _fixed_point(points)  # (68, 2)
-    lines = [(fixed[part.first : part.last + 1], part.closed) for part in PARTS]
+    lines = [fixed[part.first : part.last + 1] for part in PARTS]
+    if size < SMALLEST_DOTTED:
+        for part, line in zip(PARTS, lines, strict=True):
+            cv2.polylines(
+                canvas, [line], part.closed, part.colour, max(round(unit), 1), cv2.LINE_AA, SHIFT
+            )
+        return canvas
     for colour, thickness in _strokes(unit, LINE):
-        for line, closed in lines:
-            cv2.polylines(canvas, [line], closed, colour, thickness, cv2.LINE_AA, SHIFT)
+        for part, line in zip(PARTS, lines, strict=True):
+            cv2.polylines(canvas, [line], part.closed, colour, thickness, cv2.LINE_AA, SHIFT)
     for part in PARTS:
         for centre in fixed[part.first : part.last + 1]:
             _dot(canvas, centre, 1.6 * unit, part.colour)
@@ -85,19 +94,14 @@ def draw_pose_axes(
     image: np.ndarray,
     rotation: np.ndarray,
     landmarks: np.ndarray,
-    text: bool = True,
     copy: bool = True,
 ) -> np.ndarray:
-    """Draws a head's axes from its nose tip, orthographically, and its angles below the chin.
+    """Draws a head's axes from its nose tip, orthographically.
 
     Drawn are the head's own x axis (red; to the right of the picture on a frontal face, i.e. the
     person's left), the **downward** y axis (green; towards the chin) and the z axis (blue; out of
     the face along the nose, a point on a frontal face). Each is half sqrt(w * h) of the landmarks'
     box long before foreshortening; the axis nearest to the viewer is drawn last.
-
-    The angles are those of `utils.geometry.rotation_to_angles`, in degrees, so the picture reads:
-    yaw > 0 blue points left, pitch > 0 blue points up, roll > 0 red points below the horizontal
-    (the head tilts clockwise).
 
     Args:
         image: (H, W, 3) uint8, BGR.
@@ -105,7 +109,6 @@ def draw_pose_axes(
             camera frame, as `utils.geometry.decompose_camera` returns it: column k is the head's
             axis k, which in the y-down image points along (R[0, k], -R[1, k]).
         landmarks: (3, 68) or (2, 68) real, pixels of the image.
-        text: False leaves the angles out.
         copy: False draws into ``image`` itself.
 
     Returns:
@@ -115,10 +118,7 @@ def draw_pose_axes(
         ValueError: wrong shape or dtype, or a value that is not finite.
     """
     canvas = _canvas(image, copy)
-    points = _check_landmarks(landmarks)
-    rotation = np.asarray(rotation, dtype=np.float64)
-    if rotation.shape != (3, 3) or not np.isfinite(rotation).all():
-        raise ValueError(f"expected a finite rotation of shape (3, 3), got {rotation.shape}")
+    points, rotation = _check_landmarks(landmarks), _check_rotation(rotation)
     size = _face_size(points)
     unit = max(1.5 * _stroke_unit(canvas, size), 1)
     origin = points[:, NOSE_TIP]
@@ -132,13 +132,28 @@ def draw_pose_axes(
                 canvas, *line.tolist(), colour, thickness, cv2.LINE_AA, SHIFT, tipLength=0.15
             )
     _dot(canvas, _fixed_point(origin[:, None])[0], unit, LINE)
-    if text:
-        height = text_height(canvas, size)
-        names = ("yaw", "pitch", "roll")
-        angles = rotation_to_angles(rotation[None])[0]
-        lines = [f"{name} {round(angle):+d}" for name, angle in zip(names, angles, strict=True)]
-        left, bottom = points[0].min(), points[1].max()
-        put_lines(canvas, lines, left, bottom + 0.8 * height, height)
+    return canvas
+
+
+def draw_angles(
+    image: np.ndarray,
+    rotation: np.ndarray,
+    landmarks: np.ndarray,
+    copy: bool = True,
+) -> np.ndarray:
+    """Writes below the chin where a face looks, ``utils.geometry.facing_angles``, in degrees.
+
+    With the axes of ``draw_pose_axes`` the picture reads: yaw > 0 blue points left, pitch > 0 blue
+    points up, roll > 0 the head tilts clockwise.
+
+    Arguments, result and errors are those of ``draw_pose_axes``.
+    """
+    canvas = _canvas(image, copy)
+    points, rotation = _check_landmarks(landmarks), _check_rotation(rotation)
+    height = text_height(canvas, _face_size(points))
+    angles = zip(("yaw", "pitch", "roll"), facing_angles(rotation[None])[0], strict=True)
+    lines = [f"{name} {round(angle):+d}" for name, angle in angles]
+    put_lines(canvas, lines, points[0].min(), points[1].max() + 0.8 * height, height)
     return canvas
 
 
@@ -255,6 +270,13 @@ def _check_landmarks(landmarks: np.ndarray) -> np.ndarray:
     if not np.isfinite(landmarks[:2]).all():
         raise ValueError("landmarks contain NaN or infinity")
     return landmarks[:2]
+
+
+def _check_rotation(rotation: np.ndarray) -> np.ndarray:
+    rotation = np.asarray(rotation, dtype=np.float64)
+    if rotation.shape != (3, 3) or not np.isfinite(rotation).all():
+        raise ValueError(f"expected a finite rotation of shape (3, 3), got {rotation.shape}")
+    return rotation
 
 
 def _face_size(points: np.ndarray) -> float:

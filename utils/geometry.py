@@ -61,6 +61,21 @@ def rotation_to_angles(rotation: np.ndarray) -> np.ndarray:
     return np.degrees(np.stack([np.arcsin(sin_yaw), pitch, roll], axis=1))
 
 
+def facing_angles(rotation: np.ndarray) -> np.ndarray:
+    """(B, 3, 3) rotations, y-up frame -> (B, 3) degrees: where the nose points to, to the left edge
+    of the picture and up, and by how much the head is tilted about it, clockwise.
+
+    For a turn about one axis they are the published angles (``rotation_to_angles``), which near
+    +-90 degrees of yaw have large, opposite pitch and roll whatever the head does: the poles of
+    these are where a face looks straight up or down.
+    """
+    r = np.asarray(rotation, dtype=np.float64)
+    yaw = np.arctan2(-r[:, 0, 2], r[:, 2, 2])
+    pitch = np.arcsin(np.clip(r[:, 1, 2], -1, 1))  # rounding can push it past 1
+    roll = np.arctan2(-r[:, 1, 0], r[:, 1, 1])
+    return np.degrees(np.stack([yaw, pitch, roll], axis=1))
+
+
 def angles_to_rotation(angles: np.ndarray) -> np.ndarray:
     """The rotation that AFLW2000-3D's labelled angles mean: Rx(-pitch) Ry(-yaw) Rz(-roll),
     right-handed turns about the axes of the y-up frame, z towards the viewer.

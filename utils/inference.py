@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.geometry import decompose_camera, rotation_to_angles
+from utils.geometry import decompose_camera, facing_angles, rotation_to_angles
 from utils.morphable_model import CAMERA, EXPRESSION, MorphableModel, split_camera
 from utils.pictures import as_picture, to_bgr8
 from utils.preprocessing import (
@@ -58,7 +58,9 @@ class Face:
         vertices: (3, N) float32, image frame, the dense mesh; None where it was not asked for.
         triangles: (T, 3) int32 of the mesh, 0-based, outward in the image frame; read-only, all
             faces share it (``triangles + 1`` for counting from 1).
-        yaw, pitch, roll: degrees; signs in ``utils/geometry.py``.
+        yaw, pitch, roll: degrees, by the published formulas; signs in ``utils/geometry.py``.
+        facing: (3,) float64 degrees of the same signs, which stay readable in profiles: yaw and
+            pitch of where the nose points to, and the tilt about it (``geometry.facing_angles``).
         rotation: (3, 3) float64, model frame (y up) to image axes with y up.
         scale: pixels of the image per unit of the model.
         translation: (3,) float64, image frame: where the model's origin lies.
@@ -81,6 +83,10 @@ class Face:
     translation: np.ndarray
     face_model: MorphableModel
     fitted: Face | None = None
+
+    @property
+    def facing(self) -> np.ndarray:
+        return facing_angles(self.rotation[None])[0]
 
     @property
     def triangles(self) -> np.ndarray:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.draw import draw_boxes, draw_landmarks, draw_pose_axes, put_lines, text_height
+from utils.draw import (
+    draw_angles,
+    draw_boxes,
+    draw_landmarks,
+    draw_pose_axes,
+    put_lines,
+    text_height,
+)
 from utils.render import (
     normalized_coordinate_code,
     render_depth,
@@ -21,6 +28,11 @@ if TYPE_CHECKING:
 
 DENSE = ("mesh", "depth", "pncc")  # what needs the dense mesh; each covers the one before
 DRAWINGS = (*DENSE, "landmarks", "box", "pose")  # in the order of drawing
+
+
+def nearest_last(faces: Sequence[Face]) -> list[Face]:
+    """The faces, the larger ones, which are likely in front of others, last."""
+    return sorted(faces, key=lambda face: face.scale)
 
 
 class Overlays:
@@ -66,14 +78,18 @@ class Overlays:
         if self.dense and any(face.vertices is None for face in faces):
             wanted = ", ".join(d for d in DENSE if d in self.drawings)
             raise ValueError(f"{wanted} needs the dense mesh: call the model with dense=True")
-        canvas = self._dense(image, faces) if self.dense and faces else image.copy()
-        for face in faces:
+        in_front_last = nearest_last(faces)
+        canvas = self._dense(image, in_front_last) if self.dense and faces else image.copy()
+        for face in in_front_last:
             if "landmarks" in self.drawings:
                 draw_landmarks(canvas, face.landmarks, copy=False)
             if "box" in self.drawings:
                 draw_boxes(canvas, face.box[None], copy=False)
             if "pose" in self.drawings:
                 draw_pose_axes(canvas, face.rotation, face.landmarks, copy=False)
+        if "pose" in self.drawings:  # text over everything else
+            for face in in_front_last:
+                draw_angles(canvas, face.rotation, face.landmarks, copy=False)
         if ids is not None and len(faces) > 1:
             for face, number in zip(faces, ids, strict=True):
                 x1, y1, x2, y2 = face.box

@@ -15,7 +15,7 @@ from utils.files import atomic_write, write_npz
 from utils.inference import Face
 from utils.mesh_io import MESH_SUFFIXES, TexturedMesh, save_mesh
 from utils.morphable_model import NUM_LANDMARKS, NUM_PARAMETERS, MorphableModel
-from utils.overlays import Overlays
+from utils.overlays import Overlays, nearest_last
 from utils.photos import PHOTO_SUFFIXES, face_names
 from utils.pictures import read_image, write_image
 from utils.render import normalized_coordinate_code, render_depth, render_pncc
@@ -33,6 +33,7 @@ FACE_ROW = np.dtype(
         ("parameters", np.float32, NUM_PARAMETERS),
         ("landmarks", np.float32, (3, NUM_LANDMARKS)),
         *((angle, np.float64) for angle in ("yaw", "pitch", "roll")),
+        ("facing", np.float64, 3),
         ("rotation", np.float64, (3, 3)),
         ("scale", np.float64),
         ("translation", np.float64, 3),
@@ -52,10 +53,15 @@ def draw_pictures(
     """Pictures of a photo with at least one face, by the folder they go to.
 
     The three published ones, or a single one, ``drawn``, of ``drawings`` (``utils.overlays``).
+    Where poses or boxes are drawn of several faces, their numbers are too, from 0 on: those of the
+    files NAME, NAME_1, ..., and of the faces in the numbers' files.
     """
     wanted = {"drawn": drawings} if drawings else PICTURES
-    model = faces[0].face_model
-    return {folder: Overlays(model, names)(image, faces) for folder, names in wanted.items()}
+    pictures = {}
+    for folder, drawn in wanted.items():
+        numbers = range(len(faces)) if {"box", "pose"} & set(drawn) else None
+        pictures[folder] = Overlays(faces[0].face_model, drawn)(image, faces, numbers)
+    return pictures
 
 
 def save_pictures(
@@ -204,7 +210,7 @@ def save_maps(
 ) -> None:
     """Depth and PNCC (``utils.render``) of one or more faces, ``out/depth`` and ``out/pncc``."""
     face_model = faces[0].face_model
-    vertices = [face.vertices for face in faces]
+    vertices = [face.vertices for face in nearest_last(faces)]
     if "depth" in formats:
         picture = render_depth(vertices, face_model.triangles, *image.shape[:2])
         write_image(out / "depth" / f"{name}.png", picture)
@@ -322,7 +328,7 @@ def face_to_json(face: Face) -> dict[str, object]:
 
 
 def summary(faces: Sequence[Face]) -> str:
-    """``1 face: yaw -12.3 pitch 4.5 roll 0.1``; angles in degrees, of the first three."""
-    angles = [f"yaw {face.yaw:.1f} pitch {face.pitch:.1f} roll {face.roll:.1f}" for face in faces]
+    """``1 face: yaw -12.3 pitch 4.5 roll 0.1``; where the first three face, degrees."""
+    angles = ["yaw {:.1f} pitch {:.1f} roll {:.1f}".format(*face.facing) for face in faces]
     more = ["..."] if len(angles) > 3 else []
     return f"{counted(len(faces), 'face')}: {'; '.join(angles[:3] + more)}"
