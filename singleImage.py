@@ -3,6 +3,7 @@
 python singleImage.py -f photo.jpg
 python singleImage.py -f photo.jpg another.jpg folder_of_photos -o out --save npz,json
 python singleImage.py -f photo.jpg --draw mesh,landmarks,pose
+python singleImage.py -f album -r --largest 1       # its folders too; a face a photo
 python singleImage.py -f photo.jpg --save glb,html,uv,depth,pncc
 """
 
@@ -48,7 +49,8 @@ with --save, also:
   OUT/pncc/NAME.png                projected normalised coordinate code: where on the mean face a
                                    pixel lies, red x, green y, blue z, each from 0 to 255
 
-obj, glb, ply, html and uv have one file a face: NAME, NAME_1, NAME_2, ... in order of score.
+obj, glb, ply, html and uv have one file a face: NAME, NAME_1, NAME_2, ... in order of score; where
+several faces' poses or boxes are drawn, their numbers are too, 0 for NAME.
 Meshes: x right, y up, z to the viewer, metres, turned as in the photo.
 
 exit code: 0 all done, 1 some photos failed, 2 wrong usage, 130 stopped by Ctrl-C

@@ -40,7 +40,8 @@ exit code: 0 all done, 1 the video is damaged or was not finished, 2 wrong usage
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = script_parser(__doc__, EPILOG, "-f VIDEO [options]")
     add = parser.add_argument
-    add("-f", "--files", required=True, metavar="VIDEO", help="a video, or a camera's number")
+    add("-f", "--files", required=True, metavar="VIDEO",
+        help="a video, a camera's number, a stream (rtsp://...)")  # fmt: skip
     add("-o", "--out", type=Path, metavar="VIDEO",
         help="video to write (default: inference_output/NAME.mp4; with --show none); "
         f"{' '.join(CODECS)}")  # fmt: skip
@@ -62,12 +63,15 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def resolve_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """What is read, and where what goes.
 
-    ``files``: the video's path, or the camera's number. ``video``: the path to write, None where
-    none is wanted. ``base``: that path in any case; the files of numbers lie beside it.
+    ``files``: the video's path, the camera's number, or the stream's address. ``video``: the path
+    to write, None where none is wanted. ``base``: that path in any case; the files of numbers lie
+    beside it.
     """
-    is_camera = options.files.isdecimal() and not Path(options.files).exists()
-    options.files = int(options.files) if is_camera else Path(options.files)
-    if not is_camera and not options.files.is_file():
+    if "://" not in options.files:
+        is_camera = options.files.isdecimal() and not Path(options.files).exists()
+        options.files = int(options.files) if is_camera else Path(options.files)
+    is_file = isinstance(options.files, Path)
+    if is_file and not options.files.is_file():
         fault = "not a video file" if options.files.exists() else "no such file"
         parser.error(f"{options.files}: {fault}, nor the number of a camera")
     options.base = options.out or default_video(options.files)
@@ -81,7 +85,7 @@ def resolve_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) 
             check_video_path(options.video)
         except ValueError as error:
             parser.error(str(error))
-        if not is_camera and options.video.exists() and options.video.samefile(options.files):
+        if is_file and options.video.exists() and options.video.samefile(options.files):
             parser.error(f"{options.video}: is the video to read; give another name with -o")
     for path in [options.video, *(video_numbers.file_of(options.base, f) for f in options.save)]:
         if path and path.is_dir():

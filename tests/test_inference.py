@@ -856,6 +856,23 @@ def test_a_photo_named_twice_is_taken_once(tmp_path, monkeypatch):
     assert photos.find_photos(twice) == [("a", Path("x/a.jpg"))]
 
 
+def test_folders_in_folders(tmp_path):
+    for name in ("a.jpg", "b/a.jpg", "b/c/d.png", ".hidden/e.jpg", "out/landmarks/a.jpg"):
+        path = tmp_path / "album" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    album = tmp_path / "album"
+    found = photos.find_photos([album], recursive=True, results=album / "out")
+    assert found == [
+        ("album_a.jpg", album / "a.jpg"),
+        ("b_a.jpg", album / "b" / "a.jpg"),
+        ("d.png", album / "b" / "c" / "d.png"),
+    ]
+    assert photos.find_photos([album]) == [("a", album / "a.jpg")]
+    with pytest.raises(FileNotFoundError, match="-r searches the folders in it too"):
+        photos.find_photos([tmp_path])
+
+
 def test_no_photos(tmp_path):
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(FileNotFoundError, match=str(path)):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -119,7 +120,7 @@ def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
             raise OSError("disk full")
         saved.append((name, int(image[0, 0, 0])))
 
-    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, detect_size=1080)
+    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, largest=None, detect_size=1080)
     assert run_on_photos(options, lambda image: [], Saver(save)) == 1
     assert sorted(saved) == [("p0", 0), ("p1", 1), ("p3", 3), ("p4", 4), ("p6", 6)]
     out, err = capsys.readouterr()
@@ -129,6 +130,19 @@ def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
     assert "5 photos without a face, 2 photos failed" in out
 
 
+def test_only_the_largest_faces(tmp_path):
+    (photo,) = grey_photos(tmp_path, 1)
+    faces, kept = [SimpleNamespace(scale=scale) for scale in (2, 9, 1, 5)], []
+    options = Namespace(photos=[photo], out=tmp_path, jobs=1, largest=2, detect_size=1080)
+
+    def save(name: str, path: Path, image: np.ndarray, found: list) -> None:
+        kept.extend(face.scale for face in found)
+        raise OSError("enough")  # a summary of them would need real ones
+
+    assert run_on_photos(options, lambda image: faces, Saver(save)) == 1
+    assert kept == [9, 5]  # in the order of score, as they came
+
+
 def test_a_photo_that_opencv_refuses_costs_nothing_but_itself(tmp_path, capsys):
     photos = grey_photos(tmp_path, 3)
 
@@ -136,7 +150,7 @@ def test_a_photo_that_opencv_refuses_costs_nothing_but_itself(tmp_path, capsys):
         if name == "p1":
             cv2.remap(np.zeros((1, 40_000), np.uint8), *np.zeros((2, 1, 1), np.float32), 1)
 
-    options = Namespace(photos=photos, out=tmp_path, jobs=1, detect_size=1080)
+    options = Namespace(photos=photos, out=tmp_path, jobs=1, largest=None, detect_size=1080)
     assert run_on_photos(options, lambda image: [], Saver(save)) == 1
     out, err = capsys.readouterr()
     assert "2 photos without a face, 1 photo failed" in out and "p1.png" in err
@@ -145,7 +159,7 @@ def test_a_photo_that_opencv_refuses_costs_nothing_but_itself(tmp_path, capsys):
 def test_a_photo_that_is_replaced_while_it_is_worked_on_is_not_done(tmp_path):
     (photo,) = grey_photos(tmp_path, 1)
     finished = FinishedPhotos(tmp_path, {}, resume=False)
-    options = Namespace(photos=[photo], out=tmp_path, jobs=1, detect_size=1080)
+    options = Namespace(photos=[photo], out=tmp_path, jobs=1, largest=None, detect_size=1080)
 
     def replace(*saved: object) -> None:
         write_image(photo[1], np.zeros((30, 40, 3), np.uint8))
@@ -200,7 +214,7 @@ def test_ctrl_c_ends_a_folder_and_says_how_to_go_on(tmp_path, capsys, jobs):
         return []
 
     finished = FinishedPhotos(tmp_path, {}, False)
-    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, detect_size=1080)
+    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, largest=None, detect_size=1080)
     assert run_on_photos(options, find_faces, Saver(), finished) == STOPPED
     out, _ = capsys.readouterr()
     listed = len((tmp_path / "finished.jsonl").read_text().splitlines())  # those under way, too

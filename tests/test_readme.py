@@ -92,6 +92,10 @@ NOT_RUN = {
     "make train-demo": ("takes minutes", "tests/test_training.py"),
     "make benchmark-demo": ("takes minutes", ".ci/run"),
     "python video.py -f 0 --show": ("needs a camera and a display", "tests/test_video.py"),
+    "python video.py -f rtsp://192.0.2.1/stream -o out.mp4": (
+        "needs a camera on the network",
+        "tests/test_video.py",
+    ),
     "python artistic.py -f art-all/122.png": (
         "needs the published photos and UV maps",
         "tests/test_artistic.py",

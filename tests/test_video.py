@@ -3,11 +3,16 @@
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import closing
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from unittest.mock import Mock
 
 import cv2
@@ -615,6 +620,45 @@ def test_a_camera_ends_by_ctrl_c(run, frames, monkeypatch):
     assert code == 0, output
     assert "camera 0: 2 faces in 3 of 3 frames" in output
     assert len(lines_of(Path("inference_output/camera_0.jsonl"))) == 3
+
+
+class QuietServer(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_stream_is_read_by_its_address(run, frames, tmp_path):
+    write_film(tmp_path / "film.avi", frames)
+    folder = partial(QuietServer, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), folder) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        at = f"127.0.0.1:{server.server_port}/film.avi"
+        code, output = run("-f", f"http://me:secret@{at}?key=1", "-o", "o.mp4", "--save", "jsonl")
+        server.shutdown()
+    assert code == 0, output
+    assert f"http://{at}: 2 faces in {COUNT} of {COUNT} frames" in output
+    assert "secret" not in output and "key" not in output
+    assert len(read_film(Path("o.mp4"))) == len(lines_of(Path("o.jsonl"))) == COUNT
+
+
+def test_a_stream_that_is_not_there(run):
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    code, output = run("-f", f"rtsp://me:secret@127.0.0.1:{port}/camera")
+    assert code == 1 and "is it connected, free and permitted?" in output
+    assert f"rtsp://127.0.0.1:{port}/camera: no frame can be read" in output
+    assert "secret" not in output
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "video"),
+    [(3, "camera 3", "camera_3.mp4"), (Path("a/b.mov"), str(Path("a/b.mov")), "b.mp4"),
+     ("rtsp://u:p@host:554/x?y=z", "rtsp://host:554/x", "stream.mp4")],
+)  # fmt: skip
+def test_what_sources_are_called(source, name, video):
+    assert video_io.name_of(source) == name
+    assert video_io.default_video(source) == Path("inference_output") / video
 
 
 # --------------------------------------------------------------------------------------- sound

@@ -44,7 +44,8 @@ labels, 68 points of the 300-W scheme, x right, y down, z (if any) to the viewer
   NAME.pts beside NAME.jpg    300W; the first pixel is 1, 1, as in MATLAB
   NAME.mat beside NAME.jpg    AFLW2000-3D: pt3d_68, else a pt2d of 68 points; from 1, 1 too
   landmarks/DIR/NAME_pts.mat  300W-LP: pts_3d of DIR/NAME.jpg, taken before the others
-  FILE.json    {"photo.jpg": [[x, y], ...], "two.jpg": [[[x, y, z], ...], [...]]}; null: unknown
+  FILE.json    {"photo.jpg": [[x, y], ...], "two.jpg": [[[x, y, z], ...], [...]]};
+               an unknown point: [null, null]
   FILE.csv     photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...; a line per face; empty: unknown
                in .json and .csv the first pixel's centre is 0, 0
   of the picture as it is shown: an orientation tag of the photo is obeyed

@@ -31,18 +31,20 @@ if TYPE_CHECKING:
 
 
 # Options on which no photo's results depend: ``--resume`` goes on where they differ.
-_WITHOUT_EFFECT = "files png out photos jobs resume".split()
+_WITHOUT_EFFECT = "files png recursive out photos jobs resume".split()
 
 
 def add_photo_options(parser: argparse.ArgumentParser) -> None:
-    """``-f --png -o``, those of ``add_model_options``, ``--jobs --resume``."""
+    """``-f --png -r -o``, those of ``add_model_options``, ``--largest --jobs --resume``."""
     add = parser.add_argument
     add("-f", "--files", type=Path, required=True, nargs="+", metavar="PATH",
         help="photos, folders of photos")  # fmt: skip
     add("--png", action="store_true", help="take only PNG files from folders")
+    add("-r", "--recursive", action="store_true", help="search the folders in folders too")
     add("-o", "--out", type=Path, default=Path("inference_output"),
         help="where to write (default: inference_output)")  # fmt: skip
     add_model_options(parser)
+    add("--largest", type=at_least(1), metavar="N", help="only the N largest faces of each photo")
     add("-j", "--jobs", type=at_least(1), help="photos at once (default: the cores, at most 8)")
     add("--resume", action="store_true",
         help="leave out the photos that a run with the same options finished")  # fmt: skip
@@ -58,7 +60,7 @@ def parse_photo_options(
     """
     options = parser.parse_args(arguments)
     try:
-        options.photos = find_photos(options.files, options.png)
+        options.photos = find_photos(options.files, options.png, options.recursive, options.out)
     except FileNotFoundError as error:
         parser.error(str(error))
     for folder in {path.parent for _, path in options.photos}:
@@ -172,7 +174,7 @@ def run_on_photos(
     Ctrl-C ends it; what is finished by then is kept, and listed for ``--resume``.
 
     Args:
-        options: with ``photos``, ``out``, ``jobs`` and ``detect_size``.
+        options: with ``photos``, ``out``, ``jobs``, ``largest`` and ``detect_size``.
         find_faces: of a (H, W, 3) uint8 BGR picture.
         writer: writes what there is to write for a photo.
         finished: the list of the photos that are done: those on it are left out, and those that
@@ -207,7 +209,7 @@ def run_on_photos(
         name, path = photo
         state = finished.state(photo) if finished else []  # of what is read, not of a later change
         image = read_image(path)
-        faces = find_faces(image)
+        faces = largest_faces(find_faces(image), options.largest)
         if finished:
             finished.begin(name)
         result = writer.save(name, path, image, faces)
@@ -243,6 +245,14 @@ def run_on_photos(
         summary.append(f"stopped with {left} left (--resume goes on)")
     say(", ".join(summary))
     return STOPPED if is_stopped else 1 if photos[FAILED] else 0
+
+
+def largest_faces(faces: list[Face], count: int | None) -> list[Face]:
+    """The ``count`` largest faces (None: all), in the order in which they were."""
+    if count is None:
+        return faces
+    kept = sorted(range(len(faces)), key=lambda i: -faces[i].scale)[:count]
+    return [faces[i] for i in sorted(kept)]
 
 
 def small_faces_note(shape: tuple[int, ...], detect_size: int) -> str:

@@ -15,10 +15,20 @@ PHOTO_SUFFIXES = frozenset(
 UNREAD_SUFFIXES = frozenset(".heic .heif .jxl .arw .cr2 .cr3 .dng .nef .orf .raf .rw2".split())
 
 
-def find_photos(paths: Sequence[Path], png_only: bool = False) -> list[tuple[str, Path]]:
+def find_photos(
+    paths: Sequence[Path],
+    png_only: bool = False,
+    recursive: bool = False,
+    results: Path | None = None,
+) -> list[tuple[str, Path]]:
     """The photos of files and folders, each with the name its results get, no file twice.
 
     Of a folder, hidden files are left out (what macOS puts beside each photo is one).
+
+    Args:
+        png_only: of folders, take PNG files only.
+        recursive: take the photos of folders' folders too, hidden ones left out.
+        results: a folder that is not searched for it.
 
     Raises:
         FileNotFoundError: nothing is there, or a folder has no picture.
@@ -27,7 +37,10 @@ def find_photos(paths: Sequence[Path], png_only: bool = False) -> list[tuple[str
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        for file in _pictures_of(path, png_only) if path.is_dir() else [path]:
+        files = [path]
+        if path.is_dir():
+            files = _pictures_of(path, png_only, recursive, results)
+        for file in files:
             found.setdefault(os.path.abspath(file), file)
     files = list(found.values())
     return list(zip(result_names(files), files, strict=True))
@@ -71,17 +84,30 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _pictures_of(folder: Path, png_only: bool) -> list[Path]:
+def _pictures_of(folder: Path, png_only: bool, recursive: bool, results: Path | None) -> list[Path]:
     suffixes = {".png"} if png_only else PHOTO_SUFFIXES
-    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if recursive:
+        own = results and results.absolute()
+        within = [path.relative_to(folder) for path in folder.rglob("*")]
+        shown = [
+            folder / path
+            for path in within
+            if not any(part.startswith(".") for part in path.parts)
+            and not (own and own in (folder / path).absolute().parents)
+        ]
+    else:
+        shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
     # a folder called x.jpg is taken too: reading it will say what it is
     files = sorted(path for path in shown if path.suffix.lower() in suffixes)
     # A link that leads nowhere stays, so that it is reported; a named pipe would be waited for.
     files = [f for f in files if os.path.isfile(f) or os.path.isdir(f) or not os.path.exists(f)]
     if not files:
         kind = "PNG file" if png_only else "picture"
+        deeper = ""
+        if not recursive and any(path.is_dir() for path in shown):
+            deeper = " (-r searches the folders in it too)"
         raise FileNotFoundError(
-            f"{folder}: the folder has no {kind}; give a photo or a folder{unread(shown)}"
+            f"{folder}: the folder has no {kind}; give a photo or a folder{deeper}{unread(shown)}"
         )
     return files
 

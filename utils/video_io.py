@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -35,6 +36,7 @@ PROBED_FRAMES = 25  # of a file, to learn at what rate its frames come
 UNSTEADY = 1.5
 
 Say = Callable[[str], None]
+Source = Path | int | str  # a file, a camera's number, a stream's address
 
 
 class VideoReader:
@@ -45,7 +47,7 @@ class VideoReader:
     damaged end ends the video. Both are told once to ``say``.
 
     Args:
-        source: a file, or the number of a camera.
+        source: a file, the number of a camera, or the address of a stream (a text with ``://``).
         say: gets one line about anything out of the ordinary.
         capture: in place of OpenCV's ``VideoCapture``, already open.
 
@@ -55,19 +57,19 @@ class VideoReader:
             faster than they do on average, as a screen recording's with a pause, their own rate.
         duration: seconds, as the file claims; None where it does not, and for cameras.
         count: frames, as the file claims; None where it does not, and for cameras.
-        is_live: it is a camera.
+        is_live: it is a camera, or a stream that claims no number of frames.
         is_damaged: after the last frame: noticeably fewer could be read than the file claims.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no such file.
-        ValueError: no frame can be read: not a video, damaged, or no such camera.
+        ValueError: no frame can be read: not a video, damaged, or no such camera or stream.
     """
 
-    def __init__(self, source: Path | int, say: Say, capture: cv2.VideoCapture | None = None):
+    def __init__(self, source: Source, say: Say, capture: cv2.VideoCapture | None = None):
         self.source, self.say = source, say
-        self.is_live = isinstance(source, int)
-        self.name = f"camera {source}" if self.is_live else str(source)
-        if not self.is_live and capture is None:
+        self.name = name_of(source)
+        is_file = isinstance(source, Path)
+        if is_file and capture is None:
             if source.is_dir():
                 raise IsADirectoryError(f"{source}: a folder, expected a video file")
             if not source.exists():
@@ -79,16 +81,17 @@ class VideoReader:
         if self.first is None:
             self.capture.release()
             reason = "not a video in a format that OpenCV reads, or damaged"
-            if self.is_live:
+            if not is_file:
                 reason = "is it connected, free and permitted?"
             raise ValueError(f"{self.name}: no frame can be read; {reason}")
         self.size = (self.first.shape[1], self.first.shape[0])
         fps = self.capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 0 < fps <= HIGHEST_FPS else DEFAULT_FPS
         count = self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.count = int(count) if 0 < count < 1e9 and not self.is_live else None
+        self.count = int(count) if 0 < count < 1e9 and not isinstance(source, int) else None
+        self.is_live = self.count is None and not is_file
         self.duration = None if self.count is None else self.count / self.fps
-        if not self.is_live and capture is None:
+        if is_file and capture is None:
             rate = _rate_of_frames(source)
             if UNSTEADY * self.fps < rate <= HIGHEST_FPS:
                 self.fps = rate
@@ -114,7 +117,9 @@ class VideoReader:
             yield seconds, self._fit(frame)
             number += 1
             frame = self._next()
-        if _is_short(number, self.count or 0) and not _is_whole(self.source, number):
+        if _is_short(number, self.count or 0) and not (
+            isinstance(self.source, Path) and _is_whole(self.source, number)
+        ):
             self.is_damaged = True
             self.say(f"{self.name}: damaged, {number} of {self.count} frames could be read")
 
@@ -153,8 +158,8 @@ class VideoReader:
         return cv2.copyMakeBorder(fitted, *edges, cv2.BORDER_CONSTANT)  # black
 
 
-def _open_capture(source: Path | int) -> cv2.VideoCapture:
-    if isinstance(source, int):
+def _open_capture(source: Source) -> cv2.VideoCapture:
+    if not isinstance(source, Path):
         return cv2.VideoCapture(source)
     path = source.resolve()  # a name that begins like an option or address is a file's all the same
     if not _is_text(path):  # it would crash OpenCV
@@ -438,7 +443,19 @@ def check_video_path(path: Path) -> None:
         raise ValueError(f"{path}: a video to write ends in {', '.join(CODECS)}")
 
 
-def default_video(source: Path | int) -> Path:
+def name_of(source: Source) -> str:
+    """What messages call it: of a stream's address what is no secret."""
+    if isinstance(source, int):
+        return f"camera {source}"
+    if isinstance(source, Path):
+        return str(source)
+    address = urlsplit(source)
+    return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+
+
+def default_video(source: Source) -> Path:
     """Where a video goes when nothing is said."""
-    name = f"camera_{source}" if isinstance(source, int) else source.stem
+    name = source.stem if isinstance(source, Path) else "stream"
+    if isinstance(source, int):
+        name = f"camera_{source}"
     return Path("inference_output") / f"{name}.mp4"

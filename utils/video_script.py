@@ -99,9 +99,9 @@ def run_on_video(options: argparse.Namespace, model: SynergyNet) -> int:
     a full disk: what is finished by then is kept, complete and playable.
 
     Args:
-        options: ``files`` (a path, or the number of a camera), ``video`` (path to write, or None),
-            ``base`` (path beside which the numbers lie, as ``file_of`` takes it), ``save``,
-            ``draw``, ``smooth``, ``detect_every`` and ``show``.
+        options: ``files`` (a path, the number of a camera, or the address of a stream), ``video``
+            (path to write, or None), ``base`` (path beside which the numbers lie, as ``file_of``
+            takes it), ``save``, ``draw``, ``smooth``, ``detect_every`` and ``show``.
         model: finds the faces.
 
     Raises:
@@ -147,7 +147,7 @@ def run_on_video(options: argparse.Namespace, model: SynergyNet) -> int:
             last_failure = writer.failure()
             failure = failure or last_failure
             try:
-                message = writer.finish(None if reader.is_live else reader.source)
+                message = writer.finish(reader.source if isinstance(reader.source, Path) else None)
                 if message:
                     say(message)
                 is_stopped = is_stopped or writer.video.was_stopped
