@@ -36,6 +36,8 @@ of several photos, also:
 with --save, also:
   OUT/numbers/NAME.npz, .json      boxes, parameters, landmarks, vertices (npz), pose; also of
                                    photos without a face
+  OUT/numbers/NAME.csv             a line a face, without parameters; of several photos all lines
+                                   in OUT/faces.csv too
   OUT/obj/NAME.obj                 the face with the photo's texture (and
                                    NAME.mtl, NAME_texture.png)
   OUT/glb/NAME.glb                 the same in one file

@@ -1,6 +1,7 @@
 """The pipeline from photos to faces, the Python API around it, and the files that are written."""
 
 import copy
+import csv
 import io
 import json
 import pickle
@@ -667,7 +668,7 @@ def test_wrong_options_of_the_model_are_refused(options, message):
 def test_numbers_round_trip(pipeline, tmp_path, dense):
     (faces,) = pipeline([PHOTOS[3]], dense=dense)
     photo = tmp_path / "Zoë.jpg"
-    results.save_numbers(tmp_path, "Zoë", photo, faces, ("npz", "json"), pipeline.face_model)
+    results.save_numbers(tmp_path, "Zoë", photo, faces, ("npz", "json", "csv"), pipeline.face_model)
     with np.load(tmp_path / "numbers" / "Zoë.npz", allow_pickle=False) as file:
         stored = {name: file[name] for name in file.files}
     assert ("vertices" in stored) == dense
@@ -687,6 +688,39 @@ def test_numbers_round_trip(pipeline, tmp_path, dense):
             np.testing.assert_allclose(
                 value, getattr(face, name), rtol=1e-12 if exact else 0, atol=0 if exact else 1e-6
             )
+
+    with open(tmp_path / "numbers" / "Zoë.csv", encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["photo"], line["face"]) for line in lines] == [(str(photo), c) for c in "012"]
+    for line, face in zip(lines, faces, strict=True):
+        values = {key: float(line[key]) for key in results.CSV_COLUMNS[2:]}
+        np.testing.assert_allclose(
+            [values[f"box_{key}"] for key in ("x1", "y1", "x2", "y2")], face.box
+        )
+        assert values["yaw"] == pytest.approx(face.yaw, abs=1e-6)
+        assert values["facing_roll"] == pytest.approx(face.facing[2], abs=1e-6)
+        assert values["scale"] == face.scale
+        point = [values[f"{axis}67"] for axis in "xyz"]
+        np.testing.assert_allclose(point, face.landmarks[:, 67], atol=1e-6)
+
+
+def test_a_photos_name_is_no_formula(pipeline, tmp_path):
+    (faces,) = pipeline([PHOTOS[0]])
+    results.write_numbers(tmp_path / "a.csv", faces, {"photo": "=1+1, 2.jpg"}, faces[0].face_model)
+    with open(tmp_path / "a.csv", newline="") as file:
+        assert {line["photo"] for line in csv.DictReader(file)} == {"./=1+1, 2.jpg"}
+
+
+def test_one_table_of_all_photos(pipeline, tmp_path):
+    tables = []
+    for name, image in zip("abc", PHOTOS[:3], strict=True):
+        (faces,) = pipeline([image], dense=False)
+        results.save_numbers(tmp_path, name, Path(name), faces, ("csv",), pipeline.face_model)
+        tables.append((tmp_path / "numbers" / f"{name}.csv").read_text().splitlines())
+    assert [len(table) for table in tables] == [3, 1, 2]  # one has no face
+    results.join_tables(tmp_path, ["a", "b", "failed", "c"])
+    expected = [tables[0][0], *(line for table in tables for line in table[1:])]
+    assert (tmp_path / "faces.csv").read_text().splitlines() == expected
 
 
 def test_numbers_of_a_photo_without_faces_and_of_given_boxes(pipeline, tmp_path):

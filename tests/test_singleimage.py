@@ -46,8 +46,8 @@ def test_everything_that_can_be_saved(run, face_model, monkeypatch):
     for_faces |= {form: f".{form}" for form in ("glb", "ply", "html")}
     assert written() == (
         {f"{folder}/a.jpg" for folder in PUBLISHED}
-        | {f"numbers/{name}.{form}" for name in ("a", "a_1") for form in ("npz", "json")}
-        | {"depth/a.png", "pncc/a.png", "contact_sheet.jpg"}
+        | {f"numbers/{name}.{form}" for name in ("a", "a_1") for form in ("npz", "json", "csv")}
+        | {"depth/a.png", "pncc/a.png", "contact_sheet.jpg", "faces.csv"}
         | {
             f"{folder}/{name}{suffix}"
             for name in ("a", "a_1_")  # a_1 is the other photo

@@ -5,6 +5,7 @@ python -m tools.make_demo
 
 import sys
 
+import cv2
 import numpy as np
 
 from synergy3DMM import Face, SynergyNet, frontal, with_expression
@@ -18,14 +19,15 @@ from utils.turntable import turntable_frames
 PHOTO = assets.ROOT / "img" / "astronaut.jpg"
 SHEET = assets.ROOT / "demo" / "astronaut_faces.jpg"
 MESHES = assets.ROOT / "demo" / "astronaut_meshes.jpg"
-MARGIN = 0.6  # of the roi box's side, on each side of it
+MARGIN = 0.25  # of the roi box's side, on each side of it
 WIDTH = 480  # of one picture, pixels
 
 
 def main() -> int:
     script_parser(__doc__, module="tools.make_demo").parse_args()
-    image = read_image(PHOTO)
-    faces = SynergyNet(device="cpu")(image)
+    photo, model = read_image(PHOTO), SynergyNet(device="cpu")
+    image = cv2.resize(photo, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+    faces = model(image)  # large enough for dots at the landmarks
     if not faces:
         print(f"no face found in {PHOTO}", file=sys.stderr)
         return 1
@@ -39,7 +41,7 @@ def main() -> int:
     captions = ["photo", "dense mesh", "68 landmarks", "head pose"]
     write_image(SHEET, contact_sheet(cells, len(cells), cell, captions))
     print(f"{SHEET}: {results.summary(faces)}")
-    write_image(MESHES, textured_meshes(image, faces[0]))
+    write_image(MESHES, textured_meshes(photo, model(photo)[0]))
     print(MESHES)
     return 0
 

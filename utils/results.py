@@ -1,5 +1,6 @@
 """What the scripts write for the faces of a photo."""
 
+import csv
 import json
 import sys
 from argparse import Namespace
@@ -20,8 +21,9 @@ from utils.photos import PHOTO_SUFFIXES, face_names
 from utils.pictures import read_image, write_image
 from utils.render import normalized_coordinate_code, render_depth, render_pncc
 
-NUMBER_FORMATS = ("npz", "json")
+NUMBER_FORMATS = ("npz", "json", "csv")
 MAP_FORMATS = ("depth", "pncc")
+ALL_FACES = "faces.csv"
 # the published pictures: folder, what is drawn
 PICTURES = {"rendering_overlay": ("mesh",), "landmarks": ("landmarks",), "poses": ("pose",)}
 # the numbers of a face, under the names of ``Face``; the dense mesh is stored apart from them
@@ -39,6 +41,17 @@ FACE_ROW = np.dtype(
         ("translation", np.float64, 3),
     ]
 )
+# a line of the csv: photo, the face's number in it, these, and x y z of one landmark after another
+CSV_FIELDS = {
+    "box": ("box_x1", "box_y1", "box_x2", "box_y2"),
+    "score": ("score",),
+    **{angle: (angle,) for angle in ("yaw", "pitch", "roll")},
+    "facing": ("facing_yaw", "facing_pitch", "facing_roll"),
+    "scale": ("scale",),
+    "translation": ("translation_x", "translation_y", "translation_z"),
+}
+CSV_COLUMNS = ["photo", "face", *(column for columns in CSV_FIELDS.values() for column in columns)]
+CSV_COLUMNS += [f"{axis}{i}" for i in range(NUM_LANDMARKS) for axis in "xyz"]
 # what shows a face with the photo's own texture; each face gets a file of its own
 TEXTURED_FORMATS = (*(suffix[1:] for suffix in MESH_SUFFIXES), "uv")
 # all folders that results are written to
@@ -116,6 +129,7 @@ class PhotoResults(PhotoWriter):
         super().__init__(options)
         self.formats, self.drawings, self.face_model = options.save, options.draw, face_model
         self.sheets = ContactSheets(options.out) if len(options.photos) > 1 else None
+        self.names = [name for name, _ in options.photos]
 
     def save(
         self, name: str, path: Path, image: np.ndarray, faces: Sequence[Face]
@@ -142,10 +156,18 @@ class PhotoResults(PhotoWriter):
             self.sheets.add(name, cell)
 
     def close(self) -> bool:
-        """Writes what is left; whether all contact sheets could be written."""
+        """Writes what is of all photos together; whether all of it could be written."""
+        is_whole = True
         if self.sheets:
             self.sheets.write()
-        return not (self.sheets and self.sheets.failed)
+            is_whole = not self.sheets.failed
+            if "csv" in self.formats:
+                try:
+                    join_tables(self.out, self.names)
+                except OSError as error:
+                    is_whole = False
+                    say(f"failed: {error}", file=sys.stderr)
+        return is_whole
 
 
 class ContactSheets:
@@ -256,7 +278,8 @@ def save_numbers(
 
     The npz has one array per quantity with the faces, of which there may be none, along the first
     axis (no vertices where the faces have none) and the mesh's triangles once; the json has a list
-    of faces. Frames and units are those of ``utils.inference.Face``.
+    of faces, the csv a line a face without its parameters. Frames and units are those of
+    ``utils.inference.Face``.
     """
     about = {"photo": str(photo)}
     for form in NUMBER_FORMATS:
@@ -267,8 +290,14 @@ def save_numbers(
 def write_numbers(
     path: Path, faces: Sequence[Face], about: dict[str, str], face_model: MorphableModel
 ) -> None:
-    """One file of ``save_numbers``, ``.npz`` or ``.json``; ``about`` goes into the json."""
-    if path.suffix.lower() == ".npz":
+    """One file of ``save_numbers``, by its suffix; ``about`` goes into the json and the csv."""
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        with atomic_write(path, "w") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(CSV_COLUMNS)
+            table.writerows(csv_row(face, i, about) for i, face in enumerate(faces))
+    elif suffix == ".npz":
         rows = np.zeros(len(faces), FACE_ROW)
         for row, face in zip(rows, faces, strict=True):
             fill_row(row, face)
@@ -278,10 +307,30 @@ def write_numbers(
             arrays["vertices"] = meshes.reshape(len(faces), *face_model.mean.shape)
         write_npz(path, arrays | {"triangles": face_model.triangles})
     else:
-        assert path.suffix.lower() == ".json", path
+        assert suffix == ".json", path
         content = {**about, "faces": [face_to_json(face) for face in faces]}
         with atomic_write(path, "w") as file:
             json.dump(content, file, allow_nan=False)
+
+
+def csv_row(face: Face, number: int, about: dict[str, str]) -> list[object]:
+    """A face's line, the values of ``CSV_COLUMNS``."""
+    photo = about.get("photo", "")
+    if photo[:1] in set("=+-@\t\r"):  # spreadsheets would take the name for a formula
+        photo = f"./{photo}"
+    values = face_to_json(face)
+    numbers = [values[key] for key in CSV_FIELDS] + [np.transpose(values["landmarks"]).ravel()]
+    return [photo, number, *np.hstack(numbers).tolist()]
+
+
+def join_tables(out: Path, names: Sequence[str]) -> None:
+    """Writes ``out/faces.csv``: the lines of ``out/numbers/NAME.csv`` of those that are there."""
+    with atomic_write(out / ALL_FACES, "w") as file:
+        file.write(",".join(CSV_COLUMNS) + "\n")
+        for path in (out / "numbers" / f"{name}.csv" for name in names):
+            if path.is_file():
+                _, _, lines = path.read_text(encoding="utf-8").partition("\n")
+                file.write(lines)
 
 
 def fill_row(row: np.void, face: Face) -> None:
@@ -293,12 +342,12 @@ def fill_row(row: np.void, face: Face) -> None:
 def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:
     """The work of ``Face.save``."""
     suffix = path.suffix.lower()
-    if suffix in (".npz", ".json"):
+    if suffix[1:] in NUMBER_FORMATS:
         write_numbers(path, [face], {}, face.face_model)
         return [path]
     needs_photo = suffix in PHOTO_SUFFIXES or suffix == ".ply"
     if not needs_photo and suffix not in MESH_SUFFIXES:
-        expected = ", ".join([".npz", ".json", *MESH_SUFFIXES, ".png", ".jpg"])
+        expected = ", ".join([".npz", ".json", ".csv", *MESH_SUFFIXES, ".png", ".jpg"])
         raise ValueError(f"{path}: a face is written as {expected}, not {suffix!r}")
     if needs_photo and image is None:
         raise ValueError(f"{path}: needs the face's photo: face.save(path, image)")
