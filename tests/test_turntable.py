@@ -141,6 +141,8 @@ def test_ctrl_c_while_an_mp4_is_closed_ends_the_program(frames, tmp_path, monkey
 
 
 def test_an_opencv_without_the_codec_says_so(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.video_io.shutil.which", lambda name: None)
+
     class Writer:
         def __init__(self, *_) -> None: ...
 

@@ -18,6 +18,7 @@ from unittest.mock import Mock
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from moving_pictures import GREY, SIZE, film, pause_film, read_film, scene, write_film
 
 import synergy3DMM
@@ -165,6 +166,52 @@ def test_every_format_can_be_read_again(tmp_path, suffix, size):
     assert found[0].shape == (size[0] // 2 * 2, size[1] // 2 * 2, 3)
     np.testing.assert_allclose([f.mean() for f in found], 60 + 20 * np.arange(6), atol=6)
     assert [path.name for path in tmp_path.iterdir()] == [f"o{suffix}"]
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+@pytest.mark.parametrize("suffix", video_io.H264_SUFFIXES)
+def test_with_ffmpeg_videos_are_what_browsers_play(tmp_path, suffix):
+    writer = VideoWriter(tmp_path / f"o{suffix}", (64, 48), 29.97)
+    for i in range(9):
+        writer.write(np.full((48, 64, 3), (20 * i, 90, 200), np.uint8), i / 29.97)
+    assert writer.close() is None
+    command = "ffprobe -v error -show_entries stream=codec_name,pix_fmt,nb_frames,color_space"
+    done = subprocess.run([*command.split(), tmp_path / f"o{suffix}"], capture_output=True)
+    told = done.stdout.decode()
+    for expected in ("codec_name=h264", "pix_fmt=yuv420p", "nb_frames=9", "color_space=smpte170m"):
+        assert expected in told
+    content = (tmp_path / f"o{suffix}").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    for i, frame in enumerate(read_film(tmp_path / f"o{suffix}")):
+        np.testing.assert_allclose(frame.mean((0, 1)), (20 * i, 90, 200), atol=4)
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_an_ffmpeg_that_ends_early_is_told(tmp_path):
+    writer = VideoWriter(tmp_path / "o.mp4", (640, 480), 25)
+    writer.writer.process.kill()
+    writer.writer.process.wait()
+    with pytest.raises(OSError, match="ffmpeg ended: "):
+        writer.write(np.zeros((480, 640, 3), np.uint8), 0.0)
+    writer.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not shutil.which("ffmpeg"), reason="no ffmpeg")
+def test_ctrl_c_in_a_terminal_does_not_reach_ffmpeg(tmp_path):
+    script = (
+        "import os, signal, sys, time, numpy as np; from pathlib import Path\n"
+        "from utils.video_io import VideoWriter\n"
+        "signal.signal(signal.SIGINT, lambda *_: None)\n"
+        f"writer = VideoWriter(Path({str(tmp_path / 'o.mp4')!r}), (64, 48), 25)\n"
+        "for i in range(9):\n"
+        "    writer.write(np.zeros((48, 64, 3), np.uint8), i / 25)\n"
+        "os.killpg(0, signal.SIGINT)\n"
+        "time.sleep(0.2)\n"
+        "writer.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, start_new_session=True)
+    assert len(read_film(tmp_path / "o.mp4")) == 9
 
 
 @pytest.mark.parametrize("name", ["Zoë's “film” 名 %d 50%.mp4", "-o.mp4"])

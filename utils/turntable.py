@@ -102,7 +102,7 @@ def save_turntable(path: str | os.PathLike, frames: Sequence[np.ndarray], fps: i
     """Writes a clip in the format of the path's suffix; it appears complete or not at all.
 
     ``.gif`` repeats forever and has one palette for all frames, so that nothing flickers. ``.mp4``
-    is MPEG-4; its players decide whether it repeats.
+    is as ``VideoWriter`` makes it; its players decide whether it repeats.
 
     Args:
         path: ``.gif`` or ``.mp4``.

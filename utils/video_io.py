@@ -1,7 +1,7 @@
 """Reading frames from video files and cameras; writing videos that are playable whatever happens.
 
 OpenCV does the decoding and encoding (its wheels bring FFmpeg's libraries); the ``ffmpeg`` program,
-where it is installed, copies the sound.
+where it is installed, encodes H.264, which these wheels cannot, and copies the sound.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +27,11 @@ from utils.files import partial_beside, replace_file
 from utils.pictures import to_bgr8
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
+# With ffmpeg these get H.264, which browsers and phones play, in place of MPEG-4 Part 2.
+H264_SUFFIXES = (".mp4", ".mov")
+# No B-frames: frames come in the order of their times. Quality as good as the source's; the matrix
+# is the one that ffmpeg converts by.
+H264 = "-c:v libx264 -preset veryfast -crf 18 -bf 0 -pix_fmt yuv420p -colorspace smpte170m".split()
 DEFAULT_FPS = 25.0  # where a file or camera tells none that can be true
 HIGHEST_FPS = 240  # some containers give the unit of their times instead
 READ_ATTEMPTS = 8  # frames that may be damaged in a row before the rest counts as lost
@@ -247,6 +254,54 @@ def _is_text(path: Path) -> bool:
     return True
 
 
+@lru_cache(maxsize=4)
+def encodes_h264(ffmpeg: str) -> bool:
+    """Whether an ffmpeg program was built with the encoder of H.264."""
+    done = subprocess.run([ffmpeg, "-v", "error", "-encoders"], capture_output=True, text=True)
+    return " libx264 " in done.stdout
+
+
+class H264Writer:
+    """What ``VideoWriter`` uses of OpenCV's ``cv2.VideoWriter``, by the ffmpeg program."""
+
+    def __init__(self, ffmpeg: str, path: Path, fps: float, size: tuple[int, int]) -> None:
+        raw = ["-f", "rawvideo", "-pix_fmt", "bgr24", "-s", f"{size[0]}x{size[1]}"]
+        command = [ffmpeg, "-v", "error", "-y", *raw, "-r", f"{fps:.6f}", "-i", "-", "-an", *H264]
+        # the index stands first, so that a page shows the video before it is loaded whole
+        command += ["-movflags", "+faststart", f"file:{path}"]
+        self.errors = tempfile.TemporaryFile()
+        # Ctrl-C is for us: the video is to be ended, not left as it is
+        own_group = {"start_new_session": True}
+        if sys.platform == "win32":
+            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+            **own_group,
+        )
+
+    def isOpened(self) -> bool:
+        return True
+
+    def write(self, frame: np.ndarray) -> None:
+        """Raises OSError, with ffmpeg's reason, if it has ended."""
+        try:
+            self.process.stdin.write(np.ascontiguousarray(frame).data)
+        except OSError as error:
+            self.process.wait()
+            self.errors.seek(0)
+            reason = first_line(self.errors.read().decode(errors="replace").strip() or str(error))
+            raise OSError(f"ffmpeg ended: {reason}") from error
+
+    def release(self) -> None:
+        with suppress(OSError):  # it has ended: the file tells what is in it
+            self.process.stdin.close()
+        self.process.wait()
+        self.errors.close()
+
+
 class VideoWriter:
     """A video that appears under its name, complete, with ``close``; until then nothing is there.
 
@@ -291,8 +346,12 @@ class VideoWriter:
         if not _is_text(self.folder):  # OpenCV needs a name that is
             self.alias = Path(tempfile.mkdtemp())
             (self.alias / "folder").symlink_to(self.folder.resolve())
-        code = cv2.VideoWriter_fourcc(*CODECS[path.suffix.lower()])
-        self.writer = cv2.VideoWriter(self._name_for_opencv(self.partial), code, fps, self.size)
+        ffmpeg = shutil.which("ffmpeg")
+        if self.partial.suffix in H264_SUFFIXES and ffmpeg and encodes_h264(ffmpeg):
+            self.writer = H264Writer(ffmpeg, self.partial, fps, self.size)
+        else:
+            code = cv2.VideoWriter_fourcc(*CODECS[self.partial.suffix])
+            self.writer = cv2.VideoWriter(self._name_for_opencv(self.partial), code, fps, self.size)
         if not self.writer.isOpened():
             self.abandon()
             raise ValueError(
