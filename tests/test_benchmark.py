@@ -23,7 +23,7 @@ from utils import (
     geometry,
     metrics,
 )
-from utils.aflw2000 import crop_published, open_aflw21, open_benchmark
+from utils.aflw2000 import crop_published, crop_to_label_frame, open_aflw21, open_benchmark
 from utils.benchmark_report import Table, html_report, table_text
 from utils.checkpoint import write_checkpoint
 from utils.evaluation import CropOutput, Prediction
@@ -250,6 +250,25 @@ def test_label_frame_on_a_drawn_picture(copy):
     # and what the network sees at the middle of the crop lies in the middle of the labels' square
     middle = crop_to_image(np.full((1, 2, 1), 59.5), boxes)[0, :, 0]
     np.testing.assert_allclose(middle, [(31 + 150) / 2, (51 + 170) / 2], atol=0.51)
+    exact = crop_to_label_frame(np.full((1, 3, 1), 59.5), boxes, pixel_centres=True)[0, :2, 0]
+    np.testing.assert_allclose(exact, [(31 + 150) / 2, (51 + 170) / 2])
+
+
+def test_the_face_model_says_how_crops_go_back(data, monkeypatch):
+    def network(crops):
+        middle = np.full((len(crops), 3, 68), 59.5, np.float32)
+        camera = np.tile(np.eye(3, 4, dtype=np.float32).ravel(), (len(crops), 1))
+        return evaluation.CropOutput(np.pad(camera, ((0, 0), (0, 50))), middle, None)
+
+    published, exact = (
+        evaluation.predict(network, data.crops, data.roi_boxes, pixel_centres=is_exact, title=None)
+        for is_exact in (False, True)
+    )
+    centre = (data.roi_boxes[:, :2] + data.roi_boxes[:, 2:]) / 2  # label frame, both ends inside
+    found = exact.landmarks["raw"][:, :2, 0]
+    np.testing.assert_allclose(found, centre, atol=1e-4)
+    away = (published.landmarks["raw"][:, :2, 0] - found) / (data.roi_boxes[:, 2:3] + 1)
+    assert away.max() < 0  # up and left
 
 
 def test_other_boxes_are_cut_from_the_photos(folder, data, truth, face_model):

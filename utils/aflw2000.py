@@ -32,7 +32,7 @@ import numpy as np
 from utils import assets, metrics
 from utils.files import read_npy, read_npz, write_npz
 from utils.pictures import read_image
-from utils.preprocessing import CROP_SIZE, crop_faces
+from utils.preprocessing import CROP_SIZE, crop_faces, crop_to_image
 
 DEFAULT_FOLDER = assets.ROOT / "aflw2000_data"
 CROPS, LIST, PHOTOS = "AFLW2000-3D_crop", "AFLW2000-3D_crop.list", "AFLW2000-3D"
@@ -188,6 +188,21 @@ def published_roi_box(landmarks: np.ndarray) -> np.ndarray:
 def crop_published(image: np.ndarray, roi_box: np.ndarray) -> np.ndarray:
     """The (120, 120, 3) uint8 crop of a picture along a published roi box (4,), label frame."""
     return crop_faces(image, roi_box[None] - BOX_TO_LABEL_FRAME)[0]
+
+
+def crop_to_label_frame(
+    points: np.ndarray, roi_boxes: np.ndarray, pixel_centres: bool
+) -> np.ndarray:
+    """Points (n, 3, P) of crops that were cut along published roi boxes (n, 4) -> label frame.
+
+    Args:
+        pixel_centres: exactly, as ``crop_published`` cuts; else by the published protocol,
+            ``crop_to_image``. See ``MorphableModel.pixel_centres``.
+    """
+    if not pixel_centres:
+        return crop_to_image(points, roi_boxes)
+    points = crop_to_image(points, np.round(roi_boxes - BOX_TO_LABEL_FRAME), pixel_centres=True)
+    return points + np.array([[1], [1], [0]], points.dtype)  # which counts from 1
 
 
 def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:

@@ -106,6 +106,7 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
         "data": f"{options.data}, {len(data)} faces",
         "labels": evaluation.labels_fingerprints(data)["original"],
         "border": f"{options.border} pixels of each crop's edge set to zero",
+        "crop to picture": "exactly" if face_model.pixel_centres else "as published",
         "engine": f"{options.engine} on {device}",
         "seed": options.seed,
     }
@@ -126,6 +127,7 @@ def score_all(inputs: Inputs, options: argparse.Namespace) -> tuple[dict, evalua
         evaluation.predict,
         inputs.network,
         border=options.border,
+        pixel_centres=inputs.face_model.pixel_centres,
         batch_size=options.batch_size,
     )
     prediction = predict(data.crops, data.roi_boxes)

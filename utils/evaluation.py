@@ -22,7 +22,13 @@ from tqdm import tqdm
 from loss_definition import runs_refiner
 from model_building import SynergyNet, evaluation_mode, load_synergynet
 from utils import metrics
-from utils.aflw2000 import BOX_TO_LABEL_FRAME, Aflw21, BenchmarkSet, DenseLabels
+from utils.aflw2000 import (
+    BOX_TO_LABEL_FRAME,
+    Aflw21,
+    BenchmarkSet,
+    DenseLabels,
+    crop_to_label_frame,
+)
 from utils.boxes import overlaps
 from utils.geometry import (
     angle_differences,
@@ -37,7 +43,6 @@ from utils.morphable_model import MorphableModel, split_camera
 from utils.preprocessing import (
     PROTOCOL_BORDER,
     boxes_to_roi_boxes,
-    crop_to_image,
     normalize_crops,
 )
 from utils.runtime import OnnxRegressor, on_device, picture_layout
@@ -157,6 +162,7 @@ def predict(
     crops: Callable[[np.ndarray], np.ndarray],
     roi_boxes: np.ndarray,
     border: int = PROTOCOL_BORDER,
+    pixel_centres: bool = False,
     batch_size: int = BATCH,
     title: str | None = "predicting",
 ) -> Prediction:
@@ -167,6 +173,8 @@ def predict(
         crops: indices (k,) -> (k, 120, 120, 3) uint8 BGR; as ``BenchmarkSet.crops``.
         roi_boxes: (n, 4) x1 y1 x2 y2 of the crops, in the frame that the landmarks shall have.
         border: so many pixels at each edge of a crop are set to zero.
+        pixel_centres: of the face model; how landmarks go back from the crop
+            (``aflw2000.crop_to_label_frame``).
         batch_size: crops that go through the network at once.
         title: of the progress bar; None for none.
 
@@ -186,7 +194,10 @@ def predict(
         crop_landmarks["refined"] = np.concatenate(refined)
     parameters = np.concatenate(parameters)
     _, rotation, _ = decompose_camera(split_camera(parameters))
-    landmarks = {name: crop_to_image(p, roi_boxes) for name, p in crop_landmarks.items()}
+    landmarks = {
+        name: crop_to_label_frame(points, roi_boxes, pixel_centres)
+        for name, points in crop_landmarks.items()
+    }
     return Prediction(crop_landmarks["raw"], landmarks, rotation, seconds, parameters)
 
 
@@ -327,7 +338,8 @@ def dense_errors(
     distances = []
     for start in range(0, len(data), BATCH):  # all faces' meshes at once may be gigabytes
         rows = slice(start, start + BATCH)
-        points = crop_to_image(chosen.vertices(prediction.parameters[rows]), data.roi_boxes[rows])
+        points = chosen.vertices(prediction.parameters[rows])
+        points = crop_to_label_frame(points, data.roi_boxes[rows], face_model.pixel_centres)
         away = (points - dense.points[rows])[:, :2]  # (B, 2, P)
         distances.append(np.linalg.norm(away, axis=1).mean(1))
     return 100 * np.concatenate(distances) / metrics.box_size(data.landmarks["original"])
@@ -465,7 +477,8 @@ def score_aflw2000(model: SynergyNet, data: BenchmarkSet, device: torch.device) 
     """
     with evaluation_mode(model):
         network = torch_network(model, device)
-        prediction = predict(network, data.crops, data.roi_boxes, title=None)
+        exact = model.face_model.pixel_centres
+        prediction = predict(network, data.crops, data.roi_boxes, pixel_centres=exact, title=None)
     scores, _ = score(data, prediction)
     result = {}
     for labels, found in scores["nme"].items():

@@ -20,7 +20,7 @@ from utils.geometry import decompose_camera, exact_angles
 from utils.metrics import YAW_BINS, box_size
 from utils.morphable_model import MorphableModel, split_camera
 from utils.parallel import in_order
-from utils.preprocessing import CROP_SIZE, crop_to_image
+from utils.preprocessing import CROP_SIZE
 from utils.synthetic import FaceRenderer, damage, random_background, random_parameters
 
 PHOTO_SIDE = 450  # pixels, as AFLW2000-3D's pictures
@@ -78,8 +78,8 @@ def write_benchmark_set(
 
     A third of the faces goes into each yaw bin; of the last, one in eight is turned more than 99
     degrees, so that the pose lists leave it out. All labels are those of the rendered parameters:
-    landmarks and dense labels by ``crop_to_image`` along the published boxes, angles
-    by ``exact_angles``, as AFLW2000-3D's are. The re-annotated labels are the same landmarks plus
+    landmarks and dense labels by ``crop_to_label_frame`` along the published boxes, angles by
+    ``exact_angles``, as AFLW2000-3D's are. The re-annotated labels are the same landmarks plus
     normal noise (``REANNOTATION_NOISE``). ``parameters.npy`` (n, 62) float32, whitened, is what a
     perfect network would answer; the published set has no such file.
 
@@ -98,7 +98,11 @@ def write_benchmark_set(
     corner = np.floor(rng.random((count, 2)) * (PHOTO_SIDE - sides[:, None]))
     seen = np.concatenate([corner, corner + sides[:, None]], 1)  # image frame
     roi_boxes = (seen + aflw2000.BOX_TO_LABEL_FRAME).astype(np.float32)
-    landmarks = crop_to_image(face_model.landmarks(parameters), roi_boxes)  # (n, 3, 68)
+
+    def to_labels(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        return aflw2000.crop_to_label_frame(points, boxes, face_model.pixel_centres)
+
+    landmarks = to_labels(face_model.landmarks(parameters), roi_boxes)  # (n, 3, 68)
     size = box_size(landmarks)[:, None, None]
     noise = rng.normal(0, REANNOTATION_NOISE, landmarks[:, :2].shape) * size
     rotation = decompose_camera(split_camera(parameters))[1]
@@ -106,7 +110,7 @@ def write_benchmark_set(
     marked = aflw2000.dense_indices(face_model.num_vertices)
     dense = np.concatenate(
         [
-            crop_to_image(face_model.vertices(parameters[[i]])[:, :, marked], roi_boxes[[i]])
+            to_labels(face_model.vertices(parameters[[i]])[:, :, marked], roi_boxes[[i]])
             for i in range(count)
         ]
     )  # (n, 3, P)
