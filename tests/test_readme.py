@@ -130,6 +130,10 @@ MADE_BY = {
         "-m tools.render_faces aflw2000_data --layout aflw2000 --count 9",
     ),
     "exported/": ("exported", "-m tools.export_onnx"),
+    "numbers/astronaut.json": (
+        "inference_output/numbers",
+        "singleImage.py -f img/astronaut.jpg --save json",
+    ),
 }
 
 
