@@ -86,10 +86,12 @@ class Face:
 
     @property
     def facing(self) -> np.ndarray:
+        """(3,) degrees: where the nose points to, and the tilt about it; see above."""
         return facing_angles(self.rotation[None])[0]
 
     @property
     def triangles(self) -> np.ndarray:
+        """(T, 3) int32, 0-based; see above."""
         return self.face_model.triangles  # no field: every pickled face would carry them
 
     def __repr__(self) -> str:
