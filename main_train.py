@@ -32,6 +32,8 @@ written to OUT:
   log.csv, curves.png, and tensorboard/ where that package is installed
   SynergyNet_checkpoint_epoch_N.pth.tar   with --save_val_freq
 
+A job that SLURM queues again, or a run that torchrun starts again, goes on as with --resume.
+
 exit code: 0 done, 1 stopped by a fault on the way, 2 wrong usage, 130 stopped by Ctrl-C
 """
 

@@ -24,8 +24,9 @@ FORMATS = (*results.NUMBER_FORMATS, *results.TEXTURED_FORMATS, *results.MAP_FORM
 EPILOG = """\
 written for each photo NAME that has a face:
   OUT/rendering_overlay/NAME.jpg   the mesh over the photo
-  OUT/landmarks/NAME.jpg           the 68 landmarks
-  OUT/poses/NAME.jpg               pose axes: x red, y green, z blue
+  OUT/landmarks/NAME.jpg           the 68 landmarks; of small faces lines without dots
+  OUT/poses/NAME.jpg               pose axes: x red, y green, z blue; yaw, pitch and roll of where
+                                   the face looks (`facing` of the numbers)
 with --draw, instead of these three:
   OUT/drawn/NAME.jpg               all that --draw names, on one picture (of mesh, depth and pncc
                                    only the last)
@@ -36,8 +37,8 @@ of several photos, also:
 with --save, also:
   OUT/numbers/NAME.npz, .json      boxes, parameters, landmarks, vertices (npz), pose; also of
                                    photos without a face
-  OUT/numbers/NAME.csv             a line a face, without parameters; of several photos all lines
-                                   in OUT/faces.csv too
+  OUT/numbers/NAME.csv             a line a face, without parameters, rotation and roi box; of
+                                   several photos all lines in OUT/faces.csv too
   OUT/obj/NAME.obj                 the face with the photo's texture (and
                                    NAME.mtl, NAME_texture.png)
   OUT/glb/NAME.glb                 the same in one file

@@ -8,7 +8,7 @@ for frame, faces in zip(frames, model(frames)):     # of any other iterable one 
 tracker = model.tracker()                           # of a video: ids, smoothing
 for number, face in tracker(frame):
     ...
-faces[0].save("face.glb", image)                    # by suffix: npz, json, obj, glb, ply, html, png
+faces[0].save("face.glb", image)                    # by suffix: npz json csv obj glb ply html png
 landmarks, vertices, poses = model.get_all_outputs(image)      # the published call
 upright = frontal(with_expression(faces[0], factor=0))
 """

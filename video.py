@@ -1,7 +1,8 @@
-"""Follows the faces of a video or camera; draws their landmarks, mesh, pose; saves their numbers.
+"""Follows the faces of a video, camera or stream; draws landmarks, mesh, pose; saves numbers.
 
 python video.py -f in.mp4 -o out.mp4
 python video.py -f 0 --show                                     # camera 0, in a window
+python video.py -f rtsp://192.0.2.1/stream -o out.mp4           # a stream, until Ctrl-C
 python video.py -f in.mp4 -o out.mp4 --draw mesh,pose --smooth strong --save jsonl,npz
 python video.py -f in.mp4 --no-video --save npz                 # numbers only
 """
@@ -31,7 +32,11 @@ EPILOG = """\
   Fields, frames and units are those of utils.inference.Face; box is where the detector would put
   its box, score that of the face's last detection.
 
-Ctrl-C (in the window q or Esc) ends; what is finished by then is kept.
+Where the program ffmpeg is installed, .mp4 and .mov are H.264, and the sound of a video file is
+copied; else they are MPEG-4 Part 2, which browsers generally do not play (.webm they do).
+
+Ctrl-C (in the window q or Esc) ends; what is finished by then is kept (of a
+camera or stream that is its end, exit code 0).
 
 exit code: 0 all done, 1 the video is damaged or was not finished, 2 wrong usage, 130 Ctrl-C
 """

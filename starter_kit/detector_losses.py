@@ -126,7 +126,7 @@ def distillation_loss(
 
 
 class Hints(nn.Module):
-    """How well a teacher's feature maps can be read off a pupil's, through one linear map each.
+    """How well a teacher's feature maps can be read off a student's, through one linear map each.
 
     Romero et al., "FitNets: hints for thin deep nets", ICLR 2015. Faces are few, so the outputs
     alone say little about the rest of a picture; the maps say something in every cell of it.

@@ -1,7 +1,7 @@
 """Training pictures for the detector: views, mosaics, portraits and tiles (train_detector.py).
 
 Three kinds are made: views of one picture, mosaics of many small faces, and portraits of one face,
-most of them turned away; for a pupil with a teacher also tiles, views of several pictures, and
+most of them turned away; for a student with a teacher also tiles, views of several pictures, and
 rows, people in front of each other.
 """
 
@@ -497,7 +497,7 @@ def photometric(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 def mixed(rng: np.random.Generator, images: Tensor, certain: np.ndarray) -> tuple[Tensor, Tensor]:
     """Some pictures with another of the batch shining through, and which they are.
 
-    Nobody could label them, but a teacher has an opinion, and its pupil hears it on more pictures
+    Nobody could label them, but the teacher can, so that the student learns from more pictures
     than there are (Beyer et al., "A good teacher is patient and consistent", CVPR 2022).
 
     Args:

@@ -24,6 +24,7 @@ of the mean landmarks):
     deletedTri (3, T') int32         their triangles, 1-based into the kept vertices
     mirror_sign (50,) int8           sign of each coefficient when the face is mirrored
     mirror_vertices (N,) int32       the vertex on the other side
+    pixel_centres () int8            1: landmarks go back from crops exactly (``crop_to_image``)
 
 and two pictures in `starter_kit/pictures/`.
 """

@@ -24,7 +24,7 @@ portraits in which that detector misses the face are still learnt from their lab
 no one labelled are made, of several beside and over each other and of people in rows; and scenes
 in which the weights of ``--init`` take something for a face are looked at more closely
 (``detector_losses.py``). ``--frozen-norm`` keeps the batch norm statistics of ``--init``: the
-pupil is compared with its teacher as it will be used, without the noise of a batch's statistics.
+student is compared with its teacher as it will be used, without the noise of a batch's statistics.
 AdamW, cosine decay, averaged weights. Runs on one CPU core; ``--resume`` goes on where a run was
 stopped.
 """
@@ -179,7 +179,7 @@ def taught_terms(
     is_mixing: bool,
     half: torch.autocast,
 ) -> dict[str, Tensor]:
-    """How far pupil and teacher are apart on a batch: ``box``, ``score`` and ``hint``.
+    """How far student and teacher are apart on a batch: ``box``, ``score`` and ``hint``.
 
     Args:
         images: (B, 3, S, S) float32, means subtracted. labels, offsets, certain: of

@@ -210,7 +210,7 @@ def test_mixed_pictures_are_two_and_certain_ones_stay():
 
 
 @pytest.mark.parametrize("inner", [0, 3])
-def test_hints_measure_what_cannot_be_read_off_the_pupils_maps(inner):
+def test_hints_measure_what_cannot_be_read_off_the_students_maps(inner):
     torch.manual_seed(0)
     sizes = ((4, 6), (4, 6), (4, 6), (4, 6), (2, 3), (1, 2))
     taught = tuple(torch.rand(3, c, *s) for c, s in zip(MAP_CHANNELS, sizes, strict=True))

@@ -349,6 +349,7 @@ def face_model_arrays(face_model: MorphableModel) -> dict[str, np.ndarray]:
         "tri": face_model.triangles.T + 1,
         "param_mean": face_model.param_mean,
         "param_std": face_model.param_std,
+        "pixel_centres": np.int8(1),  # as the set counts
     }
     if face_model.uv is not None:
         arrays["uv"] = face_model.uv

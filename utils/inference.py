@@ -133,7 +133,7 @@ class Face:
 
         ``.npz``: the numbers above, each with the faces, here one, along its first axis, and
         ``triangles`` (T, 3); ``.json``: ``{"faces": [...]}``, without the dense mesh; ``.csv``: a
-        line of titles, one of the face, without parameters. ``.obj``,
+        line of titles, one of the face, without parameters, rotation and roi box. ``.obj``,
         ``.glb``, ``.ply``, ``.html``: the kept part of the mesh on the model's axes (x right, y
         up), turned as in the photo, metres from the model's origin, with the texture of ``image``
         where it is given (``.ply``: colours, for which it must be given). Any picture suffix:

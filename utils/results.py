@@ -278,7 +278,7 @@ def save_numbers(
 
     The npz has one array per quantity with the faces, of which there may be none, along the first
     axis (no vertices where the faces have none) and the mesh's triangles once; the json has a list
-    of faces, the csv a line a face without its parameters. Frames and units are those of
+    of faces, the csv a line a face with ``CSV_COLUMNS``. Frames and units are those of
     ``utils.inference.Face``.
     """
     about = {"photo": str(photo)}
