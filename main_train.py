@@ -31,8 +31,7 @@ written to OUT:
   best.pth.tar     weights of the epoch with the least validation error
   log.csv, curves.png, and tensorboard/ where that package is installed
   SynergyNet_checkpoint_epoch_N.pth.tar   with --save_val_freq
-
-A job that SLURM queues again, or a run that torchrun starts again, goes on as with --resume.
+What SLURM or torchrun start again goes on, as with --resume.
 
 exit code: 0 done, 1 stopped by a fault on the way, 2 wrong usage, 130 stopped by Ctrl-C
 """
@@ -94,8 +93,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add(run, "--device", "auto, cpu, cuda or mps", default="auto")
     add(run, "--amp", "bfloat16 encoder; auto: where the hardware has it",
         choices=["auto", "bf16", "off"], default="auto")  # fmt: skip
-    add(run, "--norm", "batch norm over the samples of all GPUs, or of each its own, which is "
-        "published and faster", choices=["all", "own"], default="all")  # fmt: skip
+    add(run, "--norm", "batch norm of all GPUs together, or of each its own",
+        choices=["all", "own"], default="all")  # fmt: skip
     add(run, "--compile", "torch.compile the step (pays on GPUs)", action="store_true")
     add(run, "--threads", "CPU threads; 0: torch's choice", type=at_least(0), default=0)
     add(run, "--seed", "of everything random", type=at_least(0), default=0)
