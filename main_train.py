@@ -101,6 +101,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     restarts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     if any(os.environ.get(name, "0") not in ("", "0") for name in restarts):
+        if options.overwrite and os.environ.get("RANK", "0") == "0":
+            say("started again by the scheduler: goes on, as with --resume, without --overwrite")
         options.resume, options.overwrite = True, False  # the same command, started again
     options.report_aflw2000 = "aflw2000" in options.val
     folders = [Path(value) for value in options.val if value != "aflw2000"]

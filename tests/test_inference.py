@@ -202,7 +202,7 @@ def test_the_numbers_of_a_face(pipeline, face_model):
 def test_a_face_is_shown_in_a_line(pipeline):
     (face,) = pipeline([photo((20, 30, 40))])[0]
     shown = repr(face)
-    assert shown.startswith("Face(box=[") and f"yaw={face.yaw:.1f}" in shown
+    assert shown.startswith("Face(box=[") and f"facing=[{face.facing[0]:.1f}, " in shown
     assert shown.endswith(f"{face.vertices.shape[1]} vertices)") and len(shown) < 150
     expression_of(face)[:] = 7  # a copy: the face stays
     assert not (face.parameters[-10:] == 7).any()
@@ -709,6 +709,8 @@ def test_a_photos_name_is_no_formula(pipeline, tmp_path):
     results.write_numbers(tmp_path / "a.csv", faces, {"photo": "=1+1, 2.jpg"}, faces[0].face_model)
     with open(tmp_path / "a.csv", newline="") as file:
         assert {line["photo"] for line in csv.DictReader(file)} == {"./=1+1, 2.jpg"}
+    results.write_numbers(tmp_path / "b.csv", faces, {"photo": "b\udcff.jpg"}, faces[0].face_model)
+    assert "b?.jpg" in (tmp_path / "b.csv").read_text()
 
 
 def test_one_table_of_all_photos(pipeline, tmp_path):

@@ -125,7 +125,7 @@ def test_textured_mesh_lists_and_uv_may_be_absent(tmp_path):
 
 def test_how_crops_are_counted_is_the_files_word(tmp_path):
     arrays = tiny_face_arrays()
-    for stored, is_exact in ((None, False), (np.int8(0), False), (np.int64(1), True)):
+    for stored, is_exact in ((None, False), (np.int8(0), False), (np.int64(1), True), (True, True)):
         more = {} if stored is None else {"pixel_centres": stored}
         np.savez(tmp_path / "face.npz", **arrays, **more)
         assert load_morphable_model(tmp_path / "face.npz").pixel_centres is is_exact

@@ -171,6 +171,7 @@ def test_own_whitening_comes_with_a_face_model_that_has_it(labelled, model, tmp_
     np.testing.assert_allclose(own_model.param_mean, mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(own_model.mean, model.mean)
     np.testing.assert_array_equal(own_model.triangles, model.triangles)
+    assert own_model.pixel_centres  # as the set counts
     file = pickle.loads((tmp_path / "model/3dmm_data/param_whitening.pkl").read_bytes())
     np.testing.assert_array_equal(file["param_std"], model.param_std)
 

@@ -115,6 +115,12 @@ def test_a_picture_that_stood_still_is_smoothed_when_it_moves_again(strength, be
     assert jitter(smoothed[begin + 30 :]) <= LEFT[strength] * jitter(values[begin + 30 :])
 
 
+def test_a_low_pass_lets_no_value_through_when_all_stands_still():
+    filtered = OneEuro(rest=1 / 40)
+    values = [filtered(np.array([value])) for value in [0.0] * 20 + [1.0] * 9]
+    assert 0 < values[-1][0] < 0.5
+
+
 def test_missing_frames_count_as_time():
     """After a gap the new value weighs more: that much of the time is its own."""
     gap, none = one_euro("strong"), one_euro("strong")

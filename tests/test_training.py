@@ -398,6 +398,12 @@ def test_options_of_the_optimiser_are_taken_as_given_now(options, tmp_path, caps
     assert [group["weight_decay"] for group in groups] == expected
 
 
+@pytest.fixture(autouse=True)
+def started_once(monkeypatch):
+    for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
 def test_a_command_that_is_started_again_goes_on(options, tmp_path, monkeypatch, name):
     arguments = [*options, "--out", str(tmp_path), "--epochs"]

@@ -32,6 +32,8 @@ from utils.video_numbers import ROW, VideoNumbers, file_of
 
 TWO = [(20, 30), (200, 40)]
 COUNT = 12
+FFMPEG_FOUND = shutil.which("ffmpeg")
+WRITES_H264 = bool(FFMPEG_FOUND and shutil.which("ffprobe")) and video_io.encodes_h264(FFMPEG_FOUND)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def test_every_format_can_be_read_again(tmp_path, suffix, size):
     assert [path.name for path in tmp_path.iterdir()] == [f"o{suffix}"]
 
 
-@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+@pytest.mark.skipif(not WRITES_H264, reason="no ffmpeg that encodes H.264")
 @pytest.mark.parametrize("suffix", video_io.H264_SUFFIXES)
 def test_with_ffmpeg_videos_are_what_browsers_play(tmp_path, suffix):
     writer = VideoWriter(tmp_path / f"o{suffix}", (64, 48), 29.97)
@@ -186,7 +188,7 @@ def test_with_ffmpeg_videos_are_what_browsers_play(tmp_path, suffix):
         np.testing.assert_allclose(frame.mean((0, 1)), (20 * i, 90, 200), atol=4)
 
 
-@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+@pytest.mark.skipif(not WRITES_H264, reason="no ffmpeg that encodes H.264")
 def test_an_ffmpeg_that_ends_early_is_told(tmp_path):
     writer = VideoWriter(tmp_path / "o.mp4", (640, 480), 25)
     writer.writer.process.kill()
@@ -197,7 +199,35 @@ def test_an_ffmpeg_that_ends_early_is_told(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32" or not shutil.which("ffmpeg"), reason="no ffmpeg")
+@pytest.mark.skipif(not WRITES_H264, reason="no ffmpeg that encodes H.264")
+def test_ctrl_c_while_ffmpeg_ends_costs_no_video(tmp_path, monkeypatch):
+    writer = VideoWriter(tmp_path / "o.mp4", (64, 48), 25)
+    for i in range(9):
+        writer.write(np.zeros((48, 64, 3), np.uint8), i / 25)
+    wait, calls = writer.writer.process.wait, []
+
+    def interrupted() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return wait()
+
+    monkeypatch.setattr(writer.writer.process, "wait", interrupted)
+    writer.close()
+    assert writer.was_stopped
+    assert len(read_film(tmp_path / "o.mp4")) == 9 and nothing_half_written(tmp_path)
+
+
+def test_an_ffmpeg_that_does_not_run_is_done_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_io.shutil, "which", lambda name: str(tmp_path / "no" / name))
+    assert not video_io.encodes_h264(str(tmp_path / "no" / "ffmpeg"))
+    writer = VideoWriter(tmp_path / "o.mp4", (64, 48), 25)
+    writer.write(np.zeros((48, 64, 3), np.uint8), 0.0)
+    writer.close()
+    assert len(read_film(tmp_path / "o.mp4")) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not WRITES_H264, reason="no ffmpeg with H.264")
 def test_ctrl_c_in_a_terminal_does_not_reach_ffmpeg(tmp_path):
     script = (
         "import os, signal, sys, time, numpy as np; from pathlib import Path\n"
@@ -674,7 +704,8 @@ class QuietServer(SimpleHTTPRequestHandler):
         pass
 
 
-def test_a_stream_is_read_by_its_address(run, frames, tmp_path):
+def test_a_stream_is_read_by_its_address(run, frames, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     write_film(tmp_path / "film.avi", frames)
     folder = partial(QuietServer, directory=tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), folder) as server:
@@ -701,7 +732,8 @@ def test_a_stream_that_is_not_there(run):
 @pytest.mark.parametrize(
     ("source", "name", "video"),
     [(3, "camera 3", "camera_3.mp4"), (Path("a/b.mov"), str(Path("a/b.mov")), "b.mp4"),
-     ("rtsp://u:p@host:554/x?y=z", "rtsp://host:554/x", "stream.mp4")],
+     ("rtsp://u:p@host:554/x?y=z", "rtsp://host:554/x", "stream.mp4"),
+     ("rtsp://u:p/ss@host/x?y=z", "rtsp://host/x", "stream.mp4")],
 )  # fmt: skip
 def test_what_sources_are_called(source, name, video):
     assert video_io.name_of(source) == name

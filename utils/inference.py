@@ -51,7 +51,8 @@ class Face:
         score: the detector's confidence (FaceBoxes': in [0, 1]), or that of a given box; NaN for a
             box that came without one.
         roi_box: (4,) float64 x1 y1 x2 y2, the square that was cropped, image frame; rounded to
-            whole pixels only with ``pixel_centres`` of the face model (``crop_to_image``).
+            whole pixels with ``pixel_centres`` of the face model (``crop_to_image``), and by
+            trackers.
         parameters: (62,) float32, not whitened: camera (12, y up, in the crop), shape (40),
             expression (10); see ``utils/morphable_model.py``.
         landmarks: (3, 68) float32, image frame; z has the scale of x and y.
@@ -98,8 +99,8 @@ class Face:
         box = ", ".join(f"{v:.0f}" for v in self.box)
         mesh = f"{self.vertices.shape[1]} vertices" if self.vertices is not None else "no mesh"
         return (
-            f"Face(box=[{box}], score={self.score:.2f}, yaw={self.yaw:.1f}, "
-            f"pitch={self.pitch:.1f}, roll={self.roll:.1f}, {mesh})"
+            f"Face(box=[{box}], score={self.score:.2f}, "
+            f"facing=[{', '.join(f'{angle:.1f}' for angle in self.facing)}], {mesh})"
         )
 
     def draw(

@@ -458,8 +458,8 @@ class _Arrays:
         return array
 
     def flag(self, name: str) -> bool:
-        stored = self.take(name)
-        if stored.shape != () or stored not in (0, 1):
+        stored = np.asarray(self.arrays[name])
+        if stored.shape != () or stored.dtype.kind not in "bfiu" or stored not in (0, 1):
             raise ValueError(f"{self.path}: {name} must be one number, 0 or 1")
         return bool(stored)
 

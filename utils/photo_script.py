@@ -101,7 +101,7 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
     model = open_model(options, threads=max(1, cpu_threads() // options.jobs))
     say(model.description)
     for folder in filter(Path.is_dir, options.files):
-        if left_out := unread(folder.iterdir()):
+        if left_out := unread(folder.rglob("*") if options.recursive else folder.iterdir()):
             say(f"{folder}: not all photos are taken{left_out}")
     return model
 

@@ -87,14 +87,12 @@ def _folded(name: str) -> str:
 def _pictures_of(folder: Path, png_only: bool, recursive: bool, results: Path | None) -> list[Path]:
     suffixes = {".png"} if png_only else PHOTO_SUFFIXES
     if recursive:
-        own = results and results.absolute()
-        within = [path.relative_to(folder) for path in folder.rglob("*")]
-        shown = [
-            folder / path
-            for path in within
-            if not any(part.startswith(".") for part in path.parts)
-            and not (own and own in (folder / path).absolute().parents)
-        ]
+        shown = []
+        for parent, folders, names in os.walk(folder):  # goes into no link
+            inner = [Path(parent, name) for name in folders if not name.startswith(".")]
+            inner = [f for f in inner if not (results and results.exists() and results.samefile(f))]
+            folders[:] = [path.name for path in inner]
+            shown += [Path(parent, name) for name in names if not name.startswith(".")]
     else:
         shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
     # a folder called x.jpg is taken too: reading it will say what it is

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from utils.cli import counted, say
-from utils.draw import contact_sheet, fit_into
+from utils.draw import contact_sheet, fit_into, printable
 from utils.files import atomic_write, write_npz
 from utils.inference import Face
 from utils.mesh_io import MESH_SUFFIXES, TexturedMesh, save_mesh
@@ -129,7 +129,7 @@ class PhotoResults(PhotoWriter):
         super().__init__(options)
         self.formats, self.drawings, self.face_model = options.save, options.draw, face_model
         self.sheets = ContactSheets(options.out) if len(options.photos) > 1 else None
-        self.names = [name for name, _ in options.photos]
+        self.names: list[str] = []  # of the photos whose results are there
 
     def save(
         self, name: str, path: Path, image: np.ndarray, faces: Sequence[Face]
@@ -152,6 +152,7 @@ class PhotoResults(PhotoWriter):
         return self.sheets.cell(read_image(self.result_of(name))) if self.sheets else None
 
     def saved(self, name: str, cell: np.ndarray | None) -> None:
+        self.names.append(name)
         if self.sheets:
             self.sheets.add(name, cell)
 
@@ -315,7 +316,7 @@ def write_numbers(
 
 def csv_row(face: Face, number: int, about: dict[str, str]) -> list[object]:
     """A face's line, the values of ``CSV_COLUMNS``."""
-    photo = about.get("photo", "")
+    photo = printable(about.get("photo", ""))
     if photo[:1] in set("=+-@\t\r"):  # spreadsheets would take the name for a formula
         photo = f"./{photo}"
     values = face_to_json(face)

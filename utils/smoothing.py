@@ -85,7 +85,8 @@ class OneEuro:
             return value
         difference = (value - self.raw) / frames
         self.raw = value
-        rate = frames * (self.rest + self.motion * self._significance(difference))
+        significance = self._significance(difference)
+        rate = frames * (self.rest + (self.motion * significance if self.motion else 0.0))
         share = rate / (1 + rate) if np.isfinite(rate) else 1.0
         n = self.count
         if self.motion and n <= LINE:

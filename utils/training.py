@@ -388,6 +388,7 @@ class Trainer:
             "clip_norm", "augment", "train_size", "loop",
         )  # fmt: skip
         recipe = {name: getattr(self.options, name) for name in names}
+        recipe["norm"] = self.options.norm
         recipe["processes"] = self.world.size  # what is random in augmentation and dropout
         return recipe | {"losses": {name: LOSS_WEIGHTS[name] for name in LOOPS[self.options.loop]}}
 
@@ -414,6 +415,7 @@ class Trainer:
         recipe = self._recipe()
         # older files do not name the losses, and the processes in the plan
         unsaid = {"losses": recipe["losses"], "processes": state["plan"].get("processes")}
+        unsaid["norm"] = "all"  # as it was before there was a choice
         before = unsaid | state["recipe"]
         changed += differences(before, recipe)
         if changed and self.world.is_main:

@@ -65,7 +65,8 @@ def turntable_frames(
     # ends: not at all, if it is symmetric
     vertices = mesh.vertices - (mesh.vertices.min(0) + mesh.vertices.max(0)) / 2
     there, back = (_turn(vertices, angle)[:, 0] for angle in (sway, -sway))
-    sine = np.sin(np.radians(sway)) or 1.0
+    sine = np.sin(np.radians(sway))
+    sine = sine if abs(sine) > 1e-6 else 1.0
     vertices[:, 2] += (there.min() + there.max() - back.min() - back.max()) / 4 / sine
     turned = [_turn(vertices, angle) for angle in distinct]  # (N, 3) each
     extent = max(float(np.abs(vertices[:, :2]).max()) for vertices in turned)

@@ -257,7 +257,11 @@ def _is_text(path: Path) -> bool:
 @lru_cache(maxsize=4)
 def encodes_h264(ffmpeg: str) -> bool:
     """Whether an ffmpeg program was built with the encoder of H.264."""
-    done = subprocess.run([ffmpeg, "-v", "error", "-encoders"], capture_output=True, text=True)
+    command = [ffmpeg, "-v", "error", "-encoders"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError:  # it does not run here
+        return False
     return " libx264 " in done.stdout
 
 
@@ -296,9 +300,13 @@ class H264Writer:
             raise OSError(f"ffmpeg ended: {reason}") from error
 
     def release(self) -> None:
-        with suppress(OSError):  # it has ended: the file tells what is in it
-            self.process.stdin.close()
-        self.process.wait()
+        try:
+            with suppress(OSError):  # it has ended: the file tells what is in it
+                self.process.stdin.close()
+            self.process.wait()
+        except KeyboardInterrupt:
+            self.process.wait()  # it ends soon, and only then is the video whole
+            raise
         self.errors.close()
 
 
@@ -346,18 +354,25 @@ class VideoWriter:
         if not _is_text(self.folder):  # OpenCV needs a name that is
             self.alias = Path(tempfile.mkdtemp())
             (self.alias / "folder").symlink_to(self.folder.resolve())
-        ffmpeg = shutil.which("ffmpeg")
-        if self.partial.suffix in H264_SUFFIXES and ffmpeg and encodes_h264(ffmpeg):
-            self.writer = H264Writer(ffmpeg, self.partial, fps, self.size)
-        else:
-            code = cv2.VideoWriter_fourcc(*CODECS[self.partial.suffix])
-            self.writer = cv2.VideoWriter(self._name_for_opencv(self.partial), code, fps, self.size)
+        self.writer: cv2.VideoWriter | H264Writer | None = None
+        try:
+            self.writer = self._begin()
+        except BaseException:
+            self.abandon()
+            raise
         if not self.writer.isOpened():
             self.abandon()
             raise ValueError(
                 f"{path}: this OpenCV cannot write {path.suffix} files; take another suffix of "
                 f"{' '.join(CODECS)}, or install the opencv-python-headless wheel"
             )
+
+    def _begin(self) -> cv2.VideoWriter | H264Writer:
+        suffix, ffmpeg = self.partial.suffix, shutil.which("ffmpeg")
+        if suffix in H264_SUFFIXES and ffmpeg and encodes_h264(ffmpeg):
+            return H264Writer(ffmpeg, self.partial, self.fps, self.size)
+        code = cv2.VideoWriter_fourcc(*CODECS[suffix])
+        return cv2.VideoWriter(self._name_for_opencv(self.partial), code, self.fps, self.size)
 
     def write(self, frame: np.ndarray, seconds: float) -> None:
         """Adds (H, W, 3) uint8 BGR of the writer's size, shown from ``seconds`` on.
@@ -388,7 +403,9 @@ class VideoWriter:
         OpenCV's writer does not tell of a full disk, and a video that lacks its index, which is
         written last, may be lost as a whole.
         """
-        needed = 2**19 + 64 * self.written + 3 * self.size[0] * self.size[1]
+        # ffmpeg has frames under way that are not on the disk yet
+        frames = 16 if isinstance(self.writer, H264Writer) else 1
+        needed = 2**19 + 64 * self.written + frames * 3 * self.size[0] * self.size[1]
         try:
             disk = shutil.disk_usage(self.folder)
         except OSError:
@@ -408,9 +425,9 @@ class VideoWriter:
         Raises:
             OSError: it could not be written, for example because the disk is full.
         """
-        self.writer.release()
         try:
             try:
+                self.writer.release()
                 self._check()
                 message = self._add_sound(sound_from) if sound_from else None
             except KeyboardInterrupt:  # the pictures are there, and were longer work
@@ -428,7 +445,10 @@ class VideoWriter:
 
     def abandon(self) -> None:
         """Ends without a video."""
-        self.writer.release()
+        if isinstance(self.writer, H264Writer):
+            self.writer.process.kill()  # nothing happens where it has ended
+        if self.writer is not None:
+            self.writer.release()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.alias:
             shutil.rmtree(self.alias, ignore_errors=True)  # not what its link leads to
@@ -509,6 +529,8 @@ def name_of(source: Source) -> str:
     if isinstance(source, Path):
         return str(source)
     address = urlsplit(source)
+    if "@" in source and "@" not in address.netloc:  # a password that is not quoted
+        return f"{address.scheme}://{source.rpartition('@')[2].partition('?')[0]}"
     return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
 

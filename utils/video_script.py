@@ -152,7 +152,8 @@ def run_on_video(options: argparse.Namespace, model: SynergyNet) -> int:
                     say(message)
                 is_stopped = is_stopped or writer.video.was_stopped
             except OSError as error:  # that there is no video is what must be told
-                is_stopped, failure = False, reason(error)
+                is_stopped = False
+                failure = "; ".join(filter(None, (failure, reason(error))))
     if is_stopped:
         failure = "stopped"
     if failure:
