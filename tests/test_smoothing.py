@@ -134,7 +134,10 @@ def test_missing_frames_count_as_time():
 # --------------------------------------------------------------------------------------- faces
 
 
-def test_apart_and_together_again(face, face_model):
+@pytest.mark.parametrize("pixel_centres", [False, True])
+def test_apart_and_together_again(face, face_model, pixel_centres):
+    face_model = replace(face_model, pixel_centres=pixel_centres)
+    face = make_face(face_model, face.parameters, face.roi_box)
     parts = take_apart(face)
     together = put_together(parts, face.roi_box, face_model)
     error = np.abs(together - face.parameters) / face_model.param_std
