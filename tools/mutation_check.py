@@ -172,8 +172,8 @@ MUTATIONS = (
     Mutation(
         "One-Euro filter: the cut-off does not rise with speed",
         "utils/smoothing.py",
-        "rate = frames * (self.rest + self.motion * self._significance(difference))",
-        "rate = frames * (self.rest + 0 * self._significance(difference))",
+        "(self.motion * significance if self.motion else 0.0)",
+        "0 * significance",
         "tests/test_smoothing.py",
     ),
     Mutation(
