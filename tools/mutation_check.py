@@ -172,8 +172,8 @@ MUTATIONS = (
     Mutation(
         "One-Euro filter: the cut-off does not rise with speed",
         "utils/smoothing.py",
-        "(self.motion * significance if self.motion else 0.0)",
-        "0 * significance",
+        "rate += self.motion * self._significance(difference)",
+        "rate += 0 * self._significance(difference)",
         "tests/test_smoothing.py",
     ),
     Mutation(

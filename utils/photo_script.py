@@ -23,7 +23,7 @@ from utils.inference import Face
 from utils.memory import is_out_of_memory
 from utils.model_options import add_model_options, open_model
 from utils.parallel import in_order
-from utils.photos import find_photos, unread
+from utils.photos import find_photos, shown_in, unread
 from utils.pictures import read_image
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def load_model(options: argparse.Namespace) -> SynergyNet:
     model = open_model(options, threads=max(1, cpu_threads() // options.jobs))
     say(model.description)
     for folder in filter(Path.is_dir, options.files):
-        if left_out := unread(folder.rglob("*") if options.recursive else folder.iterdir()):
+        if left_out := unread(shown_in(folder, options.recursive, options.out)):
             say(f"{folder}: not all photos are taken{left_out}")
     return model
 

@@ -84,17 +84,26 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def shown_in(folder: Path, recursive: bool, results: Path | None) -> list[Path]:
+    """What a folder holds that is not hidden, files and folders; ``recursive``: the files in it and
+    in its folders, but for the one of ``results``."""
+    if not recursive:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    shown = []
+    for parent, folders, names in os.walk(folder):  # goes into no link
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and not (results and results.exists() and results.samefile(Path(parent, name)))
+        ]
+        shown += [Path(parent, name) for name in names if not name.startswith(".")]
+    return shown
+
+
 def _pictures_of(folder: Path, png_only: bool, recursive: bool, results: Path | None) -> list[Path]:
     suffixes = {".png"} if png_only else PHOTO_SUFFIXES
-    if recursive:
-        shown = []
-        for parent, folders, names in os.walk(folder):  # goes into no link
-            inner = [Path(parent, name) for name in folders if not name.startswith(".")]
-            inner = [f for f in inner if not (results and results.exists() and results.samefile(f))]
-            folders[:] = [path.name for path in inner]
-            shown += [Path(parent, name) for name in names if not name.startswith(".")]
-    else:
-        shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    shown = shown_in(folder, recursive, results)
     # a folder called x.jpg is taken too: reading it will say what it is
     files = sorted(path for path in shown if path.suffix.lower() in suffixes)
     # A link that leads nowhere stays, so that it is reported; a named pipe would be waited for.

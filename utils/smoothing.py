@@ -85,8 +85,10 @@ class OneEuro:
             return value
         difference = (value - self.raw) / frames
         self.raw = value
-        significance = self._significance(difference)
-        rate = frames * (self.rest + (self.motion * significance if self.motion else 0.0))
+        rate = self.rest
+        if self.motion:
+            rate += self.motion * self._significance(difference)
+        rate *= frames
         share = rate / (1 + rate) if np.isfinite(rate) else 1.0
         n = self.count
         if self.motion and n <= LINE:

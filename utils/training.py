@@ -385,10 +385,9 @@ class Trainer:
         """What may be changed between epochs, and is said when it is."""
         names = (
             "epochs", "optimizer", "schedule", "lr", "weight_decay", "warmup", "cooldown",
-            "clip_norm", "augment", "train_size", "loop",
+            "clip_norm", "augment", "train_size", "loop", "norm",
         )  # fmt: skip
         recipe = {name: getattr(self.options, name) for name in names}
-        recipe["norm"] = self.options.norm
         recipe["processes"] = self.world.size  # what is random in augmentation and dropout
         return recipe | {"losses": {name: LOSS_WEIGHTS[name] for name in LOOPS[self.options.loop]}}
 
@@ -413,9 +412,12 @@ class Trainer:
                 "resume with the same settings"
             )
         recipe = self._recipe()
-        # older files do not name the losses, and the processes in the plan
-        unsaid = {"losses": recipe["losses"], "processes": state["plan"].get("processes")}
-        unsaid["norm"] = "all"  # as it was before there was a choice
+        # older files do not name the losses, the processes in the plan, and had no choice of norm
+        unsaid = {
+            "losses": recipe["losses"],
+            "processes": state["plan"].get("processes"),
+            "norm": "all",
+        }
         before = unsaid | state["recipe"]
         changed += differences(before, recipe)
         if changed and self.world.is_main:
