@@ -58,6 +58,57 @@ HINT = 2.0  # weight of the distance of the feature maps
 # From this share of the training on no pictures are mixed, so that batch-norm statistics settle on
 # plain ones.
 PLAIN_FROM = 0.85
+# Files of --out: everything to go on from, and the averaged weights alone.
+LAST, AVERAGE = "last.pth", "average.pth"
+STATEFUL, COUNTS = ("network", "hints", "optimiser"), ("step", "elapsed")  # of a student, in LAST
+
+
+class Student:
+    """The network in training, and all that a training which is resumed needs of it.
+
+    Attributes:
+        network: in training.
+        hints: what reads its feature maps; trained with it, not kept.
+        average: its state, averaged over the steps; this is what is exported.
+        step, elapsed: how many there were, and the seconds they took.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.network = on_device(untrained(), args.device)
+        self.hints = on_device(Hints(), args.device)
+        self.trained = torch.nn.ModuleList([self.network, self.hints])
+        self.optimiser = make_optimizer(self.trained, "adamw", args.lr, args.weight_decay)
+        if args.init:
+            self.network.load_state_dict(load_weights(args.init))
+        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.step, self.elapsed = 0, 0.0
+        if args.resume:
+            state = torch.load(args.out / LAST, map_location=args.device, weights_only=True)
+            for name in STATEFUL:
+                getattr(self, name).load_state_dict(state[name])
+            self.average, self.step, self.elapsed = (state[k] for k in ("average", *COUNTS))
+
+    def learn(self, loss: Tensor, lr: float) -> None:
+        """One step down the loss of a batch."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained.parameters(), 20.0)
+        self.optimiser.step()
+        self.step += 1
+        keep = min(0.999, (1 + self.step) / (10 + self.step))
+        for key, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                self.average[key].lerp_(value, 1 - keep)
+
+    def save(self, folder: Path) -> None:
+        """Everything to go on from, and beside it the average alone, as the detector reads it."""
+        state: dict[str, object] = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        state |= {name: getattr(self, name) for name in ("average", *COUNTS)}
+        write_checkpoint(folder / LAST, state)
+        plain = {key: value.cpu().contiguous() for key, value in self.average.items()}
+        write_checkpoint(folder / AVERAGE, plain)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -65,95 +116,98 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(0)
     device = args.device
-    network = on_device(untrained(), device)
-    hints = on_device(Hints(), device)
-    trained = torch.nn.ModuleList([network, hints])
-    optimiser = make_optimizer(trained, "adamw", args.lr, args.weight_decay)
-    if args.init:
-        network.load_state_dict(load_weights(args.init))
-    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-    step, elapsed = 0, 0.0
-    last = args.out / "last.pth"
-    if args.resume:
-        state = torch.load(last, map_location=device, weights_only=True)
-        network.load_state_dict(state["network"])
-        hints.load_state_dict(state["hints"])
-        optimiser.load_state_dict(state["optimiser"])
-        average, step, elapsed = state["average"], state["step"], state["elapsed"]
+    student, teacher = Student(args), None
     args.out.mkdir(parents=True, exist_ok=True)
-
-    teacher = None
     if args.teacher:
         teacher = on_device(FaceBoxesNet(), device).eval()
         teacher.load_state_dict(load_weights(args.teacher))
-    pictures = TrainingPictures(
-        args.data, args.seed, args.labels, args.views, teacher is not None, args.repeats
-    )
-    if args.unlabelled:
-        pictures.add_unlabelled(args.unlabelled, args.teacher)
-    if teacher is not None and args.init:
-        pictures.doubt(args.init)
     loader = DataLoader(
-        pictures, batch_size=None, sampler=itertools.count(step), num_workers=args.workers
+        training_pictures(args),
+        batch_size=None,
+        sampler=itertools.count(student.step),
+        num_workers=args.workers,
     )
     mean = torch.tensor(MEAN_BGR, device=device)  # of images (B, S, S, 3)
     half = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
-    bar = tqdm(total=args.steps, initial=step, desc="train")
-    names = ["box", "score", "hint"] if teacher is not None else ["box", "score"]
-    sums, counted = dict.fromkeys(names, 0.0), 0
-    with open(args.out / "log.csv", "a" if args.resume else "w", newline="") as file:
-        log = csv.writer(file)
-        if not args.resume:
-            log.writerow(["step", "seconds", "lr", *names])
-        started = time.monotonic() - elapsed
-        for images, labels, offsets, certain in loader:
-            elapsed = time.monotonic() - started
-            progress = step / args.steps
+    started = time.monotonic() - student.elapsed
+    with Log(args, student.step, has_hints=teacher is not None) as log:
+        for images, *labels in loader:
+            student.elapsed = time.monotonic() - started
+            progress = student.step / args.steps
             if args.minutes:
-                progress = max(progress, elapsed / 60 / args.minutes)
+                progress = max(progress, student.elapsed / 60 / args.minutes)
             if progress >= 1:
                 break
-            lr = args.lr * min((step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * progress))
-            for group in optimiser.param_groups:
-                group["lr"] = lr
-            network.train(not args.frozen_norm)
+            lr = args.lr * min((student.step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * progress))
+            student.network.train(not args.frozen_norm)
             images = images.to(device).to(torch.float32).sub_(mean).permute(0, 3, 1, 2)
-            batch = [x.to(device) for x in (labels, offsets, certain)]
+            labels = [x.to(device) for x in labels]
             if teacher is None:
                 with half:
-                    predicted = network.predict(network.maps(images))
-                terms = multibox_loss(*(rows.float() for rows in predicted), *batch[:2])
+                    predicted = student.network.predict(student.network.maps(images))
+                terms = multibox_loss(*(rows.float() for rows in predicted), *labels[:2])
             else:
-                rng = np.random.default_rng((args.seed, step, 1))
-                is_mixing = progress < PLAIN_FROM
-                terms = taught_terms(network, hints, teacher, images, *batch, rng, is_mixing, half)
+                rng = np.random.default_rng((args.seed, student.step, 1))
+                if progress < PLAIN_FROM:
+                    images, labels = with_mixed(rng, images, *labels)
+                terms = taught_terms(student, teacher, images, labels, half)
             loss = 2 * terms["box"] + terms["score"] + HINT * terms.get("hint", 0)
             if not math.isfinite(loss.item()):
-                raise RuntimeError(f"the loss is {loss.item()} at step {step}: try a smaller --lr")
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained.parameters(), 20.0)
-            optimiser.step()
-            step += 1
-            keep = min(0.999, (1 + step) / (10 + step))
-            for key, value in network.state_dict().items():
-                if value.is_floating_point():
-                    average[key].lerp_(value, 1 - keep)
-            for name, value in terms.items():
-                sums[name] += value.item()
-            counted += 1
-            bar.update()
-            if step % 50 == 0:
-                means = {name: value / counted for name, value in sums.items()}
-                log.writerow(
-                    [step, f"{elapsed:.0f}", f"{lr:.2e}", *(f"{v:.4f}" for v in means.values())]
+                raise RuntimeError(
+                    f"the loss is {loss.item()} at step {student.step}: try a smaller --lr"
                 )
-                file.flush()
-                bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()})
-                sums, counted = dict.fromkeys(sums, 0.0), 0
-            if step % args.save_every == 0:
-                checkpoint(last, network, hints, optimiser, average, step, elapsed)
-    checkpoint(last, network, hints, optimiser, average, step, elapsed)
+            student.learn(loss, lr)
+            log.add(student, lr, terms)
+            if student.step % args.save_every == 0:
+                student.save(args.out)
+    student.save(args.out)
+
+
+def training_pictures(args: argparse.Namespace) -> TrainingPictures:
+    is_taught = args.teacher is not None
+    pictures = TrainingPictures(
+        args.data, args.seed, args.labels, args.views, is_taught, args.repeats
+    )
+    if args.unlabelled:
+        pictures.add_unlabelled(args.unlabelled, args.teacher)
+    if is_taught and args.init:
+        pictures.doubt(args.init)
+    return pictures
+
+
+class Log:
+    """``log.csv`` in ``--out`` and the progress bar: means of the terms over ``EVERY`` steps."""
+
+    EVERY = 50
+
+    def __init__(self, args: argparse.Namespace, step: int, has_hints: bool) -> None:
+        names = ["box", "score", "hint"] if has_hints else ["box", "score"]
+        self.file = open(args.out / "log.csv", "a" if args.resume else "w", newline="")
+        self.rows = csv.writer(self.file)
+        if not args.resume:
+            self.rows.writerow(["step", "seconds", "lr", *names])
+        self.bar = tqdm(total=args.steps, initial=step, desc="train")
+        self.sums, self.counted = dict.fromkeys(names, 0.0), 0
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        self.file.close()
+
+    def add(self, student: Student, lr: float, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.sums[name] += value.item()
+        self.counted += 1
+        self.bar.update()
+        if student.step % self.EVERY == 0:
+            means = {name: value / self.counted for name, value in self.sums.items()}
+            written = (f"{value:.4f}" for value in means.values())
+            self.rows.writerow([student.step, f"{student.elapsed:.0f}", f"{lr:.2e}", *written])
+            self.file.flush()
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+            self.sums, self.counted = dict.fromkeys(self.sums, 0.0), 0
 
 
 def untrained() -> FaceBoxesNet:
@@ -167,36 +221,36 @@ def untrained() -> FaceBoxesNet:
     return network
 
 
+def with_mixed(
+    rng: np.random.Generator, images: Tensor, labels: Tensor, offsets: Tensor, certain: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """A batch in which some of the pictures have another one shining through, and its labels."""
+    images, is_mixed = mixed(rng, images, certain.cpu().numpy())
+    labels = labels.masked_fill(is_mixed[:, None], 0)  # a copy: the batch comes again
+    return images, [labels, offsets, certain]
+
+
 def taught_terms(
-    network: FaceBoxesNet,
-    hints: Hints,
+    student: Student,
     teacher: FaceBoxesNet,
     images: Tensor,
-    labels: Tensor,
-    offsets: Tensor,
-    certain: Tensor,
-    rng: np.random.Generator,
-    is_mixing: bool,
+    labels: list[Tensor],
     half: torch.autocast,
 ) -> dict[str, Tensor]:
     """How far student and teacher are apart on a batch: ``box``, ``score`` and ``hint``.
 
     Args:
-        images: (B, 3, S, S) float32, means subtracted. labels, offsets, certain: of
-            ``TrainingPictures``.
-        is_mixing: some of the pictures have another one shining through.
+        images: (B, 3, S, S) float32, means subtracted.
+        labels: labels, offsets and certain of ``TrainingPictures``.
     """
-    if is_mixing:
-        images, is_mixed = mixed(rng, images, certain.cpu().numpy())
-        labels = labels.masked_fill(is_mixed[:, None], 0)  # the batch comes again
     with half:
-        maps = network.maps(images)
-        predicted = [rows.float() for rows in network.predict(maps)]
+        maps = student.network.maps(images)
+        predicted = [rows.float() for rows in student.network.predict(maps)]
         with torch.no_grad():
             taught_maps = teacher.maps(images)
             taught = [rows.float() for rows in teacher.predict(taught_maps)]
-        hint = hints(maps, taught_maps, taught[1], ~certain)
-    return distillation_loss(*predicted, *taught, labels, offsets, certain) | {"hint": hint}
+        hint = student.hints(maps, taught_maps, taught[1], ~labels[-1])
+    return distillation_loss(*predicted, *taught, *labels) | {"hint": hint}
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -207,7 +261,7 @@ def check_files(args: argparse.Namespace) -> None:
     """
     needed: list[tuple[Path, str]] = []
     if args.export:
-        needed.append((args.out / "average.pth", "--out is the folder of a training's results"))
+        needed.append((args.out / AVERAGE, "--out is the folder of a training's results"))
     else:
         files = ["detector/train.zip", "faces_train_labels.npz"]
         files += [f"faces_train_{i}.zip" for i in range(SHARDS)]
@@ -221,7 +275,7 @@ def check_files(args: argparse.Namespace) -> None:
         if args.teacher:
             needed.append((args.teacher, "--teacher is another detector's weights"))
         if args.resume:
-            needed.append((args.out / "last.pth", "nothing to go on from: leave out --resume"))
+            needed.append((args.out / LAST, "nothing to go on from: leave out --resume"))
     if args.init:
         needed.append((args.init, "--init is the weights to begin with"))
     require_files(needed)
@@ -232,31 +286,6 @@ def check_files(args: argparse.Namespace) -> None:
             )
         if not any(args.unlabelled.iterdir()):
             raise FileNotFoundError(f"{args.unlabelled}: empty; --unlabelled is to hold pictures")
-
-
-def checkpoint(
-    path: Path,
-    network: FaceBoxesNet,
-    hints: Hints,
-    optimiser: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    step: int,
-    elapsed: float,
-) -> None:
-    """Everything to go on from, and beside it the averaged weights alone, as the detector reads."""
-    write_checkpoint(
-        path,
-        {
-            "network": network.state_dict(),
-            "hints": hints.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "average": average,
-            "step": step,
-            "elapsed": elapsed,
-        },
-    )
-    plain = {key: value.cpu().contiguous() for key, value in average.items()}
-    write_checkpoint(path.with_name("average.pth"), plain)
 
 
 def export(source: Path, target: Path, other: Path | None = None, share: float = 0.0) -> None:
@@ -316,7 +345,7 @@ def main() -> None:
         parser.error("--init-share is a share of 0 to 1 of --init in an --export: it needs both")
     if args.frozen_norm and not args.init:
         parser.error("--frozen-norm needs --init: untrained weights have no statistics")
-    last = args.out / "last.pth"
+    last = args.out / LAST
     if last.exists() and not (args.resume or args.export):
         parser.error(
             f"{last}: a training is there already: go on with it (--resume), or write elsewhere "
@@ -328,7 +357,7 @@ def main() -> None:
     except RuntimeError as error:
         parser.error(str(error))
     if args.export:
-        export(args.out / "average.pth", args.export, args.init, args.init_share)
+        export(args.out / AVERAGE, args.export, args.init, args.init_share)
     else:
         train(args)
 

@@ -257,14 +257,14 @@ def test_a_resumed_training_is_the_same(photos, tmp_path, monkeypatch, capsys, o
     class Stopped(Exception):
         pass
 
-    real = train_detector.checkpoint
+    real = train_detector.Student.save
 
     def stop(*arguments):
         real(*arguments)
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_detector, "checkpoint", stop)
+        patch.setattr(train_detector.Student, "save", stop)
         with pytest.raises(Stopped):
             run("parts", "--save-every", "3")
     assert torch.load(tmp_path / "parts" / "last.pth", weights_only=True)["step"] == 3
