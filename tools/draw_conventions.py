@@ -91,7 +91,8 @@ def mean_face(
     low, high = face_model.mean.min(1), face_model.mean.max(1)
     matrix = turn * fill * CROP_SIZE / (high[1] - low[1])
     # the camera has y up (utils/morphable_model.py)
-    middle = (side - 1) / 2 * CROP_SIZE / side
+    exact = face_model.pixel_centres  # see crop_to_image
+    middle = (CROP_SIZE - 1) / 2 if exact else (side - 1) / 2 * CROP_SIZE / side
     shift = np.array([middle, Y_FLIP - middle, 0]) - matrix @ ((low + high) / 2)
     parameters = np.zeros((1, len(face_model.param_mean)), np.float32)  # no shape, no expression
     parameters[0, :CAMERA] = np.column_stack([matrix, shift]).ravel()

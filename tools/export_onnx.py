@@ -334,8 +334,6 @@ def reference_outputs(
 ) -> dict[str, np.ndarray]:
     """Decoder's outputs as ``FacePipeline`` computes them, from (B, 62) and (B, 4), by name."""
     boxes = roi_boxes.astype(np.float64)
-    if face_model.pixel_centres:
-        boxes = np.round(boxes)  # as they are cut
     faces = faces_from_parameters(face_model, parameters, boxes, np.zeros((len(boxes), 5)), dense)
     names = ["rotation", "scale", "translation", "landmarks", *(["vertices"] if dense else [])]
     return {

@@ -218,8 +218,6 @@ class FacePipeline:
             for start in range(0, len(crops), MAX_BATCH)
         ]
         parameters = self.face_model.dewhiten(np.concatenate(chunks))  # (n, 62)
-        if self.face_model.pixel_centres:
-            roi_boxes = np.round(roi_boxes)  # as they were cut
         return faces_from_parameters(self.face_model, parameters, roi_boxes, detections, dense)
 
 
@@ -231,6 +229,8 @@ def faces_from_parameters(
     dense: bool,
 ) -> list[Face]:
     """(n, 62) parameters (not whitened), (n, 4) roi boxes, (n, 5) detections -> n faces."""
+    if face_model.pixel_centres:
+        roi_boxes = np.round(roi_boxes)  # as they are cut
     to_image = partial(crop_to_image, pixel_centres=face_model.pixel_centres)
     landmarks = to_image(face_model.landmarks(parameters), roi_boxes)
     scale, rotation, translation = decompose_camera(split_camera(parameters))
