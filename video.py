@@ -27,6 +27,7 @@ from utils.video_script import check_window, run_on_video
 EPILOG = """\
 --save writes beside the video, under its name:
   jsonl   one line a frame: {"frame", "time" (seconds), "faces": [{"id", "box", "landmarks", ...}]}
+  csv     a line a face and frame, for spreadsheets: without parameters, rotation and roi box
   npz     arrays with one row a face and frame: frame, time, id, box, landmarks, parameters, ...;
           and frame_time, the seconds of every frame
   Fields, frames and units are those of utils.inference.Face; box is where the detector would put

@@ -917,8 +917,14 @@ def test_no_photos(tmp_path):
 
 def test_summary(pipeline):
     (faces,) = pipeline([PHOTOS[3]])
+    faces = [frontal(face) for face in faces]
     assert results.summary(faces).startswith("3 faces: yaw ")
     assert results.summary(faces * 2).endswith("...")
+    parameters = faces[1].parameters.copy()
+    parameters[4:7] *= 1.2  # the camera's second row: no turn and scale of any head
+    faces[1] = with_parameters(faces[1], parameters)
+    assert [face.stretch for face in faces] == pytest.approx([1, 1.2, 1])
+    assert results.summary(faces).endswith(" (1 fitted badly: upside down, or no face?)")
 
 
 @pytest.mark.parametrize(

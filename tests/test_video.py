@@ -1,5 +1,6 @@
 """video.py: what it writes, and what it makes of damaged, odd and interrupted videos."""
 
+import csv
 import json
 import os
 import shutil
@@ -108,10 +109,11 @@ def nothing_half_written(folder: Path) -> bool:
 
 def test_a_video_with_two_faces(run, frames, tmp_path, model):
     write_film(tmp_path / "in.mp4", frames)
-    code, output = run("-f", "in.mp4", "-o", "out/o.mp4", "--save", "jsonl,npz", "--smooth", "off")
+    numbers = ["--save", "csv,jsonl,npz", "--smooth", "off"]
+    code, output = run("-f", "in.mp4", "-o", "out/o.mp4", *numbers)
     assert code == 0, output
     assert "2 faces in 12 of 12 frames" in output and "sound" in output
-    assert sorted(path.name for path in Path("out").iterdir()) == ["o.jsonl", "o.mp4", "o.npz"]
+    assert {path.name for path in Path("out").iterdir()} == {"o.csv", "o.jsonl", "o.mp4", "o.npz"}
     drawn = read_film(Path("out/o.mp4"))
     assert len(drawn) == COUNT and drawn[0].shape == frames[0].shape
     assert np.abs(drawn[5].astype(int) - read_film(Path("in.mp4"))[5]).mean() > 3
@@ -129,6 +131,12 @@ def test_a_video_with_two_faces(run, frames, tmp_path, model):
     for row, face in enumerate(face for line in lines for face in line["faces"]):
         for name in ("landmarks", "box", "yaw", "rotation", "scale", "parameters"):
             np.testing.assert_allclose(table[name][row], face[name], rtol=1e-5, atol=1e-5)
+    with open("out/o.csv", newline="") as file:
+        sheet = list(csv.DictReader(file))
+    for key, column in (("frame", "frame"), ("time", "time"), ("id", "id"), ("score", "score")):
+        np.testing.assert_allclose([float(row[column]) for row in sheet], table[key], atol=1e-6)
+    np.testing.assert_allclose([float(row["y30"]) for row in sheet], table["landmarks"][:, 1, 30],
+                               atol=1e-3)  # fmt: skip
     expected = np.array([face.landmarks for face in model(frames[-1], dense=False)])
     moved = table["landmarks"][-2:, None, :2] - expected[:, :2]  # (2, 2, 2, 68)
     distance = np.linalg.norm(moved, axis=2).mean(axis=2)  # pixels; the faces are 60 high
@@ -146,8 +154,9 @@ def test_where_it_goes_when_nothing_is_said(run, frames):
 
 def test_nobody(run):
     write_film(Path("in.avi"), 3 * [np.full((*SIZE, 3), GREY, np.uint8)])
-    code, output = run("-f", "in.avi", "-o", "o.avi", "--save", "npz,jsonl")
+    code, output = run("-f", "in.avi", "-o", "o.avi", "--save", "npz,jsonl,csv")
     assert code == 0
+    assert len(Path("o.csv").read_text().splitlines()) == 1  # the titles
     assert "0 faces in 0 of 3 frames" in output
     assert [line["faces"] for line in lines_of(Path("o.jsonl"))] == 3 * [[]]
     table = np.load("o.npz")
@@ -836,7 +845,7 @@ def test_numbers_are_streamed(tmp_path, model, frames):
         (["-f", "in.mp4", "-o", "folder.mp4"], "is a folder"),
         (["-f", "in.mp4", "-o", "in.mp4/o.mp4"], "in.mp4"),
         (["-f", "in.mp4", "--draw", "moustache"], "moustache"),
-        (["-f", "in.mp4", "--save", "xml"], "jsonl, npz"),
+        (["-f", "in.mp4", "--save", "xml"], "jsonl, csv, npz"),
         (["-f", "in.mp4", "--smooth", "much"], "much"),
         (["-f", "in.mp4", "--detect-every", "0"], "1 or more, not '0'"),
         (["-f", "in.mp4", "--no-video"], "nothing to do"),

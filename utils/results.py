@@ -13,7 +13,7 @@ import numpy as np
 from utils.cli import counted, say
 from utils.draw import contact_sheet, fit_into, printable
 from utils.files import atomic_write, write_npz
-from utils.inference import Face
+from utils.inference import MAX_STRETCH, Face
 from utils.mesh_io import MESH_SUFFIXES, TexturedMesh, save_mesh
 from utils.morphable_model import NUM_LANDMARKS, NUM_PARAMETERS, MorphableModel
 from utils.overlays import Overlays, nearest_last
@@ -39,6 +39,7 @@ FACE_ROW = np.dtype(
         ("rotation", np.float64, (3, 3)),
         ("scale", np.float64),
         ("translation", np.float64, 3),
+        ("stretch", np.float64),
     ]
 )
 # a line of the csv: photo, the face's number in it, these, and x y z of one landmark after another
@@ -49,9 +50,11 @@ CSV_FIELDS = {
     "facing": ("facing_yaw", "facing_pitch", "facing_roll"),
     "scale": ("scale",),
     "translation": ("translation_x", "translation_y", "translation_z"),
+    "stretch": ("stretch",),
 }
-CSV_COLUMNS = ["photo", "face", *(column for columns in CSV_FIELDS.values() for column in columns)]
-CSV_COLUMNS += [f"{axis}{i}" for i in range(NUM_LANDMARKS) for axis in "xyz"]
+CSV_NUMBERS = [column for columns in CSV_FIELDS.values() for column in columns]
+CSV_NUMBERS += [f"{axis}{i}" for i in range(NUM_LANDMARKS) for axis in "xyz"]
+CSV_COLUMNS = ["photo", "face", *CSV_NUMBERS]
 # what shows a face with the photo's own texture; each face gets a file of its own
 TEXTURED_FORMATS = (*(suffix[1:] for suffix in MESH_SUFFIXES), "uv")
 # all folders that results are written to
@@ -319,9 +322,14 @@ def csv_row(face: Face, number: int, about: dict[str, str]) -> list[object]:
     photo = printable(about.get("photo", ""))
     if photo[:1] in set("=+-@\t\r"):  # spreadsheets would take the name for a formula
         photo = f"./{photo}"
+    return [photo, number, *csv_numbers(face)]
+
+
+def csv_numbers(face: Face) -> list[float | None]:
+    """The values of ``CSV_NUMBERS``."""
     values = face_to_json(face)
     numbers = [values[key] for key in CSV_FIELDS] + [np.transpose(values["landmarks"]).ravel()]
-    return [photo, number, *np.hstack(numbers).tolist()]
+    return np.hstack(numbers).tolist()
 
 
 def join_tables(out: Path, names: Sequence[str]) -> None:
@@ -378,7 +386,10 @@ def face_to_json(face: Face) -> dict[str, object]:
 
 
 def summary(faces: Sequence[Face]) -> str:
-    """``1 face: yaw -12.3 pitch 4.5 roll 0.1``; where the first three face, degrees."""
+    """``1 face: yaw -12.3 pitch 4.5 roll 0.1``; where the first three face, degrees. Says of how
+    many the fit is doubtful."""
     angles = ["yaw {:.1f} pitch {:.1f} roll {:.1f}".format(*face.facing) for face in faces]
     more = ["..."] if len(angles) > 3 else []
-    return f"{counted(len(faces), 'face')}: {'; '.join(angles[:3] + more)}"
+    doubtful = sum(face.stretch > MAX_STRETCH for face in faces)
+    doubt = f" ({doubtful} fitted badly: upside down, or no face?)" if doubtful else ""
+    return f"{counted(len(faces), 'face')}: {'; '.join(angles[:3] + more)}{doubt}"

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from utils.boxes import overlaps
-from utils.inference import Face, FacePipeline, detect, faces_from_parameters
+from utils.inference import MAX_STRETCH, Face, FacePipeline, detect, faces_from_parameters
 from utils.morphable_model import split_camera
 from utils.pictures import to_bgr8
 from utils.preprocessing import ROI_ENLARGEMENT, boxes_to_roi_boxes, crop_faces
@@ -33,10 +33,7 @@ ROI_RISE = 0.105  # centre over that of the landmarks' box, towards the head's t
 BOX_ASPECT = 0.75  # width over height of detected boxes
 ROI_TOLERANCE = 0.05  # sides; crops of a face that strayed by less, and slowly, stay
 
-# To tell what the network makes of a crop without a face. Cameras of faces are nearly scaled
-# rotations: the largest scale over the smallest is 1.02 (median) to 1.10 (99.9 % of 835 photos); of
-# background it is 1.9 (median; 4 % of 1,600 crops are below the limit and pass the next one too).
-MAX_STRETCH = 1.15
+# To tell what the network makes of a crop without a face.
 WEAK_SCORE, WEAK_STRETCH = 0.8, 1.12  # a new face whose detection scores less must look better
 LANDMARKS_OVER_ROI = (0.65, 1.3)  # diagonal over side; faces 0.78 to 1.15 (98 %), background 0.75
 MIN_SIDE = 12  # pixels of a roi box
@@ -372,12 +369,11 @@ def next_roi_box(face: Face, velocity: np.ndarray) -> np.ndarray:
 def looks_like_a_face(face: Face, image: np.ndarray, max_stretch: float = MAX_STRETCH) -> bool:
     """A cheap judgement: what the network makes of other things rarely has a face's geometry."""
     linear = split_camera(face.parameters[None])[0, :, :3].astype(np.float64)
-    lengths = np.linalg.svd(linear, compute_uv=False)
     side = face.roi_box[2] - face.roi_box[0]
     diagonal = float(np.hypot(*np.ptp(face.landmarks[:2], axis=1)))
     centre = centre_of(face)
     return bool(
-        lengths[0] <= max_stretch * lengths[2]
+        face.stretch <= max_stretch
         and np.linalg.det(linear) > 0
         and LANDMARKS_OVER_ROI[0] * side <= diagonal <= LANDMARKS_OVER_ROI[1] * side
         and MIN_SIDE <= side <= 4 * max(image.shape[:2])

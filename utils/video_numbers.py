@@ -1,22 +1,24 @@
-"""The numbers of a video's faces: a line of JSON for each frame, or arrays of all of them."""
+"""The numbers of a video's faces: a line of JSON a frame, of CSV a face, or arrays of them all."""
 
 from __future__ import annotations
 
+import csv
 import json
 import tempfile
 from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
 from utils.files import atomic_write, write_npz
 from utils.inference import Face
-from utils.results import FACE_ROW, face_to_json, fill_row
+from utils.results import CSV_NUMBERS, FACE_ROW, csv_numbers, face_to_json, fill_row
 from utils.video_io import CODECS
 
-FORMATS = ("jsonl", "npz")
+FORMATS = ("jsonl", "csv", "npz")
 # one row a face and frame
 ROW = np.dtype(
     [
@@ -26,6 +28,7 @@ ROW = np.dtype(
         *FACE_ROW.descr,
     ]
 )
+CSV_COLUMNS = ["frame", "time", "id", *CSV_NUMBERS]
 
 
 def file_of(path: Path, form: str) -> Path:
@@ -37,10 +40,11 @@ def file_of(path: Path, form: str) -> Path:
 class VideoNumbers:
     """Takes the faces of one frame after the other; a context manager.
 
-    With the block's end the files appear, complete: PATH.jsonl with one line a frame, PATH.npz with
-    the fields of ``ROW`` as arrays of one row a face and ``frame_time``, seconds of every frame. If
-    the block ends by an exception, or there was no frame, they do not. Until then what has been
-    added is in temporary files, of which that of lines lies beside PATH and can be read.
+    With the block's end the files appear, complete: PATH.jsonl with one line a frame, PATH.csv with
+    one a face and frame (``CSV_COLUMNS``), PATH.npz with the fields of ``ROW`` as arrays of one row
+    a face and frame and ``frame_time``, seconds of every frame. If the block ends by an exception,
+    or there was no frame, they do not. Until then what has been added is in temporary files, of
+    which those of lines lie beside PATH and can be read.
 
     Args:
         path: of the files, as ``file_of`` takes it.
@@ -59,13 +63,13 @@ class VideoNumbers:
         self.written: list[Path] = []
 
     def __enter__(self) -> VideoNumbers:
-        self.lines_file = ExitStack()  # empty: the first frame begins the file
+        self.open_files = ExitStack()  # empty: the first frame begins the files of lines
         self.rows = tempfile.TemporaryFile() if "npz" in self.formats else nullcontext()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         with self.rows:
-            self.lines_file.__exit__(kind, error, trace)  # it gets its name, or goes
+            self.open_files.__exit__(kind, error, trace)  # it gets its name, or goes
             if kind is not None or not self.times:  # an earlier run's files stay
                 return
             if "npz" in self.formats:
@@ -79,15 +83,24 @@ class VideoNumbers:
         arrays["frame_time"] = np.array(self.times)
         write_npz(file_of(self.path, "npz"), arrays)
 
+    def _begin(self) -> None:
+        def opened(form: str) -> TextIO:
+            return self.open_files.enter_context(atomic_write(file_of(self.path, form), "w"))
+
+        if "jsonl" in self.formats:
+            self.lines = opened("jsonl")
+        if "csv" in self.formats:
+            self.sheet = opened("csv")
+            self.sheet.write(",".join(CSV_COLUMNS) + "\n")
+
     def add(self, frame: int, seconds: float, tracked: Sequence[tuple[int, Face]]) -> None:
         """Writes the faces, each with its id, of a frame.
 
         Raises:
             OSError: they cannot be written.
         """
-        if "jsonl" in self.formats and not self.times:
-            lines = atomic_write(file_of(self.path, "jsonl"), "w")
-            self.lines = self.lines_file.enter_context(lines)
+        if not self.times:
+            self._begin()
         self.times.append(seconds)
         if "npz" in self.formats:
             for number, face in tracked:
@@ -100,3 +113,8 @@ class VideoNumbers:
             line = {"frame": frame, "time": round(seconds, 6), "faces": faces}
             self.lines.write(json.dumps(line, allow_nan=False) + "\n")
             self.lines.flush()
+        if "csv" in self.formats:
+            start = (frame, round(seconds, 6))
+            table = csv.writer(self.sheet, lineterminator="\n")
+            table.writerows((*start, number, *csv_numbers(face)) for number, face in tracked)
+            self.sheet.flush()
