@@ -11,6 +11,7 @@ python -m tools.export_onnx -w pretrained/best_pose.pth.tar -o somewhere --forma
 import io
 import json
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from utils.cli import comma_list, complain, run_script, script_parser
 from utils.files import atomic_write, check_writable
 from utils.geometry import SINE_AT_POLE
 from utils.inference import faces_from_parameters
-from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
+from utils.morphable_model import CAMERA, MorphableModel, load_morphable_model, split_camera
 from utils.onnx_engine import (
     OPSET,
     OnnxNetwork,
@@ -39,6 +40,9 @@ SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
 # Of the largest magnitude: what the geometry may differ by from numpy's on the same parameters. On
 # a photo of 300 pixels it is 0.001 pixel; float32 sums in another order were seen to give 1e-7.
 GEOMETRY_TOLERANCE = 3e-6
+# Of the face model, in the graph's shapes. Micrometres pass 65,504, where float16 ends, to which
+# many runtimes turn a graph; a power of two changes no bit in float32.
+UNIT = 1024
 BATCHES = (2, 1, 7)  # sizes that a graph is compared on; the first is traced
 
 # What goes in and out: dtype, shape (N: the face model's vertices) and meaning.
@@ -110,9 +114,9 @@ def arctan2(y: Tensor, x: Tensor) -> Tensor:
     """
     steep = y.abs() > x.abs()
     long, short = torch.where(steep, y, x), torch.where(steep, x, y)
-    ratio = short / torch.where(long == 0, torch.ones_like(long), long)
+    ratio = short / torch.where(long == 0, 1.0, long)
     angle = torch.atan(ratio.float()).double()
-    turn = torch.where(y < 0, -torch.ones_like(y), torch.ones_like(y)) * torch.pi
+    turn = (1 - 2 * (y < 0).to(y.dtype)) * torch.pi
     return torch.where(steep, turn / 2 - angle, torch.where(x < 0, angle + turn, angle))
 
 
@@ -132,7 +136,7 @@ def rotation_to_angles(rotation: Tensor) -> Tensor:
     at_pole = sin_yaw.abs() > SINE_AT_POLE
     pitch = arctan2(rotation[:, 1, 2], torch.where(at_pole, rotation[:, 1, 1], rotation[:, 2, 2]))
     roll = arctan2(rotation[:, 0, 1], rotation[:, 0, 0])
-    roll = torch.where(at_pole, torch.zeros_like(roll), roll)
+    roll = torch.where(at_pole, 0.0, roll)
     return torch.stack([yaw, pitch, roll], 1) * (180 / torch.pi)
 
 
@@ -141,7 +145,7 @@ def crop_to_image(points: Tensor, roi_boxes: Tensor, pixel_centres: bool) -> Ten
     sides = (roi_boxes[:, 2:] - roi_boxes[:, :2]) / CROP_SIZE  # (B, 2)
     scale = torch.cat([sides, sides.mean(1, keepdim=True)], 1)
     corners = roi_boxes[:, :2] + (sides - 1) / 2 if pixel_centres else roi_boxes[:, :2]
-    origin = torch.cat([corners, torch.zeros_like(roi_boxes[:, :1])], 1)
+    origin = torch.cat([corners, roi_boxes[:, :1] * 0], 1)
     return points * scale[:, :, None] + origin[:, :, None]
 
 
@@ -184,13 +188,16 @@ class Decoder(WithFaceModel):
     POINTS = ("landmark_mean", "landmark_basis", "flip", "flip_offset")
 
     def __init__(self, face_model: MorphableModel, dense: bool) -> None:
+        shapes = ("landmark_mean", "landmark_basis", "mean", "basis")
+        face_model = replace(face_model, **{n: getattr(face_model, n) / UNIT for n in shapes})
         super().__init__(face_model, (*self.POINTS, "mean", "basis") if dense else self.POINTS)
         self.dense = dense
 
     def forward(self, parameters: Tensor, roi_boxes: Tensor) -> tuple[Tensor, ...]:
-        model, boxes = self.face_model(), roi_boxes.double()
+        model, boxes = self.face_model(), roi_boxes
         if model.pixel_centres:
-            boxes = boxes.round()  # as they are cut
+            boxes = boxes.round()  # as they are cut; before double: tract rounds float32 only
+        boxes = boxes.double()
         scale, rotation, translation = decompose_camera(split_camera(parameters).double())
         translation = translation[:, :, None] * model.flip.double() + model.flip_offset.double()
         pose = (
@@ -199,9 +206,12 @@ class Decoder(WithFaceModel):
             scale * (boxes[:, 2] - boxes[:, 0]) / CROP_SIZE,
             crop_to_image(translation, boxes, model.pixel_centres)[:, :, 0],
         )
-        points = [model.landmarks(parameters)]
+        camera = split_camera(parameters)
+        camera = torch.cat([camera[:, :, :3] * UNIT, camera[:, :, 3:]], 2).flatten(1)
+        in_units = torch.cat([camera, parameters[:, CAMERA:]], 1)
+        points = [model.landmarks(in_units)]
         if self.dense:
-            points.append(model.vertices(parameters))
+            points.append(model.vertices(in_units))
         in_image = [crop_to_image(p, boxes.to(p.dtype), model.pixel_centres) for p in points]
         return *(tensor.to(parameters.dtype) for tensor in pose), *in_image
 
@@ -274,14 +284,20 @@ def export_torchscript(graph: Graph, metadata: dict[str, str]) -> bytes:
     Raises:
         RuntimeError: it cannot be traced, or the traced form computes something else.
     """
-    file = io.BytesIO()
+    traced, file = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         # Tracing warns where Python numbers become constants: here sizes of the face model, which
         # are. What must vary, the batch, is compared below.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         _silence_deprecation()
         script = torch.jit.trace(graph.module, graph.samples[0], check_trace=False)
-        torch.jit.save(script, file, _extra_files={"metadata.json": json.dumps(metadata, indent=1)})
+        extra = {"metadata.json": json.dumps(metadata, indent=1)}
+        torch.jit.save(script, traced, _extra_files=extra)
+    # without what names each operation's source, by its place on this machine
+    with zipfile.ZipFile(traced) as whole, zipfile.ZipFile(file, "w") as kept:
+        for entry in whole.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                kept.writestr(entry, whole.read(entry))
     compare_with_torch(
         open_torchscript(file.getvalue()), graph.module, graph.samples, graph.outputs
     )
@@ -406,6 +422,12 @@ def write_exports(
         "heads": model.heads,
         "weights": weights.name,
         "face_model": model_3d.fingerprint,
+        "box": "a face's, from the middle of the forehead to the chin; crops are 1.2 times as high",
+        "mapping": (
+            "roi_boxes are rounded; x = (x_crop + 1/2) * side / 120 - 1/2 + x1"
+            if model_3d.pixel_centres
+            else "roi_boxes are not rounded; x = x_crop * side / 120 + x1"
+        ),
     }
     graphs = make_graphs(model, model_3d, dense)
     exported = [
