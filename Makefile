@@ -22,6 +22,8 @@ NAMES ?=
 TORCH ?=
 
 PY := $(VENV)/bin/python
+# A setting as one word for the shell, whatever a photo's name holds: quotes, $(shell ...)
+quoted = '$(subst ','\'',$(value $(1)))'
 NATIVE := Sim3DR FaceBoxes backbone_nets
 SOURCES := pyproject.toml setup.py \
     $(wildcard $(foreach folder,$(NATIVE),$(folder)/*.pyx $(folder)/*.cpp $(folder)/*.h))
@@ -42,9 +44,9 @@ venv: $(VENV)/.torch-installed ## Create the virtual environment (.venv) with to
 build: $(VENV)/.built ## Install the project and its requirements, compile the native extensions
 
 demo: build ## Landmarks, mesh overlay and head pose of a photo: PHOTO=img/astronaut.jpg
-	$(PY) singleImage.py -f '$(PHOTO)' -o '$(OUT)'
+	$(PY) singleImage.py -f $(call quoted,PHOTO) -o $(call quoted,OUT)
 	@echo
-	@echo "The pictures are in $(OUT)/: rendering_overlay/, landmarks/ and poses/"
+	@echo The pictures are in $(call quoted,OUT)"/: rendering_overlay/, landmarks/ and poses/"
 
 train-demo: build ## Render faces, train on them for some two minutes, show what was learnt
 	$(PY) -m tools.train_demo

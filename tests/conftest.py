@@ -4,8 +4,11 @@ The reference values of the published computation and the published assets are l
 this repository does not contain. Tests that need them skip, saying so, where they are absent.
 """
 
+import atexit
 import os
 import pickle
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +26,10 @@ from utils.morphable_model import MorphableModel, load_morphable_model
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
 ASSETS_DIR = Path(os.environ.get("ASSETS_DIR", ROOT.parent / "shared" / "assets"))
+
+# of networks exported by tests, and by what they start
+os.environ["XDG_CACHE_HOME"] = str(CACHE := Path(tempfile.mkdtemp(prefix="synergynet-cache-")))
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 torch.set_num_threads(1)  # the networks here are small; threads would only wait for each other
 

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -196,6 +197,7 @@ def test_weights_that_are_no_numbers(tmp_path, face_model, model, value):
         (lambda x: x.long(), "int64, expected floating point"),
         (lambda x: x > 0, "bool, expected floating point"),
         (lambda x: -x.abs() - 1, "negative variances"),
+        (lambda x: x[:1].expand(10**12), "more numbers than the file holds"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")  # quantisation goes from PyTorch
@@ -205,6 +207,19 @@ def test_weights_of_another_kind(tmp_path, face_model, model, change, reason):
     content["state_dict"][key] = change(content["state_dict"][key])
     torch.save(content, tmp_path / "w.pth")
     refused(tmp_path / "w.pth", face_model, key, reason)
+
+
+def test_compressed_weights_are_refused(tmp_path, face_model, model):
+    """A megabyte of them could become gigabytes."""
+    whole = io.BytesIO()
+    torch.save(model.checkpoint(), whole)
+    with (
+        zipfile.ZipFile(whole) as stored,
+        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    refused(tmp_path / "w.pth", face_model, "its tensors are compressed")
 
 
 def test_published_weights_of_another_size(tmp_path, face_model, model):
@@ -284,10 +299,10 @@ def test_malicious_checkpoints_do_not_run(tmp_path, face_model, model, kind):
 def test_what_the_forward_pass_returns(model, face_model, images):
     with torch.no_grad():
         x = model(images)
-    assert x.parameters.shape == x.inverse.shape == (2, 62)
+    assert x.whitened.shape == x.inverse.shape == (2, 62)
     assert x.features.shape == (2, 256)
     assert x.landmarks.shape == x.residual.shape == x.refined.shape == (2, 3, 68)
-    expected = face_model.landmarks(face_model.dewhiten(x.parameters.numpy()))
+    expected = face_model.landmarks(face_model.dewhiten(x.whitened.numpy()))
     np.testing.assert_allclose(x.landmarks.numpy(), expected, atol=1e-3)
     torch.testing.assert_close(x.refined, x.landmarks + 0.05 * x.residual)
     assert (x.residual >= 0).all() and (x.inverse >= 0).all()  # as published

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_face_arrays
+from conftest import CACHE, ROOT, tiny_face_arrays
 from reference import deterministic_state_dict
 
 import utils.onnx_engine as onnx_engine
@@ -74,7 +74,7 @@ def exports(monkeypatch) -> list:
 
 
 def files(weights: Path) -> list[Path]:
-    return sorted((weights.parent / ".onnx_cache").iterdir())
+    return sorted(cache_folders(weights)[0].iterdir())
 
 
 def close(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -225,15 +225,22 @@ def test_a_damaged_file_is_replaced(face_model, weights, exports, damage):
 
 
 def test_a_folder_that_cannot_be_written(face_model, weights, exports, tmp_path, monkeypatch):
-    (weights.parent / ".onnx_cache").write_text("a file in the folder's place")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "mine"))
-    monkeypatch.setenv("HOME", str(tmp_path / "mine"))
+    monkeypatch.setattr(assets, "STARTER_WEIGHTS", weights)  # so that both places are tried
+    beside, users = cache_folders(weights)
+    beside.write_text("a file in the folder's place")
+    assert users.is_relative_to(CACHE)
     for _ in range(2):
         OnnxRegressor(weights, face_model)
-    assert len(exports) == 1
-    assert len(list(cache_folders(weights)[1].iterdir())) == 1
-    assert cache_folders(weights)[1].is_relative_to(tmp_path / "mine")
+    assert len(exports) == 1 and len(list(users.iterdir())) == 1
+
+
+def test_a_cache_that_strange_weights_bring_is_not_opened(face_model, weights, exports):
+    whole = OnnxRegressor(weights, face_model)(CROPS)
+    (cached,) = files(weights)
+    brought = weights.parent / ".onnx_cache"
+    shutil.move(cached.parent, brought)
+    np.testing.assert_array_equal(OnnxRegressor(weights, face_model)(CROPS), whole)
+    assert len(exports) == 2 and [path.name for path in brought.iterdir()] == [cached.name]
 
 
 def test_no_folder_at_all(face_model, weights, exports, tmp_path, monkeypatch, caplog):

@@ -24,6 +24,7 @@ from utils.datasets import PackedFaces, write_packed
 from utils.errors import UnavailableError
 from utils.files import atomic_write, remove_partials, write_npz
 from utils.memory import is_out_of_memory
+from utils.onnx_engine import cache_folders
 from utils.photo_script import run_on_photos
 from utils.pictures import read_image, write_image
 from utils.results import PhotoWriter
@@ -243,7 +244,7 @@ def test_two_runs_at_once_into_one_folder_with_one_cache(tmp_path):
     alone = start("alone")
     _, error = alone.communicate(timeout=120)
     assert alone.returncode == 0 and "exporting" not in error, error
-    caches = [path.name for path in (tmp_path / ".onnx_cache").iterdir()]
+    caches = [path.name for path in cache_folders(weights)[0].iterdir()]
     assert len(caches) == 2 and all(name.endswith(".onnx") for name in caches)
     files = sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
     expected = sorted(p for p in (tmp_path / "alone").rglob("*") if p.is_file())

@@ -49,6 +49,20 @@ def test_damaged_files_are_refused_or_read(path):
     assert refused > 50
 
 
+@pytest.mark.parametrize("name", ["tri", "deep", "all of them"])
+def test_files_that_unpack_to_too_much(path, tmp_path, monkeypatch, name):
+    """Of one array, also where it is stored in fewer bytes than it takes, and of them together."""
+    sizes = {key: array.nbytes for key, array in ARRAYS.items()}
+    limit = sizes.get(name, sum(sizes.values())) - 1
+    if name in sizes:
+        scipy.io.savemat(path, {name: ARRAYS[name].round()})
+    monkeypatch.setattr("utils.matlab.MAX_BYTES", limit)
+    with pytest.raises(ValueError, match=f"more than {limit} bytes"):
+        read_mat(path)
+    monkeypatch.setattr("utils.matlab.MAX_BYTES", limit + 400)
+    assert read_mat(path)
+
+
 def test_other_files_are_named(tmp_path):
     for content in (b"", b"hello", b"MATLAB 7.3 MAT-file".ljust(200)):
         (tmp_path / "x.mat").write_bytes(content)

@@ -69,6 +69,12 @@ BOMBS = {
     + b".",
     "length": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"short.",
     "array": b"\x80\x05\x96" + struct.pack("<Q", 1 << 33) + b"short.",
+    # two thousand arrays made of one mebibyte
+    "shared": b"\x80\x03cnumpy\ndtype\n(X\x02\x00\x00\x00u1I0\nI1\ntRq\x00"
+    + b"(I3\nX\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffI0\ntb0"
+    + b"B\x00\x00\x10\x00%bq\x010(I1048576\ntq\x020](" % (2**20 * b"a")
+    + 2000 * b"cnumpy.core.multiarray\n_reconstruct\n)R(I1\nh\x02h\x00\x89h\x01tb"
+    + b"e.",
 }
 
 
@@ -80,6 +86,15 @@ def test_pickles_that_would_fill_the_memory(tmp_path, kind):
     peak, printed = peak_of(READ.replace("READER", "read_array_pickle"), path)
     assert peak < 400  # gigabytes otherwise
     assert "refused" in printed or kind == "table"
+
+
+@pytest.mark.parametrize("items", [b"}%bK\x01s.", b"\x8f(%b\x90.", b"(%bK\x01d."])
+def test_pickles_that_would_hash_for_ever(tmp_path, items):
+    """A tuple that holds another twice, sixty deep, as the key of a dict, and in a set."""
+    path = tmp_path / "hash.pkl"
+    path.write_bytes(b"\x80\x04" + items % (b")" + 60 * b"2\x86"))
+    with pytest.raises(ValueError, match="hash.pkl"):
+        read_array_pickle(path)
 
 
 def test_the_hex_bomb_is_refused_for_what_it_is(tmp_path):
@@ -161,10 +176,26 @@ def test_the_limit_of_pictures_can_be_moved(tmp_path, monkeypatch, kind):
         read_image(path)
 
 
-def big_endian_tiff(width: int, height: int) -> bytes:
+def test_a_tiff_that_says_its_size_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNERGYNET_MAX_PIXELS", "1999")
+    path = tmp_path / "a.tif"
+    path.write_bytes(big_endian_tiff(50, 40, (256, 3, 5), (257, 4, 4)))
+    with pytest.raises(ValueError, match="50x40 pixels, more than 1,999"):
+        read_image(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource is POSIX")
+def test_a_jpeg_of_nothing_but_fill_bytes(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"\xff\xd8" + 4_000_000 * b"\xff")
+    peak, printed = peak_of(READ.replace("READER", "read_image"), path)
+    assert peak < 150 and "refused" in printed  # 400 otherwise
+
+
+def big_endian_tiff(width: int, height: int, *more: tuple[int, int, int]) -> bytes:
     """Grey, without compression; numbers begin with their greatest byte."""
-    tags = [(256, 3, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8),
-            (277, 3, 1), (278, 4, height), (279, 4, width * height)]  # fmt: skip
+    tags = [(256, 3, width), (257, 4, height), *more, (258, 3, 8), (259, 3, 1), (262, 3, 1),
+            (273, 4, 8), (277, 3, 1), (278, 4, height), (279, 4, width * height)]  # fmt: skip
     entries = b"".join(
         struct.pack(">HHIHH" if kind == 3 else ">HHII", tag, kind, 1, value, *[0] * (kind == 3))
         for tag, kind, value in tags

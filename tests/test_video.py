@@ -429,6 +429,38 @@ def test_a_pause_in_a_file_is_shown_for_as_long_as_it_lasts(run, tmp_path):
     np.testing.assert_allclose(shown[-10:], 12 * np.arange(10) + 136, atol=5)
 
 
+def test_no_pause_is_shown_for_hours(run, tmp_path, monkeypatch):
+    """As after a wrong clock: 30 frames would become millions."""
+    path = write_film(tmp_path / "in.mp4", [np.full((32, 32, 3), 90, np.uint8)] * 20)
+    pause_film(path, frame=9, seconds=5)
+    monkeypatch.setattr(video_script, "LONGEST_PAUSE", 1.0)
+    assert run("-f", "in.mp4", "-o", "o.avi")[0] == 0
+    assert 20 <= len(read_film(tmp_path / "o.avi")) <= 22
+
+
+def test_a_pause_is_filled_no_further_when_the_run_is_to_end(tmp_path, monkeypatch):
+    writer = VideoWriter(tmp_path / "o.avi", (32, 32), 25, longest_gap=1000)
+    frame = np.zeros((32, 32, 3), np.uint8)
+    writer.write(frame, 0.0)
+    has_room = writer._has_room
+
+    def stopped_after_a_while():
+        writer.is_ending = writer.written >= 9
+        return has_room()
+
+    monkeypatch.setattr(writer, "_has_room", stopped_after_a_while)
+    writer.write(frame, 900.0)
+    writer.close()
+    assert len(read_film(tmp_path / "o.avi")) == 10
+
+
+@pytest.mark.parametrize("content", [b"#EXTM3U\n#EXTINF:5.0,\nb.mp4\n", b"ffconcat version 1.0\n"])
+def test_a_list_of_other_files_is_no_video(run, content):
+    Path("in.mp4").write_bytes(content)
+    code, output = run("-f", "in.mp4", "-o", "o.avi")
+    assert code == 1 and "in.mp4: a playlist, which names other files" in output
+
+
 def test_numbers_lie_beside_their_video_and_nothing_else_is_taken_for_a_suffix():
     files = {"o.mp4": "o.npz", "o.AVI": "o.npz", "o.npz": "o.npz", "o.jsonl": "o.npz"}
     files |= {"run.1": "run.1.npz", "run.2": "run.2.npz", "o": "o.npz"}
@@ -666,6 +698,24 @@ def test_sound_stays_where_it_was_beside_the_picture(tmp_path, delay):
     sound = subprocess.run(read.split(), capture_output=True, check=True).stdout
     loud = np.abs(np.frombuffer(sound, np.int16).astype(int)) > 3000
     assert loud.argmax() / 48000 == pytest.approx(1 - float(delay), abs=0.04)
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_no_other_files_sound_is_copied(tmp_path):
+    """ffmpeg takes a file for a playlist, whatever its name, if it begins like one."""
+    other, source = tmp_path / "other.ts", tmp_path / "in.mp4"
+    make = "ffmpeg -v error -f lavfi -i testsrc=d=2 -f lavfi -i sine=d=2 -c:v mpeg2video -c:a aac"
+    subprocess.run([*make.split(), other], check=True)
+    source.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\n{other}\n#EXT-X-ENDLIST\n")
+    for sound_from, is_copied in ((other, True), (source, False)):
+        writer = VideoWriter(tmp_path / "o.mp4", (64, 48), 25)
+        for i in range(50):
+            writer.write(np.full((48, 64, 3), 90, np.uint8), i / 25)
+        said = writer.close(sound_from=sound_from)
+        assert said is None if is_copied else "the sound is not copied" in said
+        probe = f"ffprobe -v error -show_entries stream=codec_type -of csv=p=0 {writer.path}"
+        kinds = subprocess.run(probe.split(), capture_output=True, text=True, check=True).stdout
+        assert kinds.split() == ["video", *["audio"] * is_copied]
 
 
 def test_half_a_video_is_told(tmp_path):

@@ -57,7 +57,7 @@ from utils.cli import at_least, comma_list, quiet, run_script, script_parser
 from utils.datasets import PUBLISHED_LIST, PUBLISHED_PARAMETERS, provide_pack
 from utils.files import read_npz
 from utils.morphable_model import load_morphable_model
-from utils.onnx_engine import CACHE_FOLDER, OnnxNetwork
+from utils.onnx_engine import OnnxNetwork
 from utils.pictures import read_image, write_image
 from utils.synthetic_sets import write_training_set
 
@@ -358,7 +358,7 @@ def pack(data: Path, folder: Path) -> None:
 def export(weights: Path, detector: Path, temporary: Path) -> None:
     """The first use of weights with ONNX Runtime."""
     tempfile.tempdir = str(temporary)
-    os.environ["XDG_CACHE_HOME"] = str(temporary)
+    os.environ["XDG_CACHE_HOME"] = str(weights.parent)
     face_model = assets.STARTER_FACE_MODEL
     SynergyNet(weights, face_model, detector, device="cpu", engine="onnx", threads=1)
 
@@ -381,7 +381,7 @@ class Export(Kind):
 
     def files(self, place: Path) -> dict[str, Path]:
         files = super().files(place)
-        return {n: p for n, p in files.items() if n.startswith(f"{CACHE_FOLDER}/")}
+        return {p.name: p for n, p in files.items() if n.startswith("synergynet/")}
 
     def lost(self, place: Path, found: dict[str, object]) -> list[str]:
         self.kept = {p: p.stat().st_mtime_ns for p in self.files(place).values()}

@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from utils.assets import ROOT
-from utils.cli import run_script, script_parser
+from utils.cli import plain, run_script, script_parser
 from utils.files import replace_file
 from utils.unpack import ArchiveError, Limits, member_names, unpack
 
@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"    {fetch(name, ROOT, args.force)}", flush=True)
         except FetchError as error:
             failed.append(name)
-            print(f"    FAILED: {error}", flush=True)
+            print(f"    FAILED: {plain(str(error))}", flush=True)
     if failed:
         print(f"Not fetched: {', '.join(failed)}")
     pair = [PUBLISHED[name] for name in ("3dmm_data", "weights")]

@@ -38,6 +38,7 @@ from utils.morphable_model import (
 from utils.parallel import in_order
 from utils.pictures import read_image, write_image
 from utils.preprocessing import CROP_SIZE, MAX_COORDINATE, crop_faces
+from utils.results import no_formula
 
 EPILOG = """\
 labels, 68 points of the 300-W scheme, x right, y down, z (if any) to the viewer in pixels:
@@ -372,12 +373,13 @@ def write_report(
         table.writerow(REPORT)
         for sample in samples:
             error = "" if np.isnan(sample.error) else f"{sample.error:.3f}"
+            name = no_formula(sample.name)
             if sample.reason:
-                table.writerow([sample.name, *[""] * 5, error, *[""] * 3, sample.reason])
+                table.writerow([name, *[""] * 5, error, *[""] * 3, sample.reason])
                 continue
             angles = camera_angles(split_camera(sample.parameters[None]))[0].round(1).tolist()
             box = sample.box.astype(int).tolist()
-            table.writerow([sample.name, sample.crop, *box, error, *angles, ""])
+            table.writerow([name, no_formula(sample.crop), *box, error, *angles, ""])
     errors = np.array([sample.error for sample in used])
     summary = {
         "face_model": face_model.fingerprint,

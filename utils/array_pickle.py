@@ -21,7 +21,7 @@ class _PickledDtype:
         self.order = state[1]
 
     def array(self, shape: tuple, is_fortran: bool, data: bytes | str) -> np.ndarray:
-        if self.code not in _NUMBERS:
+        if not isinstance(self.code, str) or self.code not in _NUMBERS:
             raise pickle.UnpicklingError(f"an array of type {self.code!r}, expected numbers")
         stored = np.dtype(self.code).newbyteorder(self.order)
         flat = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, stored)
@@ -83,7 +83,32 @@ class _ArrayUnpickler(pickle._Unpickler):
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
-    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: _load_bytearray}
+    def _load_dict(self) -> None:
+        self._check_keys(self.stack)  # since the mark
+        self.load_dict()
+
+    def _load_item(self) -> None:
+        self._check_keys(self.stack[-2:])
+        self.load_setitem()
+
+    def _load_items(self) -> None:
+        self._check_keys(self.stack)
+        self.load_setitems()
+
+    @staticmethod
+    def _check_keys(items: list) -> None:
+        """Hashing tuples that hold one another twice, sixty deep, would take for ever."""
+        if not all(isinstance(key, (str, bytes, int, float)) for key in items[::2]):
+            raise pickle.UnpicklingError("a dict whose keys are not text or numbers")
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.BYTEARRAY8[0]: _load_bytearray,
+        pickle.DICT[0]: _load_dict,
+        pickle.SETITEM[0]: _load_item,
+        pickle.SETITEMS[0]: _load_items,
+    }
+    for _opcode in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
+        del dispatch[_opcode[0]]  # sets hash what they hold
 
     def find_class(self, module: str, name: str) -> object:
         known = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
@@ -102,8 +127,9 @@ def read_array_pickle(path: str | os.PathLike) -> object:
     """
     path = Path(path)
     try:
-        content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-        return _with_arrays(content, {})
+        stored = path.read_bytes()
+        content = _ArrayUnpickler(io.BytesIO(stored), encoding="latin1").load()
+        return _with_arrays(content, {}, [len(stored)])
     except FileNotFoundError:
         raise
     except Exception as error:  # a pickle can fail in any way; none of them is this program's fault
@@ -113,15 +139,19 @@ def read_array_pickle(path: str | os.PathLike) -> object:
         ) from error
 
 
-def _with_arrays(content: object, done: dict[int, object]) -> object:
-    """The content with arrays in place of their stand-ins; ``done``: one visit per object."""
+def _with_arrays(content: object, done: dict[int, object], left: list[int]) -> object:
+    """The content with arrays in place of their stand-ins; ``done``: one visit each; ``left``:
+    bytes that arrays may still take, in all as many as the file has: a thousand may name one."""
     if id(content) not in done:
         if isinstance(content, _PickledArray):
             result = content.build()
+            left[0] -= result.nbytes
+            if left[0] < 0:
+                raise pickle.UnpicklingError("its arrays are larger than the file")
         elif isinstance(content, dict):
-            result = {key: _with_arrays(value, done) for key, value in content.items()}
+            result = {key: _with_arrays(value, done, left) for key, value in content.items()}
         elif isinstance(content, (list, tuple)):
-            result = type(content)(_with_arrays(item, done) for item in content)
+            result = type(content)(_with_arrays(item, done, left) for item in content)
         else:
             result = content
         done[id(content)] = result

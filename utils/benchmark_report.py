@@ -27,6 +27,7 @@ from utils.files import atomic_write
 from utils.photos import result_names
 from utils.pictures import write_image
 from utils.preprocessing import CROP_SIZE
+from utils.results import no_formula
 
 PICTURES = 50  # crops drawn, as published
 WORST = 20
@@ -461,7 +462,7 @@ def write_results(out: Path, run: dict, data: BenchmarkSet, prediction: Predicti
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["name", *run["samples"]])
         columns = (np.round(values, 6).tolist() for values in run["samples"].values())
-        names = map(printable, data.names)
+        names = map(no_formula, data.names)
         writer.writerows(zip(names, *columns, strict=True))
     plots = None
     if importlib.util.find_spec("matplotlib"):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import zipfile
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,11 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """
     stored = io.BytesIO(read_weights_file(path))
     try:
+        if zipfile.is_zipfile(stored):  # torch packs nothing; a packed one can fill the memory
+            with zipfile.ZipFile(stored) as archive:
+                if any(entry.compress_type for entry in archive.infolist()):
+                    raise ValueError("its tensors are compressed")
+        stored.seek(0)
         content = torch.load(stored, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damage and forbidden content in many ways
         reason = first_line(error)
@@ -66,6 +72,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         is_dense = value.layout == torch.strided and value.device.type == "cpu"
         if not is_dense or value.is_quantized or value.is_complex():
             raise ValueError(f"{path}: {key} is not a plain tensor of real numbers")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {key} has more numbers than the file holds for it")
     content["state_dict"] = {
         key.removeprefix("module."): value.float() if value.is_floating_point() else value
         for key, value in state.items()

@@ -19,6 +19,7 @@ x points right, y down, z to the viewer in pixels.
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,8 +209,8 @@ def _of_json(path: Path) -> Iterator[tuple[str, str, object]]:
 def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)
+        names = Counter(name for name, _ in pairs)
+        twin = next(name for name, times in names.items() if times > 1)
         raise ValueError(f"{twin!r} is in it twice; a photo with several faces has a list of them")
     return content
 

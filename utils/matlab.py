@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_BYTES = 2**28  # of one array, unpacked
+MAX_BYTES = 2**28  # of all arrays of a file, unpacked
 _COMPRESSED, _MATRIX = 15, 14
 # element type or array class -> numpy's name
 _TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"}
@@ -42,6 +42,8 @@ def read_mat(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 kind, content = next(_elements(memoryview(unpacked), order), (0, b""))
             if kind == _MATRIX:
                 arrays.update(_matrix(content, order))
+                if sum(array.nbytes for array in arrays.values()) > MAX_BYTES:
+                    raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
         return arrays
     except (ValueError, IndexError, OverflowError, zlib.error) as error:
         raise ValueError(f"{path}: a damaged MATLAB file ({error})") from error
@@ -80,6 +82,8 @@ def _matrix(data: memoryview, order: str) -> dict[str, np.ndarray]:
     shape = numbers("shape").tolist()
     name = numbers("name").tobytes().decode("ascii", "replace")
     values = numbers("values", "iuf")
+    if values.size * int(_CLASSES[flags & 0xFF][1]) > MAX_BYTES:  # a class may be wider
+        raise ValueError(f"{name!r} takes more than {MAX_BYTES:,} bytes")
     if min(shape, default=0) < 0 or int(np.prod(shape, dtype=object)) != values.size:
         raise ValueError(f"{name!r} has {values.size} values but the shape {shape}")
     with np.errstate(all="ignore"):  # a narrower type stores values that the class holds

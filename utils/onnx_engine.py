@@ -3,11 +3,13 @@
     weights file --PyTorch, the first time--> ONNX graph, compared with PyTorch --> cache file
     cache file   --every other time---------> OnnxNetwork, a function from numpy to numpy
 
-Cache files lie in ``.onnx_cache/`` beside the weights or, where that cannot be written, in the
-user's cache folder. Their names are ``WEIGHTS.KEY.CHECKSUM.onnx``: the key stands for the content
-of the weights, the code of the networks and of their export, and the version of ONNX Runtime; the
-checksum is the file's own. So changed weights, changed code, or another ONNX Runtime, are exported
-for anew, and a damaged file is not used.
+Cache files of weights in the repository's own folders lie in ``.onnx_cache/`` beside them, if that
+can be written; all others in the user's cache folder, since a folder of weights from somebody else
+may bring a cache, which is not compared with them again. Their names are
+``WEIGHTS.KEY.CHECKSUM.onnx``: the key stands for the content of the weights, the code of the
+networks and of their export, and the version of ONNX Runtime; the checksum is the file's own. So
+changed weights, changed code, or another ONNX Runtime, are exported for anew, and a damaged file
+is not used.
 Deleting a cache file only costs the time to make it.
 """
 
@@ -41,7 +43,7 @@ from utils.memory import is_out_of_memory
 if TYPE_CHECKING:
     import torch
 
-OPSET = 17  # read by ONNX Runtime from 1.12 on
+OPSET = 17  # tried with ONNX Runtime from 1.15 on
 # The code that an exported graph depends on, below the repository's folder.
 SOURCES = (
     "backbone_nets/*.py",
@@ -171,15 +173,18 @@ def cache_folders(weights: Path) -> list[Path]:
         return [beside / CACHE_FOLDER]
     # weights of the same name in different folders must not replace each other
     place = hashlib.blake2b(os.fsencode(beside), digest_size=4).hexdigest()
-    return [beside / CACHE_FOLDER, users / "synergynet" / place]
+    own = {path.parent for path in (assets.STARTER_WEIGHTS, assets.STARTER_DETECTOR_WEIGHTS)}
+    return [*[beside / CACHE_FOLDER] * (beside in own), users / "synergynet" / place]
 
 
 def _user_cache() -> Path:
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path.home() / ".cache"
 
 
 def _cache_files(folder: Path, name: str, key: str = "[0-9a-f]{16}") -> list[Path]:
@@ -337,6 +342,7 @@ def _simplified(graph: bytes) -> bytes:
 
     Opening it takes a quarter less time. Optimisations for one processor are left to the opening.
     """
+    import onnx
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
@@ -346,4 +352,10 @@ def _simplified(graph: bytes) -> bytes:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(path)
         onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        return path.read_bytes()
+        model = onnx.load(path)
+    # The optimiser names all domains that it knows, in its own versions, which older releases
+    # refuse; no node is of them.
+    used = {node.domain for node in model.graph.node}
+    for opset in [o for o in model.opset_import if o.domain not in used]:
+        model.opset_import.remove(opset)
+    return model.SerializeToString()

@@ -317,12 +317,15 @@ def write_numbers(
             json.dump(content, file, allow_nan=False)
 
 
+def no_formula(name: str) -> str:
+    """A file's name as a csv may hold it: what spreadsheets take for a formula begins otherwise."""
+    name = printable(name)
+    return f"./{name}" if name[:1] in set("=+-@\t\r") else name
+
+
 def csv_row(face: Face, number: int, about: dict[str, str]) -> list[object]:
     """A face's line, the values of ``CSV_COLUMNS``."""
-    photo = printable(about.get("photo", ""))
-    if photo[:1] in set("=+-@\t\r"):  # spreadsheets would take the name for a formula
-        photo = f"./{photo}"
-    return [photo, number, *csv_numbers(face)]
+    return [no_formula(about.get("photo", "")), number, *csv_numbers(face)]
 
 
 def csv_numbers(face: Face) -> list[float | None]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
+from itertools import chain, repeat
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,6 +38,14 @@ HIGHEST_FPS = 240  # some containers give the unit of their times instead
 READ_ATTEMPTS = 8  # frames that may be damaged in a row before the rest counts as lost
 MISSING_SHARE = 0.02  # of the claimed frames may be missing: containers only estimate them
 LONGEST_GAP = 2.0  # seconds between frames that are filled by repeating; beyond: a new beginning
+LONGEST_PAUSE = 3600.0  # the same of a file, whose pauses are true, but whose times may be wrong
+# What the programs may take a stranger's file for: no list of other files (HLS, DASH, ffconcat),
+# whose content would come into the video.
+CONTAINERS = (
+    "-format_whitelist",
+    "apng,asf,av1,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mxf,"
+    "nut,obu,ogg,rm,vc1,wtv,yuv4mpegpipe",
+)
 PROBED_FRAMES = 25  # of a file, to learn at what rate its frames come
 # Where a file's first frames come so many times faster than its rate says, that is an average over
 # pauses, and not the rate at which to show its frames.
@@ -81,6 +90,8 @@ class VideoReader:
                 raise IsADirectoryError(f"{source}: a folder, expected a video file")
             if not source.exists():
                 raise FileNotFoundError(f"{source}: no such file, nor the number of a camera")
+            if _is_playlist(source):
+                raise ValueError(f"{source}: a playlist, which names other files; give a video")
         self.capture = capture or _open_capture(source)
         self.is_damaged = self.size_changed = False
         self.stretch = _width_of_pixels(self.capture)
@@ -165,6 +176,14 @@ class VideoReader:
         return cv2.copyMakeBorder(fitted, *edges, cv2.BORDER_CONSTANT)  # black
 
 
+def _is_playlist(path: Path) -> bool:
+    """Whether FFmpeg may take a file, whatever its name, for a list of others, and open these."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(20).startswith((b"#EXTM3U", b"ffconcat version"))
+
+
 def _open_capture(source: Source) -> cv2.VideoCapture:
     if not isinstance(source, Path):
         return cv2.VideoCapture(source)
@@ -228,7 +247,7 @@ def _probe(source: Path, entries: str, *options: str) -> tuple[list[str], bool]:
     ffprobe = shutil.which("ffprobe")
     if ffprobe is None:
         return [], False
-    command = [ffprobe, "-v", "error", "-select_streams", "v:0", *options]
+    command = [ffprobe, "-v", "error", *CONTAINERS, "-select_streams", "v:0", *options]
     command += ["-show_entries", entries, "-of", "csv=p=0", f"file:{source}"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     return done.stdout.split(), not (done.returncode or done.stderr)
@@ -341,6 +360,7 @@ class VideoWriter:
         self.shift = 0.0  # seconds of gaps that were longer than ``longest_gap``, left out
         self.longest_gap = longest_gap
         self.was_stopped = False
+        self.is_ending = False  # set by another thread: a gap is filled no further
         self.shown: np.ndarray | None = None  # the last frame
         self.size = (size[0] // 2 * 2, size[1] // 2 * 2)
         if min(self.size) < 2:
@@ -390,7 +410,9 @@ class VideoWriter:
         frame = frame[: self.size[1], : self.size[0]]
         missing = round(-ahead) if ahead < -1 - 1e-3 else 0
         before = frame if self.shown is None else self.shown
-        for shown in [before] * missing + [frame]:
+        for shown in chain(repeat(before, missing), [frame]):
+            if self.is_ending:
+                return
             if not self._has_room():
                 raise OSError(errno.ENOSPC, "no space left for more of the video", str(self.path))
             self.writer.write(shown)
@@ -491,7 +513,7 @@ class VideoWriter:
         for codec in ("copy", *others):  # not every container takes every sound
             command = [ffmpeg, "-v", "error", "-nostdin", "-y"]
             command += ["-i", f"file:{self.partial}"]
-            command += ["-itsoffset", f"{-late:.6f}", "-i", f"file:{source}"]
+            command += [*CONTAINERS, "-itsoffset", f"{-late:.6f}", "-i", f"file:{source}"]
             # The source's picture is read too, into nothing: so ffmpeg counts the times of picture
             # and sound from one beginning.
             command += ["-map", "1:v:0", "-c", "copy", "-f", "null", "-"]

@@ -21,7 +21,7 @@ from utils.errors import UnavailableError
 from utils.memory import is_out_of_memory
 from utils.overlays import Overlays
 from utils.parallel import in_order
-from utils.video_io import LONGEST_GAP, VideoReader, VideoWriter
+from utils.video_io import LONGEST_GAP, LONGEST_PAUSE, VideoReader, VideoWriter
 from utils.video_numbers import VideoNumbers
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ def run_on_video(options: argparse.Namespace, model: SynergyNet) -> int:
                         break
         except KeyboardInterrupt:
             is_stopped = not reader.is_live  # it is how a camera is ended
+            if writer:
+                writer.video.is_ending = True
         except Exception as error:
             failure = reason(error)
             if failure is None:
@@ -175,7 +177,8 @@ def open_writer(
     if path is None:
         return nullcontext()
     # a pause in a file is shown for as long as it lasts; that a camera hung is not worth showing
-    return FrameWriter(path, reader.size, reader.fps, max(reader.duration or 0, LONGEST_GAP))
+    longest = min(max(reader.duration or 0, LONGEST_GAP), LONGEST_PAUSE)
+    return FrameWriter(path, reader.size, reader.fps, longest)
 
 
 def ahead(reader: VideoReader) -> Generator[tuple[float, np.ndarray], None, None]:
