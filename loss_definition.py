@@ -86,7 +86,7 @@ def coefficient_loss(inverse: Tensor, target: Tensor, aligned: bool = False) -> 
         inverse: (B, 62) output of ``LandmarksTo3DMM``.
         target: (B, 62) whitened parameters.
         aligned: compare ``inverse[12:]``. As published, ``inverse[:50]`` is compared with
-            ``target[12:]``, so the regressor's first 50 outputs *are* its coefficients.
+            ``target[12:]``, so that network's first 50 outputs *are* its coefficients.
 
     Returns:
         (B,) per sample.
@@ -100,7 +100,7 @@ class SynergyLoss(nn.Module):
     """All terms as one named dict.
 
     Args:
-        loop: a key of ``LOOPS``; terms outside it are left out, networks they need not run.
+        loop: a key of ``LOOPS``: which terms are computed.
 
     Raises:
         KeyError: another loop.
@@ -122,14 +122,16 @@ class SynergyLoss(nn.Module):
         *,
         aligned: bool,
     ) -> dict[str, Tensor]:
-        """
+        """The weighted terms of the loop.
+
         Args:
             parameters: (B, 62) whitened, from the image.
-            landmarks, refined: (B, 3, 68) crop frame, before and after the refiner.
-            inverse: (B, 62) from the refined landmarks.
+            landmarks, refined: (B, 3, 68) crop frame, before and after the refiner; ``refined`` is
+                None where the loop does not run it.
+            inverse: (B, 62) from the refined landmarks; None where the loop does not regress it.
             target: (B, 62) whitened.
             target_landmarks: (B, 3, 68) crop frame, from ``target`` through the same 3DMM.
-            aligned: see ``coefficient_loss``; so are networks with ``heads="signed"`` trained.
+            aligned: see ``coefficient_loss``; True for networks with ``heads="signed"``.
 
         Returns:
             term name -> weighted value; a scalar (Wing) or (B,) per sample. The total is the sum

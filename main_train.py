@@ -54,7 +54,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         "word aflw2000, to report that benchmark too", nargs="+", default=[])  # fmt: skip
     add(data, "--held-out", "held-out share of --data", type=float, default=0.02)
     add(data, "--limit", "train on this many random faces; 0: all", type=at_least(0), default=0)
-    add(data, "--augment", "see docs/training.md", choices=AUGMENTATIONS, default="strong")
+    add(data, "--augment", "changes of the crops (docs/training.md)",
+        choices=AUGMENTATIONS, default="strong")  # fmt: skip
     add(data, "--pose-balanced", "draw rare large poses more often", action="store_true")
     add(data, "--train-size", "side of the training crops", type=at_least(32), default=CROP_SIZE)
     add(data, "--workers", "threads that read pictures", type=at_least(1), default=2)
@@ -62,8 +63,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     model = parser.add_argument_group("model")
     add(model, "--backbone", f"image encoder: {', '.join(BACKBONES)}",
         choices=BACKBONES, default="mobilenet_v2", metavar="NAME")  # fmt: skip
-    add(model, "--heads", "see model_building.py", choices=HEADS, default="published")
-    add(model, "--loop", "see loss_definition.py", choices=LOOPS, default="full")
+    add(model, "--heads", "point networks end in a ReLU, or signed",
+        choices=HEADS, default="published")  # fmt: skip
+    add(model, "--loop", "what is trained; each adds to those before",
+        choices=LOOPS, default="full")  # fmt: skip
     add(model, "--face-model", "3DMM folder or .npz (default: published, or starter)", type=Path)
     add(model, "--init", "weights to begin with", type=Path)
 
@@ -74,7 +77,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add(plan, "--optimizer", "SGD is Nesterov's", choices=["sgd", "adamw"], default="sgd")
     add(plan, "--lr", "peak learning rate", type=at_least(0, float), default=0.08)
     add(plan, "--weight-decay", "of the optimiser", type=at_least(0, float), default=5e-4)
-    add(plan, "--schedule", "see utils/training.py",
+    add(plan, "--schedule", "constant rates, or up, plateau, down",
         choices=["published", "linear"], default="published")  # fmt: skip
     add(plan, "--warmup", "linear: steps of warm-up", type=at_least(0), default=500)
     add(plan, "--cooldown", "linear: last epochs, falling to zero", type=at_least(0), default=16)
@@ -130,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     if options.amp == "off":
         torch.backends.cudnn.allow_tf32 = False  # float32 is meant, not what GPUs round it to
-    trainer = None  # what fails once it is there is no wrong usage
+    trainer = None  # what fails before there is one is wrong usage: exit code 2
     try:
         face_model = load_morphable_model(options.face_model or find_face_model())
         if not options.dry_run:

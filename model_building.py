@@ -1,4 +1,4 @@
-"""SynergyNet: backbone + 3DMM + landmark refiner + landmarks-to-3DMM regressor.
+"""SynergyNet: backbone + 3DMM + landmark refiner + inverse regressor (landmarks to 3DMM).
 
     image crop -> backbone -> 62 whitened parameters -> 3DMM -> 68 landmarks
                                                                    |  refiner
@@ -31,7 +31,7 @@ HEADS = ("published", "signed")
 class SynergyOutput(NamedTuple):
     """Everything the loop computes, in order."""
 
-    parameters: Tensor  # (B, 62) whitened
+    whitened: Tensor  # (B, 62) parameters, as the network gives them
     features: Tensor  # (B, D)
     landmarks: Tensor  # (B, 3, 68) crop frame
     residual: Tensor | None  # (B, 3, 68)
@@ -53,11 +53,14 @@ class ImageToParameters(nn.Module):
 class SynergyNet(nn.Module):
     """The whole network; published checkpoints' learnable keys are its state dict.
 
+    ``synergy3DMM.SynergyNet``, which takes photos, runs its ``I2P`` behind a detector.
+
     Args:
         face_model: the 3DMM the parameters refer to. It moves with the module (``to``, ``double``)
             and never enters the state dict: it is licensed data.
         backbone: a name of ``backbone_nets.BACKBONES``.
-        heads: ``"published"`` (ReLU on refiner and regressor outputs) or ``"signed"``.
+        heads: ``"published"`` (ReLU on the outputs of refiner and inverse
+            regressor) or ``"signed"`` (linear).
         trained_loop: a key of ``LOOPS``: which networks the weights are (to be) trained for; those
             outside it are as they began, random.
 
@@ -90,21 +93,29 @@ class SynergyNet(nn.Module):
         return self
 
     def forward(self, images: Tensor, loop: str = "full") -> SynergyOutput:
-        """(B, 3, H, W) normalised crops -> as much of the loop as ``LOOPS`` names; else None.
+        """Runs the parts of the loop that a key of ``LOOPS`` trains; the others' outputs are None.
 
         Inference needs ``I2P`` and the 3DMM alone. Under autocast only the image encoder runs in
         low precision: bfloat16 cannot tell a landmark at 100.2 pixels from one at 100.
+
+        Args:
+            images: (B, 3, H, W) float, normalised BGR crops (``preprocessing.normalize_crops``).
+            loop: a key of ``LOOPS``.
+
+        Raises:
+            KeyError: another loop.
+            ValueError: images of another shape (``Backbone.forward``).
         """
-        parameters, features = self.I2P(images)
+        whitened, features = self.I2P(images)
         residual = refined = inverse = None
         with full_precision(images.device):
-            landmarks = self.landmarks_from_whitened(parameters)
+            landmarks = self.landmarks_from_whitened(whitened)
             if runs_refiner(loop):
-                residual = self.forwardDirection(landmarks, features, parameters[:, CAMERA:])
+                residual = self.forwardDirection(landmarks, features, whitened[:, CAMERA:])
                 refined = landmarks + RESIDUAL_SCALE * residual
             if runs_inverse(loop):
                 inverse = self.reverseDirection(refined)
-        return SynergyOutput(parameters, features, landmarks, residual, refined, inverse)
+        return SynergyOutput(whitened, features, landmarks, residual, refined, inverse)
 
     def landmarks_from_whitened(self, whitened: Tensor) -> Tensor:
         """(B, 62) whitened parameters -> (B, 3, 68) landmarks, crop frame."""
@@ -126,7 +137,7 @@ class SynergyNet(nn.Module):
             target_landmarks = self.landmarks_from_whitened(target)
         with full_precision(images.device):
             return criterion(
-                output.parameters,
+                output.whitened,
                 output.landmarks,
                 output.refined,
                 output.inverse,

@@ -3,8 +3,9 @@
 model = SynergyNet()
 faces = model("photo.jpg")                          # or an array; list of Face, utils/inference.py
 faces_of_each = model(["a.jpg", image])             # list of lists
-for frame, faces in zip(frames, model(frames)):     # of any other iterable one after the other
-    picture = model.draw(frame, faces)              # or of one face: face.draw(frame, ["pose"])
+for faces in model(frames):                         # of any other iterable one after the other
+    ...
+picture = model.draw(image, model(image))           # or of one face: face.draw(image, ["pose"])
 tracker = model.tracker()                           # of a video: ids, smoothing
 for number, face in tracker(frame):
     ...
@@ -32,7 +33,6 @@ from utils.inference import (
     Detector,
     Face,
     FacePipeline,
-    Regressor,
     expression_of,
     frontal,
     with_expression,
@@ -40,7 +40,7 @@ from utils.inference import (
 )
 from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.onnx_engine import ExportError
-from utils.pictures import WHAT_IS_A_PICTURE, as_picture, to_bgr8
+from utils.pictures import CONTENT, WHAT_IS_A_PICTURE, Picture, as_picture, to_bgr8
 from utils.runtime import choose_engine, open_regressor
 
 if TYPE_CHECKING:
@@ -58,13 +58,14 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
-Image = np.ndarray | PathLike
-OneKind = TypeVar("OneKind", bound=Image)  # a list of paths is no list[Image]: lists are invariant
+OneKind = TypeVar("OneKind", bound=Picture)  # a list of paths is no list[Picture]: invariant
 Boxes = np.ndarray | Sequence[Sequence[float]]
 
 
 class SynergyNet:
     """Photos in, faces out. Build it once; it may be called from several threads.
+
+    It is no ``nn.Module``: the network that is trained is ``model_building.SynergyNet``.
 
     Published files at their published paths win over the bundled starter kit (README, "Published
     files"); an argument wins over both.
@@ -82,12 +83,11 @@ class SynergyNet:
         detect_size: for the detector, photos are shrunk to this width in pixels, or two thirds of
             it in height (as published: 1080 by 720). Where faces are small in large photos, more
             finds them, in time that grows with the square.
-        detector: in place of FaceBoxes, to which ``detector_weights``, ``score_threshold`` and
-            ``detect_size`` belong: a function from a picture (H, W, 3) uint8 BGR to boxes (n, 4) or
-            (n, 5), x1 y1 x2 y2 score, image frame, best first. Boxes reach from the middle of the
-            forehead to the chin; only their height and centre count. ``score_threshold`` and
-            ``detect_size`` do nothing then. The picture may be the caller's own array: not to be
-            written to.
+        detector: a function that takes the place of FaceBoxes, from a picture (H, W, 3) uint8 BGR
+            to boxes (n, 4) or (n, 5), x1 y1 x2 y2 score, image frame, best first. Boxes reach from
+            the middle of the forehead to the chin; only their height and centre count. It must not
+            write to the picture, which may be the caller's own array. ``detector_weights`` must be
+            None then; ``score_threshold`` and ``detect_size`` do nothing.
 
     Attributes:
         face_model: the 3DMM in use, a ``utils.morphable_model.MorphableModel``.
@@ -98,7 +98,8 @@ class SynergyNet:
 
     Raises:
         FileNotFoundError, ValueError, utils.errors.UnavailableError: a file is missing or does not
-            fit, or the device or engine does not work; the message names it.
+            fit, the device or engine does not work, or another argument is out of range; the
+            message names it.
     """
 
     face_model: MorphableModel
@@ -132,37 +133,36 @@ class SynergyNet:
             raise ValueError(f"detect_size must be at least 2 pixels, got {detect_size}")
         self._settings = score_threshold, engine, threads, detect_size, detector
 
-        def open_networks(engine: str) -> tuple[Regressor, Detector]:
-            """Regressor and detector; the face model on the way."""
+        def open_detector() -> Detector:
+            if detector is not None:
+                return detector
+            return FaceBoxes(
+                detector_weights,
+                self.device,
+                score_threshold=score_threshold,
+                detect_size=detect_size,
+                engine=self.engine,
+                threads=threads,
+            )
 
-            def open_detector() -> Detector:
-                if detector is not None:
-                    return detector
-                return FaceBoxes(
-                    detector_weights,
-                    self.device,
-                    score_threshold=score_threshold,
-                    detect_size=detect_size,
-                    engine=engine,
-                    threads=threads,
-                )
-
+        def open_pipeline() -> FacePipeline:
             with ThreadPoolExecutor(1) as pool:  # reading and hashing leave a core for the detector
-                opening = pool.submit(open_detector) if engine == "onnx" else None
-                self.face_model = load_morphable_model(face_model)
-                regressor = open_regressor(engine, weights, self.face_model, self.device, threads)
-                return regressor, opening.result() if opening else open_detector()
+                opening = pool.submit(open_detector) if self.engine == "onnx" else None
+                model = load_morphable_model(face_model)
+                regressor = open_regressor(self.engine, weights, model, self.device, threads)
+                finder = opening.result() if opening else open_detector()
+            return FacePipeline(finder, regressor, model)
 
         self.engine, self.device = choose_engine(engine, device)
         reason = ""
         try:
-            regressor, finder = open_networks(self.engine)
+            self.pipeline = open_pipeline()
         except ExportError as error:
             if engine == "onnx":
                 raise
             self.engine, reason = "torch", f" ({error})"
-            regressor, finder = open_networks(self.engine)
-        self.pipeline = FacePipeline(finder, regressor, self.face_model)
+            self.pipeline = open_pipeline()
+        self.face_model = self.pipeline.face_model
         self.files = weights, face_model, *([] if detector_weights is None else [detector_weights])
         shown = [assets.shown(path) for path in self.files]
         if detector is not None:
@@ -183,7 +183,7 @@ class SynergyNet:
 
     @overload
     def __call__(
-        self, images: Image, boxes: Boxes | None = None, dense: bool = True
+        self, images: Picture, boxes: Boxes | None = None, dense: bool = True
     ) -> list[Face]: ...
 
     @overload
@@ -197,7 +197,7 @@ class SynergyNet:
     @overload
     def __call__(
         self,
-        images: Iterator[Image],
+        images: Iterator[Picture],
         boxes: Iterable[Boxes | None] | None = None,
         dense: bool = True,
     ) -> Iterator[list[Face]]: ...
@@ -206,10 +206,12 @@ class SynergyNet:
         """The faces of one picture, or of each of several; see ``FacePipeline``.
 
         Args:
-            images: one picture: (H, W, 3) uint8 BGR (grey, BGRA, 16-bit and floating point in
-                [0, 1] are taken too), or the path of an image file. Or several: a list or tuple
-                of such, which go through the network together, or any other iterable (a
-                generator, a camera), of which one at a time is taken and nothing kept.
+            images: one picture: (H, W, 3) uint8 BGR (grey, BGRA, 16-bit of full range and floating
+                point in [0, 1] are taken too), or the path or bytes of an image file. Or several: a
+                list or tuple of such, which go through the network together, or any other iterable
+                (a generator, a camera), of which one at a time is taken and nothing kept. Do not
+                zip such an iterator with its faces: both would take from it. Call the model on
+                each.
             boxes: boxes to use instead of the detector, x1 y1 x2 y2 in pixels: (n, 4), or (n, 5)
                 with scores that the faces keep, for one picture, one such or None (detect) for
                 each of several.
@@ -225,12 +227,12 @@ class SynergyNet:
                 picture, boxes that cannot be cropped, lie outside their picture or are not one
                 for each picture.
         """
-        if isinstance(images, (np.ndarray, str, os.PathLike)):
+        if isinstance(images, (np.ndarray, str, os.PathLike, *CONTENT)):
             return self.pipeline([as_picture(images)], None if boxes is None else [boxes], dense)[0]
         if isinstance(images, (list, tuple)):
             return self.pipeline([as_picture(image) for image in images], boxes, dense)
         # iterable, but not over pictures: a tensor's rows, a file's lines
-        is_one_thing = isinstance(images, (bytes, bytearray, memoryview, Mapping, IOBase))
+        is_one_thing = isinstance(images, (Mapping, IOBase))
         if is_one_thing or getattr(images, "ndim", 1) in (2, 3) or not isinstance(images, Iterable):
             raise ValueError(
                 f"expected a picture, a path or several of them, got {type(images).__name__}; "
@@ -239,7 +241,7 @@ class SynergyNet:
         return self._one_by_one(images, boxes, dense)
 
     def _one_by_one(
-        self, images: Iterable[Image], boxes: Iterable[Boxes | None] | None, dense: bool
+        self, images: Iterable[Picture], boxes: Iterable[Boxes | None] | None, dense: bool
     ) -> Iterator[list[Face]]:
         missing = object()
         if boxes is None:
@@ -247,7 +249,7 @@ class SynergyNet:
         else:
             pairs = zip_longest(images, boxes, fillvalue=missing)
 
-        def faces_of(image: Image, own: Boxes | None) -> list[Face]:
+        def faces_of(image: Picture, own: Boxes | None) -> list[Face]:
             if image is missing or own is missing:
                 kinds = ("boxes", "pictures") if image is missing else ("pictures", "boxes")
                 raise ValueError("got more {} than {}: expected one for each".format(*kinds))
@@ -257,7 +259,7 @@ class SynergyNet:
 
     def draw(
         self,
-        image: Image,
+        image: Picture,
         faces: Face | Iterable[Face],
         drawings: str | Sequence[str] = DEFAULT_DRAWINGS,
     ) -> np.ndarray:
@@ -282,7 +284,7 @@ class SynergyNet:
         return FaceTracker(self.pipeline, smoothing, detect_every)
 
     def get_all_outputs(
-        self, image: Image
+        self, image: Picture
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[list[list[float]]]]:
         """The published call: three lists with one entry per face of a BGR picture.
 

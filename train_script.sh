@@ -19,7 +19,7 @@ gpus=${GPUS:-$found}
 
 settings=(
     --backbone mobilenet_v2      # 2.3 M weights, 4.1 M with the two point networks
-    --heads published            # ReLU on refiner and regressor outputs, as in the published weights
+    --heads published            # refiner and inverse regressor end in a ReLU, as published
     --loop full                  # all five loss terms
     --augment published          # colour jitter, 5-pixel border, 1 % occlusions
     --optimizer sgd              # Nesterov momentum 0.9

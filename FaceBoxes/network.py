@@ -88,17 +88,16 @@ class FaceBoxesNet(nn.Module):
         self.loc = nn.ModuleList([nn.Conv2d(c, 4 * n, 3, padding=1) for c, n in cells])
         self.conf = nn.ModuleList([nn.Conv2d(c, 2 * n, 3, padding=1) for c, n in cells])
 
-    def forward(self, images: Tensor, probabilities: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Raw predictions for a batch of images of any one size.
 
         Args:
             images: (B, 3, H, W) float, BGR minus ``FaceBoxes.detector.MEAN_BGR``.
-            probabilities: softmax of the logits in place of the logits.
 
         Returns:
-            Offsets (B, A, 4) and logits or probabilities (B, A, 2), class 1 is face.
+            Offsets (B, A, 4) and logits (B, A, 2), class 1 is face.
         """
-        return self.predict(self.maps(images), probabilities)
+        return self.predict(self.maps(images))
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
         """Six feature maps in the order they arise; the heads read the last three."""
@@ -111,9 +110,7 @@ class FaceBoxesNet(nn.Module):
         third = self.conv4_2(self.conv4_1(second))  # (B, 256, H/128, W/128)
         return stem, inner1, inner2, first, second, third
 
-    def predict(
-        self, maps: tuple[Tensor, ...], probabilities: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def predict(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """The rest of ``forward``, from the maps on."""
         maps = maps[-len(self.loc) :]
         batch = maps[0].shape[0]
@@ -125,8 +122,19 @@ class FaceBoxesNet(nn.Module):
             ]
             return torch.cat(rows, dim=1)
 
-        logits = rows_of(self.conf, 2)
-        return rows_of(self.loc, 4), logits.softmax(dim=-1) if probabilities else logits
+        return rows_of(self.loc, 4), rows_of(self.conf, 2)
+
+
+class WithProbabilities(nn.Module):
+    """The network with the softmax, as ``FaceBoxes.detector.Engine`` has it."""
+
+    def __init__(self, network: FaceBoxesNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        offsets, logits = self.network(images)
+        return offsets, logits.softmax(dim=-1)
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:
@@ -170,29 +178,18 @@ class TorchEngine:
         self.device = torch.device(device)
         network = FaceBoxesNet()
         network.load_state_dict(load_weights(weights))
-        self.network = on_device(network.eval(), self.device)
+        self.network = WithProbabilities(on_device(network, self.device)).eval()
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3, H, W) float32 to offsets (B, A, 4) and probabilities (B, A, 2), float32."""
         with alone_on(self.device), torch.inference_mode():
             layout = picture_layout(self.device)
             batch = torch.from_numpy(images).to(self.device, memory_format=layout)
-            loc, conf = self.network(batch, probabilities=True)
-            return loc.cpu().numpy(), conf.cpu().numpy()
+            offsets, probabilities = self.network(batch)
+            return offsets.cpu().numpy(), probabilities.cpu().numpy()
 
 
 # ------------------------------------------------------------------------------------- ONNX export
-
-
-class WithProbabilities(nn.Module):
-    """The network with the softmax, as ``FaceBoxes.detector.Engine`` has it."""
-
-    def __init__(self, network: FaceBoxesNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(images, probabilities=True)
 
 
 def export_detector(weights: Path | str) -> bytes:

@@ -62,12 +62,19 @@ def soft_nms(
     1 - IoU (``"linear"`` or 1) where their IoU exceeds ``overlap_threshold``, or by
     exp(-IoU² / sigma) (``"gaussian"`` or 2). Rows whose score falls below ``score_threshold`` go.
 
+    Args:
+        detections: (n, 5) rows of x1 y1 x2 y2 score, any order, any real dtype.
+        sigma: width of the Gaussian, positive.
+        overlap_threshold, score_threshold: finite.
+        method: one of ``METHODS``, or its index.
+
     Returns:
         Rows (m, 5) float32 with the decayed scores, in order of selection. The input is not
         changed.
 
     Raises:
-        ValueError, TypeError: as ``nms``; also an unknown method or a sigma that is not positive.
+        ValueError, TypeError: as ``nms``; also an unknown method, a sigma that is not positive, or
+            a threshold that is not finite.
     """
     rows = _checked(detections).copy()
     code = METHODS.index(method) if method in METHODS else method

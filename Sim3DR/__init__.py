@@ -7,9 +7,8 @@ This module checks every argument and calls a small C++ kernel (``kernel.h``; ``
   the viewer, so the larger z hides the smaller. No perspective: x and y are the pixel position.
 - Triangles are rows of three 0-based vertex indices, of either winding: both sides are painted.
 - Images are (H, W, C) uint8, channels in whatever order the colours have (BGR elsewhere here).
-
-- ``threads`` shares the rows of a picture out; the result is the same whatever their number. None:
-  one for small pictures, else as many as there are cores to use, or ``OMP_NUM_THREADS``.
+- ``threads`` is how many share the rows of a picture; the result does not depend on it. None: one
+  for small pictures, else ``OMP_NUM_THREADS``, or where that is not set as many as usable cores.
 
 No function changes its arguments, except ``out``.
 """

@@ -1,4 +1,4 @@
-"""The registry of image encoders: `create_backbone(name)` gives a `Backbone`."""
+"""The registry of image encoders: ``create_backbone(name)`` gives a ``Backbone``."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,10 +35,10 @@ def create_backbone(name: str) -> Backbone:
     """A randomly initialised backbone in training mode (seed torch for repeatable weights).
 
     Args:
-        name: one of `BACKBONES`.
+        name: one of ``BACKBONES``.
 
     Returns:
-        A module with `num_features` (D) and `forward`: (B, 3, H, W) -> (B, 62), (B, D).
+        A module with ``num_features`` (D) and ``forward``: (B, 3, H, W) -> (B, 62), (B, D).
 
     Raises:
         ValueError: the name is not in the registry.

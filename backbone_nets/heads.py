@@ -1,4 +1,4 @@
-"""What every backbone shares: the three linear heads and the contract of `forward`."""
+"""What every backbone shares: the three linear heads and the contract of ``forward``."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,9 +13,9 @@ MIN_INPUT_SIZE = 32  # every family halves its input five times
 class Backbone(nn.Module):
     """An image encoder with linear heads for the 62 whitened 3DMM parameters.
 
-    A family builds its layers, calls `add_heads` last and implements `extract`. The heads are named
-    as in the published checkpoints: `classifier_ori` (12 camera values), `classifier_shape` (40),
-    `classifier_exp` (10).
+    A family builds its layers, calls ``add_heads`` last and implements ``extract``. The heads are
+    named as in the published checkpoints: ``classifier_ori`` (12 camera values),
+    ``classifier_shape`` (40), ``classifier_exp`` (10).
     """
 
     num_features: int  # D, width of the pooled feature
@@ -24,7 +24,7 @@ class Backbone(nn.Module):
         """Adds the three heads on D features and gives every layer its initial weights.
 
         The initialisation is the customary one: He-normal (fan-out) convolutions, batch norm 1 / 0,
-        linear layers N(0, 0.01²), biases 0. `dropout` acts in training mode only.
+        linear layers N(0, 0.01²), biases 0. ``dropout`` acts in training mode only.
         """
         self.num_features = num_features
         self.classifier_ori = _head(num_features, CAMERA, dropout)

@@ -1,8 +1,10 @@
-"""The synergy module's two PointNets: landmark refiner and landmarks-to-3DMM regressor.
+"""The synergy module's two PointNets: landmark refiner and inverse regressor.
 
 Inside, every point of every face is a row, (B * 68, C): a 1x1 convolution is then one matrix
 product, and a batch norm works on contiguous channels.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,11 @@ GLOBAL_FEATURES = 1024
 
 class _PointNetwork(nn.Module):
     """Shared 1x1 convolutions with batch norm, named ``conv{i}`` and ``bn{i}`` as published."""
+
+    def _add_layers(self, first: int, widths: tuple[int, ...]) -> None:
+        """One layer between each width and the next, numbered from ``first``."""
+        for index, (inputs, outputs) in enumerate(pairwise(widths), first):
+            self._add_layer(str(index), inputs, outputs)
 
     def _add_layer(self, name: str, inputs: int, outputs: int, linear: bool = False) -> None:
         self.add_module(f"conv{name}", nn.Conv1d(inputs, outputs, 1))
@@ -53,16 +60,14 @@ class LandmarkRefiner(_PointNetwork):
 
     def __init__(self, num_features: int, signed: bool = False) -> None:
         super().__init__()
-        widths = (3, 64, POINT_FEATURES, 64, 128, GLOBAL_FEATURES)
-        for index in range(1, 6):
-            self._add_layer(str(index), widths[index - 1], widths[index])
+        self._add_layers(1, (3, 64, POINT_FEATURES, 64, 128, GLOBAL_FEATURES))
         joint = POINT_FEATURES + GLOBAL_FEATURES + num_features + SHAPE + EXPRESSION
-        for index, (inputs, outputs) in enumerate([(joint, 512), (512, 256), (256, 128)], 6):
-            self._add_layer(str(index), inputs, outputs)
+        self._add_layers(6, (joint, 512, 256, 128))
         self._add_layer("9", 128, 3, linear=signed)
 
     def forward(self, landmarks: Tensor, features: Tensor, coefficients: Tensor) -> Tensor:
-        """
+        """Regresses the residual of each landmark.
+
         Args:
             landmarks: (B, 3, 68) crop frame, pixels.
             features: (B, D) pooled image feature.
@@ -87,7 +92,7 @@ class LandmarkRefiner(_PointNetwork):
 
 
 class LandmarksTo3DMM(_PointNetwork):
-    """Landmarks -> whitened 3DMM coefficients, the way back (SynergyNet, section 3.3).
+    """The inverse regressor: landmarks -> whitened 3DMM coefficients (SynergyNet, section 3.3).
 
     Args:
         signed: leave the heads linear. As published they end in ReLU, so no output is negative.
@@ -97,9 +102,7 @@ class LandmarksTo3DMM(_PointNetwork):
 
     def __init__(self, signed: bool = False) -> None:
         super().__init__()
-        widths = (3, 64, 64, 64, 128, GLOBAL_FEATURES)
-        for index in range(1, 6):
-            self._add_layer(str(index), widths[index - 1], widths[index])
+        self._add_layers(1, (3, 64, 64, 64, 128, GLOBAL_FEATURES))
         for name, outputs in self.HEADS.items():
             self._add_layer(name, GLOBAL_FEATURES, outputs, linear=signed)
 

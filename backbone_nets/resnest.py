@@ -69,7 +69,7 @@ def _pooled_projection(c_in: int, c_out: int, stride: int) -> nn.Sequential:
 class ResNeSt50(Backbone):
     """ResNeSt-50, D = 2048. Its attention has a batch norm: training needs batches of two or more.
 
-    Named as the published listing names it: `conv1` is the three-convolution stem.
+    Named as the published listing names it: ``conv1`` is the three-convolution stem.
     """
 
     def __init__(self):

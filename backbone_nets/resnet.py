@@ -63,7 +63,7 @@ def _projection(c_in: int, c_out: int, stride: int) -> nn.Sequential:
 def make_stages(block: type[nn.Module], repeats: tuple[int, ...], projection=_projection) -> list:
     """The four residual stages (64, 128, 256, 512 wide), the later three halving the resolution.
 
-    `projection(c_in, c_out, stride)` builds the shortcut of blocks that change the shape.
+    ``projection(c_in, c_out, stride)`` builds the shortcut of blocks that change the shape.
     """
     stages, c_in = [], 64
     for stage, count in enumerate(repeats):

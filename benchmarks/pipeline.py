@@ -57,11 +57,11 @@ class EagerPipeline:
         height, width = image.shape[:2]
         batch = (image.astype(np.float32) - MEAN_BGR).transpose(2, 0, 1)[None]
         with torch.no_grad():
-            offsets, probabilities = self.detector(torch.tensor(batch), probabilities=True)
+            offsets, logits = self.detector(torch.tensor(batch))
         anchors.cache_clear()
         boxes = decode(offsets[0].numpy(), anchors(height, width))
         boxes *= np.array([width, height, width, height], np.float32)
-        scores = probabilities[0, :, 1].numpy()
+        scores = logits[0].softmax(dim=-1)[:, 1].numpy()
         rows = np.column_stack([boxes, scores])[scores > 0.05]
         rows = rows[nms(rows, 0.3)]
         return rows[rows[:, 4] > 0.5]

@@ -537,12 +537,29 @@ def test_api_in_threads(api):
 
 @pytest.mark.parametrize(
     "wrong",
-    [torch.zeros(3, 9, 9), b"jpeg", {"a": np.zeros((9, 9, 3), np.uint8)}, io.StringIO(), 7, None],
+    [torch.zeros(3, 9, 9), {"a": np.zeros((9, 9, 3), np.uint8)}, io.StringIO(), 7, None],
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_picture_is_said_at_once(api, wrong):
     with pytest.raises(ValueError, match=f"expected a picture.*{type(wrong).__name__}"):
         api(wrong)
+
+
+def test_a_files_bytes_are_a_picture_as_its_path_is(api, tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    write_image(path, np.dstack([PHOTOS[0], np.full((200, 300), 128, np.uint8)]))  # half clear
+    expected, content = api(path), path.read_bytes()
+    for given in (content, bytearray(content), memoryview(content)):
+        for faces in (api(given), *api([given]), *api(iter([given]))):
+            assert [face.to_dict() for face in faces] == [face.to_dict() for face in expected]
+    assert [face.score for _, face in api.tracker()(content)] == []  # no face's geometry
+    with pytest.raises(ValueError, match="the picture: not a picture"):
+        api(b"jpeg")
+    with pytest.raises(ValueError, match="the picture: the file is empty"):
+        api(b"")
+    monkeypatch.setenv("SYNERGYNET_MAX_PIXELS", "59999")
+    with pytest.raises(ValueError, match="the picture: it says that it has 300x200 pixels"):
+        api(content)
 
 
 @pytest.mark.parametrize(("boxes", "said"), [(1, "more pictures than boxes"), (3, "more boxes")])
@@ -679,6 +696,7 @@ def test_numbers_round_trip(pipeline, tmp_path, dense):
         np.testing.assert_array_equal(array, expected)
 
     content = json.loads((tmp_path / "numbers" / "Zoë.json").read_text(encoding="utf-8"))
+    assert content["faces"] == [face.to_dict() for face in faces]
     assert content["photo"] == str(tmp_path / "Zoë.jpg")
     assert len(content["faces"]) == 3
     for record, face in zip(content["faces"], faces, strict=True):

@@ -141,6 +141,17 @@ def test_many_crops_are_the_single_ones_and_the_photo_stays():
     np.testing.assert_array_equal(image, before)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("shape", [(9, 9), (9, 9, 1), (9, 9, 3), (9, 9, 4)])
+def test_other_pictures_give_no_black_crops(shape, dtype):
+    picture = np.full(shape, 200, dtype)
+    if (shape, dtype) == ((9, 9, 3), np.uint8):
+        assert crop_faces(picture, np.array([[1, 1, 7, 7]])).min() == 200
+    else:
+        with pytest.raises(ValueError, match="uint8 BGR, got"):
+            crop_faces(picture, np.array([[1, 1, 7, 7]]))
+
+
 def test_network_input():
     crops = np.zeros((2, 120, 120, 3), np.uint8)
     crops[1, 3, 5] = (0, 128, 255)

@@ -307,7 +307,7 @@ def test_validation_scores_what_the_network_says(options, tmp_path, monkeypatch)
         target = torch.from_numpy(faces.landmarks(np.arange(len(faces))))
         raw, refined = (target + torch.tensor([next(shifts), 0, 0])[:, None] for _ in range(2))
         return Mock(
-            parameters=model.face_model.whiten(torch.from_numpy(said)),
+            whitened=model.face_model.whiten(torch.from_numpy(said)),
             landmarks=raw,
             refined=refined,
         )

@@ -73,8 +73,8 @@ MUTATIONS = (
     Mutation(
         "scale of y taken from x",
         "utils/preprocessing.py",
-        "scale_y = (boxes[:, 3] - boxes[:, 1]) / CROP_SIZE",
-        "scale_y = (boxes[:, 2] - boxes[:, 0]) / CROP_SIZE",
+        "scale = (boxes[:, 2:4] - boxes[:, :2]) / CROP_SIZE",
+        "scale = (boxes[:, [2, 2]] - boxes[:, [0, 0]]) / CROP_SIZE",
         "tests/test_preprocessing.py",
     ),
     Mutation(

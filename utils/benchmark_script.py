@@ -154,7 +154,7 @@ def score_all(inputs: Inputs, options: argparse.Namespace) -> tuple[dict, evalua
     if data.dense is not None:
         try:
             errors = evaluation.dense_errors(inputs.face_model, data.dense, data, prediction)
-        except evaluation.OtherFaceModel as error:
+        except evaluation.OtherFaceModelError as error:
             missing.append(f"{error}: the dense mesh is not scored")
         else:
             found = evaluation.face_scores(errors, data.yaw)

@@ -106,7 +106,7 @@ def draw_pose_axes(
     Args:
         image: (H, W, 3) uint8, BGR.
         rotation: (3, 3) rotation from the model frame (x right, y up, z to the viewer) to the y-up
-            camera frame, as `utils.geometry.decompose_camera` returns it: column k is the head's
+            camera frame, as ``utils.geometry.decompose_camera`` returns it: column k is the head's
             axis k, which in the y-down image points along (R[0, k], -R[1, k]).
         landmarks: (3, 68) or (2, 68) real, pixels of the image.
         copy: False draws into ``image`` itself.
@@ -141,7 +141,7 @@ def draw_angles(
     landmarks: np.ndarray,
     copy: bool = True,
 ) -> np.ndarray:
-    """Writes below the chin where a face looks, ``utils.geometry.facing_angles``, in degrees.
+    """Writes a face's ``utils.geometry.facing_angles``, in whole degrees, below its chin.
 
     With the axes of ``draw_pose_axes`` the picture reads: yaw > 0 blue points left, pitch > 0 blue
     points up, roll > 0 the head tilts clockwise.

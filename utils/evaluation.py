@@ -83,7 +83,7 @@ def torch_network(model: SynergyNet, device: str | torch.device) -> Network:
         with torch.inference_mode(), _without_tf32():
             images = torch.from_numpy(crops).to(device, memory_format=picture_layout(device))
             output = model(images, loop)
-            parameters = model.face_model.dewhiten(output.parameters)
+            parameters = model.face_model.dewhiten(output.whitened)
             arrays = (parameters, output.landmarks, output.refined)
             return CropOutput(*(None if a is None else a.float().cpu().numpy() for a in arrays))
 
@@ -286,11 +286,11 @@ def nme_scores(errors: np.ndarray, yaw: np.ndarray) -> dict[str, float | dict[st
     return {**face_scores(errors.mean(1), yaw), "parts": parts}
 
 
-def face_scores(faces: np.ndarray, yaw: np.ndarray) -> dict[str, float]:
+def face_scores(errors: np.ndarray, yaw: np.ndarray) -> dict[str, float]:
     """Numbers of one error per face.
 
     Args:
-        faces: (n,) percent.
+        errors: (n,) percent.
         yaw: (n,) degrees.
 
     Returns:
@@ -299,34 +299,34 @@ def face_scores(faces: np.ndarray, yaw: np.ndarray) -> dict[str, float]:
         ``median`` over samples; ``failure_rate`` above 8 %, ``auc`` up to 8 %. All percent;
         deviations are the population's.
     """
-    means, deviations = metrics.bin_means(faces, yaw), metrics.bin_deviations(faces, yaw)
+    means, deviations = metrics.bin_means(errors, yaw), metrics.bin_deviations(errors, yaw)
     return {
         **dict(zip(BINS, means.tolist(), strict=True)),
         **{f"std_{key}": v for key, v in zip(BINS, deviations.tolist(), strict=True)},
         "balanced": float(means.mean()),
         "std_balanced": float(means.std()),
-        "mean": float(faces.mean()),
-        "median": float(np.median(faces)),
-        "failure_rate": metrics.failure_rate(faces),
-        "auc": metrics.area_under_curve(faces),
+        "mean": float(errors.mean()),
+        "median": float(np.median(errors)),
+        "failure_rate": metrics.failure_rate(errors),
+        "auc": metrics.area_under_curve(errors),
     }
 
 
-class OtherFaceModel(ValueError):
+class OtherFaceModelError(ValueError):
     """Labels of mesh vertices do not belong to the face model."""
 
 
 def dense_errors(
     face_model: MorphableModel, dense: DenseLabels, data: BenchmarkSet, prediction: Prediction
 ) -> np.ndarray:
-    """(n,) mean 2D distance of the labelled mesh vertices, percent of sqrt(w * h) of the original
-    landmarks' box, the norm of the landmarks' own errors.
+    """(n,) NME of the labelled mesh vertices, percent: their mean 2D distance over sqrt(w * h) of
+    the original landmarks' box, as for the landmarks themselves.
 
     Raises:
-        OtherFaceModel: the labels belong to a face model with another number of vertices.
+        OtherFaceModelError: the labels belong to a face model with another number of vertices.
     """
     if face_model.num_vertices != dense.num_vertices:
-        raise OtherFaceModel(
+        raise OtherFaceModelError(
             f"the dense labels are of a face model with {dense.num_vertices} vertices, "
             f"not {face_model.num_vertices}"
         )
@@ -476,9 +476,13 @@ def score_aflw2000(model: SynergyNet, data: BenchmarkSet, device: torch.device) 
         OSError, ValueError: see ``predict``.
     """
     with evaluation_mode(model):
-        network = torch_network(model, device)
-        exact = model.face_model.pixel_centres
-        prediction = predict(network, data.crops, data.roi_boxes, pixel_centres=exact, title=None)
+        prediction = predict(
+            torch_network(model, device),
+            data.crops,
+            data.roi_boxes,
+            pixel_centres=model.face_model.pixel_centres,
+            title=None,
+        )
     scores, _ = score(data, prediction)
     result = {}
     for labels, found in scores["nme"].items():

@@ -16,25 +16,25 @@ def decompose_camera(camera: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     """Splits cameras ``[A | t]`` into scale, rotation and translation.
 
     Args:
-        camera: (B, 3, 4) ``[A | t]``, model frame to y-up crop frame.
+        camera: (n, 3, 4) ``[A | t]``, model frame to y-up crop frame.
 
     Returns:
-        scale (B,): mean length of the first two rows of A;
-        rotation (B, 3, 3): rows r1, r2 (the rows of A, normalised) and r3 = r1 x r2; y-up frame;
-        translation (B, 3): t as it is, y-up crop frame. All float64.
+        scale (n,): mean length of the first two rows of A;
+        rotation (n, 3, 3): rows r1, r2 (the rows of A, normalised) and r3 = r1 x r2; y-up frame;
+        translation (n, 3): t as it is, y-up crop frame. All float64.
 
     Raises:
         ValueError: wrong shape, or a camera without extent (a zero or non-finite row).
     """
     camera = np.asarray(camera, dtype=np.float64)
     if camera.ndim != 3 or camera.shape[1:] != (3, 4):
-        raise ValueError(f"expected cameras of shape (B, 3, 4), got {camera.shape}")
+        raise ValueError(f"expected cameras of shape (n, 3, 4), got {camera.shape}")
     rows = camera[:, :2, :3]
-    lengths = np.linalg.norm(rows, axis=2, keepdims=True)  # (B, 2, 1)
+    lengths = np.linalg.norm(rows, axis=2, keepdims=True)  # (n, 2, 1)
     if not np.isfinite(camera).all() or (lengths == 0).any():
         raise ValueError("a camera has a zero or non-finite row; its pose is undefined")
     rows = rows / lengths
-    third = np.cross(rows[:, 0], rows[:, 1])[:, None]  # (B, 1, 3)
+    third = np.cross(rows[:, 0], rows[:, 1])[:, None]  # (n, 1, 3)
     return lengths.mean(axis=(1, 2)), np.concatenate([rows, third], axis=1), camera[:, :, 3]
 
 
@@ -44,12 +44,13 @@ def camera_angles(camera: np.ndarray) -> np.ndarray:
 
 
 def rotation_to_angles(rotation: np.ndarray) -> np.ndarray:
-    """(B, 3, 3) rotations, y-up frame -> (B, 3) yaw, pitch, roll in degrees, as published.
+    """(n, 3, 3) rotations, y-up frame -> (n, 3) yaw, pitch, roll in degrees, as published.
 
     The published formulas take yaw from R[2,0] and pitch and roll from the transposed places of a
-    Rz Ry Rx rotation. For a turn about one axis they are exact; for combined turns they differ
-    from an exact decomposition, and published pose errors are measured with them. At the poles
-    (yaw = +-90) pitch and roll turn about one axis: roll is 0 there and pitch takes the turn.
+    Rz Ry Rx rotation. For a turn about one axis they are exact (yaw: up to +-90); for combined
+    turns they differ from an exact decomposition. Published pose errors are measured with them. At
+    the poles (yaw = +-90) pitch and roll turn about one axis: roll is 0 there and pitch takes the
+    turn.
     """
     rotation = np.asarray(rotation, dtype=np.float64)
     sin_yaw = np.clip(rotation[:, 2, 0], -1, 1)  # rounding can push it past 1
@@ -62,12 +63,13 @@ def rotation_to_angles(rotation: np.ndarray) -> np.ndarray:
 
 
 def facing_angles(rotation: np.ndarray) -> np.ndarray:
-    """(B, 3, 3) rotations, y-up frame -> (B, 3) degrees: where the nose points to, to the left edge
-    of the picture and up, and by how much the head is tilted about it, clockwise.
+    """(n, 3, 3) rotations, y-up frame -> (n, 3) yaw, pitch, roll in degrees, steady in profiles.
 
-    For a turn about one axis they are the published angles (``rotation_to_angles``), which near
-    +-90 degrees of yaw have large, opposite pitch and roll whatever the head does: the poles of
-    these are where a face looks straight up or down.
+    Yaw and pitch say where the nose points: towards the left edge of the picture, and up. Roll is
+    the head's tilt about that direction, clockwise. For a turn of up to 90 degrees about one axis
+    they equal the published angles (``rotation_to_angles``). Near +-90 degrees of yaw the published
+    pitch and roll are large and opposite whatever the head does; these are so only where a face
+    looks straight up or down.
     """
     r = np.asarray(rotation, dtype=np.float64)
     yaw = np.arctan2(-r[:, 0, 2], r[:, 2, 2])
@@ -80,8 +82,8 @@ def angles_to_rotation(angles: np.ndarray) -> np.ndarray:
     """The rotation that AFLW2000-3D's labelled angles mean: Rx(-pitch) Ry(-yaw) Rz(-roll),
     right-handed turns about the axes of the y-up frame, z towards the viewer.
 
-    For a turn about one axis ``rotation_to_angles`` gives the angle back, for all others
-    ``exact_angles`` does.
+    ``exact_angles`` gives the angles back; for a turn about one axis (yaw: up to +-90)
+    ``rotation_to_angles`` does, too.
 
     Args:
         angles: (n, 3) yaw, pitch, roll, degrees.
@@ -132,7 +134,7 @@ def exact_angles(rotation: np.ndarray, near: np.ndarray | None = None) -> np.nda
 def nearest_rotation(matrices: np.ndarray) -> np.ndarray:
     """(n, 3, 3) -> the rotations with the least sum of squared differences (Schönemann 1966).
 
-    A network's camera rows are not exactly at right angles, and a turn is one between rotations.
+    A network's camera rows are not exactly orthogonal; angles between two heads need rotations.
     """
     u, _, v = np.linalg.svd(np.asarray(matrices, dtype=np.float64))
     u[:, :, 2] *= np.linalg.det(u @ v)[:, None]  # no mirrors

@@ -16,13 +16,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from utils.geometry import decompose_camera, facing_angles, rotation_to_angles
 from utils.morphable_model import CAMERA, EXPRESSION, MorphableModel, split_camera
-from utils.pictures import as_picture, to_bgr8
+from utils.pictures import Picture, as_picture, to_bgr8
 from utils.preprocessing import (
     CROP_SIZE,
     boxes_to_roi_boxes,
@@ -72,8 +73,8 @@ class Face:
         stretch: how far the fitted camera is from a turn and a scale, which is 1; above
             ``MAX_STRETCH`` the fit is doubtful, whatever the detector's score.
         face_model: the 3DMM that ``parameters`` speak of.
-        fitted: the face as it lies in the photo, whose texture it has; None where that is the face
-            itself, which nothing has changed (``with_expression``, ``frontal``).
+        fitted: of a changed face (``with_expression``, ``frontal``, ``with_parameters``) the one
+            that was fitted to the photo, from which its texture is taken; None of any other.
     """
 
     box: np.ndarray
@@ -118,13 +119,13 @@ class Face:
 
     def draw(
         self,
-        image: np.ndarray | str | os.PathLike,
+        image: Picture,
         drawings: str | Sequence[str] = DEFAULT_DRAWINGS,
     ) -> np.ndarray:
         """The photo with this face drawn on it.
 
         Args:
-            image: its photo, as ``utils.pictures.to_bgr8`` takes it, or that file's path; it stays
+            image: its photo, an array (``utils.pictures.to_bgr8``), path or file's bytes; it stays
                 as it is.
             drawings: one or some of ``utils.overlays.DRAWINGS``: mesh, depth, pncc, landmarks,
                 box, pose.
@@ -140,9 +141,7 @@ class Face:
 
         return Overlays(self.face_model, drawings)(to_bgr8(as_picture(image)), [self])
 
-    def save(
-        self, path: str | os.PathLike, image: np.ndarray | str | os.PathLike | None = None
-    ) -> list[Path]:
+    def save(self, path: str | os.PathLike, image: Picture | None = None) -> list[Path]:
         """Writes the face as its path's suffix says; each file appears complete or not at all.
 
         ``.npz``: the numbers above, each with the faces, here one, along its first axis, and
@@ -155,7 +154,7 @@ class Face:
 
         Args:
             path: its folder is made where it does not exist.
-            image: the face's photo, as ``utils.pictures.to_bgr8`` takes it, or that file's path.
+            image: the face's photo, as ``draw`` takes it.
 
         Returns:
             The files written.
@@ -169,6 +168,12 @@ class Face:
         from utils.results import save_face  # imported here: many callers write no file
 
         return save_face(Path(path), self, None if image is None else as_picture(image))
+
+    def to_dict(self) -> dict[str, object]:
+        """The numbers of a ``.json`` file: lists and numbers, None for NaN, no dense mesh."""
+        from utils.results import face_to_json  # imported here, as in ``save``
+
+        return face_to_json(self)
 
 
 class FacePipeline:
@@ -198,8 +203,9 @@ class FacePipeline:
             dense: make the dense mesh too.
 
         Raises:
-            ValueError: an array that is no picture, boxes that cannot be cropped or lie outside
-                their picture, or as many boxes as images are not given.
+            ValueError: an array that is no picture, given boxes that cannot be cropped or lie
+                outside their picture or are not one entry for each image, or a detector that gives
+                something else than boxes in pixels.
         """
         images = [to_bgr8(image) for image in images]
         given = [None] * len(images) if boxes is None else list(boxes)
@@ -212,15 +218,12 @@ class FacePipeline:
         counts = [len(found) for found in detections]
         if not sum(counts):
             return [[] for _ in images]
-        found = np.concatenate(detections)  # (n, 5)
-        roi_boxes = boxes_to_roi_boxes(found)  # (n, 4)
-        ends = np.cumsum(counts)
-        own = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-        crops = np.concatenate(
-            [crop_faces(image, roi_boxes[rows]) for image, rows in zip(images, own, strict=True)]
-        )  # (n, 120, 120, 3)
-        faces = self.faces_from_crops(crops, roi_boxes, found, dense)
-        return [faces[rows] for rows in own]
+        roi_boxes = [boxes_to_roi_boxes(found) for found in detections]  # (n_i, 4) each
+        crops = [crop_faces(image, rois) for image, rois in zip(images, roi_boxes, strict=True)]
+        faces = iter(
+            self.faces_from_crops(*map(np.concatenate, (crops, roi_boxes, detections)), dense)
+        )  # of all photos together
+        return [list(islice(faces, count)) for count in counts]
 
     def faces_from_crops(
         self, crops: np.ndarray, roi_boxes: np.ndarray, detections: np.ndarray, dense: bool
@@ -288,7 +291,7 @@ def with_expression(
     """The same person in the same pose with another expression.
 
     Args:
-        face: fitted.
+        face: as fitted to a photo, or changed already.
         factor: scales the expression's deformation: 0 removes it (coefficients 0, not whitened:
             the model's mean expression), 1 leaves it, 2 doubles it.
         coefficients: (10,) expression coefficients, not whitened, in place of the face's own, as
@@ -333,7 +336,7 @@ def with_parameters(face: Face, parameters: np.ndarray) -> Face:
     """The face that other parameters give in the same crop; its texture is still the photo's.
 
     Args:
-        face: fitted.
+        face: as fitted to a photo, or changed already.
         parameters: (62,) camera, shape, expression, not whitened (``utils/morphable_model.py``),
             such as a person's shape averaged over photos.
 
@@ -392,7 +395,8 @@ def with_scores(boxes: np.ndarray | Sequence[Sequence[float]], name: str) -> np.
     """(n, 4) or (n, 5) boxes -> (n, 5) float32; the score is NaN where there is none.
 
     Raises:
-        ValueError: another shape, or an infinite score; the message calls them ``name``.
+        ValueError: no numbers, another shape, or an infinite score; the message calls the boxes
+            ``name``.
     """
     try:
         boxes = np.asarray(boxes, dtype=np.float32)

@@ -51,7 +51,7 @@ MIRRORED_LANDMARKS = np.array(
 )
 LARGEST = 1e30  # of a face model's numbers, so that float32 holds their sums
 MAX_INDEX = 2**31 - 1
-Y_FLIP = 121.0  # 120 + 1, as published: turns rows counted from one over, but ours begin at zero
+Y_FLIP = 121.0  # 120 + 1, as published: flips rows that count from 1, though ours count from 0
 
 
 # the fields that take part in the algebra, and become tensors

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from utils.inference import Face
     from utils.morphable_model import MorphableModel
 
-DENSE = ("mesh", "depth", "pncc")  # what needs the dense mesh; each covers the one before
+DENSE = ("mesh", "depth", "pncc")  # need the dense mesh; of several only the last is drawn
 DRAWINGS = (*DENSE, "landmarks", "box", "pose")  # in the order of drawing
 
 

@@ -75,16 +75,16 @@ def parse_photo_options(
     return options
 
 
-def would_overwrite(out: Path, photos: Path, with_sheet: bool) -> bool:
+def would_overwrite(out: Path, folder: Path, with_sheet: bool) -> bool:
     """Whether results of the same names can fall on the photos of a folder.
 
     Args:
         with_sheet: contact sheets are written too, into ``out`` itself.
     """
-    if _is_same(photos, out):
+    if _is_same(folder, out):
         return with_sheet
-    photos = photos.resolve()
-    return _is_same(photos.parent, out) and photos.name.casefold() in results.FOLDERS
+    folder = folder.resolve()
+    return _is_same(folder.parent, out) and folder.name.casefold() in results.FOLDERS
 
 
 def _is_same(a: Path, b: Path) -> bool:
@@ -237,14 +237,14 @@ def run_on_photos(
     except KeyboardInterrupt:
         is_stopped = True
         outcomes.close()  # waits for what has begun
-    photos = Counter(kinds)
-    summary = [f"{counted(photos[WITH_FACES], 'photo')} {WITH_FACES} written to {options.out}"]
-    summary += [f"{counted(photos[kind], 'photo')} {kind}" for kind in KINDS[1:] if photos[kind]]
+    counts = Counter(kinds)
+    summary = [f"{counted(counts[WITH_FACES], 'photo')} {WITH_FACES} written to {options.out}"]
+    summary += [f"{counted(counts[kind], 'photo')} {kind}" for kind in KINDS[1:] if counts[kind]]
     if is_stopped:
-        left = counted(len(options.photos) - photos.total(), "photo")
+        left = counted(len(options.photos) - counts.total(), "photo")
         summary.append(f"stopped with {left} left (--resume goes on)")
     say(", ".join(summary))
-    return STOPPED if is_stopped else 1 if photos[FAILED] else 0
+    return STOPPED if is_stopped else 1 if counts[FAILED] else 0
 
 
 def largest_faces(faces: list[Face], count: int | None) -> list[Face]:

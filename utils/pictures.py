@@ -3,6 +3,7 @@
 import os
 import struct
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,11 +26,7 @@ def max_pixels() -> int:
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """A picture file as BGR.
-
-    Grey becomes BGR, transparency is laid over black, 16-bit is scaled to 8-bit, floating point is
-    cut to [0, 1] and scaled, and the camera's orientation tag is obeyed. The path may hold any
-    characters the system allows.
+    """A picture file as BGR; its path may hold any characters the system allows.
 
     Returns:
         (H, W, 3) uint8, BGR.
@@ -37,14 +34,32 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file.
         IsADirectoryError: the path is a folder.
-        ValueError: the file is empty, not a picture, cut short, of a kind that is no photo, or says
-            that it is larger than ``max_pixels`` (in formats that pack a few colours to nothing;
-            other formats have OpenCV's own limit).
+        ValueError: as ``decode_image``.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, expected a picture file")
-    content = path.read_bytes()  # cv2.imread fails on some systems' non-ASCII paths
+    return decode_image(path.read_bytes(), path)  # cv2.imread fails on some non-ASCII paths
+
+
+def decode_image(content: bytes, path: Path | str = "the picture") -> np.ndarray:
+    """The content of a picture file as BGR.
+
+    Grey becomes BGR, transparency is laid over black, 16-bit is scaled to 8-bit, floating point is
+    cut to [0, 1] and scaled, and the camera's orientation tag is obeyed.
+
+    Args:
+        content: of the whole file.
+        path: what messages call it.
+
+    Returns:
+        (H, W, 3) uint8, BGR.
+
+    Raises:
+        ValueError: it is empty, not a picture, cut short, of a kind that is no photo, or says that
+            it is larger than ``max_pixels`` (in formats that pack a few colours to nothing; other
+            formats have OpenCV's own limit).
+    """
     if not content:
         raise ValueError(f"{path}: the file is empty")
     refuse_absurd_size(path, content)
@@ -94,15 +109,12 @@ def read_zipped_image(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
     Raises:
         KeyError: the zip has no such member.
-        ValueError: OpenCV cannot read it; names zip and member.
+        ValueError: as ``decode_image``; names zip and member.
     """
-    image = cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"{archive.filename}: {name} is no picture that OpenCV reads")
-    return image
+    return decode_image(archive.read(name), f"{archive.filename}: {name}")
 
 
-def refuse_absurd_size(path: Path, content: bytes) -> None:
+def refuse_absurd_size(path: Path | str, content: bytes) -> None:
     """Raises ValueError where a picture file says that it is larger than ``max_pixels``."""
     width, height = _stated_size(content)
     if width * height > max_pixels():
@@ -128,7 +140,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
 
 def _jpeg_is_complete(content: bytes) -> bool:
     """Whether an end marker follows the picture's data; a thumbnail's in the header is not it."""
-    *_, (_, at) = _jpeg_segments(content)
+    ((_, at),) = deque(_jpeg_segments(content), maxlen=1)
     return content.find(b"\xff\xd9", at) >= 0  # what follows it (a phone's film) does not matter
 
 
@@ -160,7 +172,8 @@ def _stated_size(content: bytes) -> tuple[int, int]:
         sizes = {}
         for i in range(*numbers(f"{order}H", at)):
             tag, kind = numbers(f"{order}HH", at + 2 + 12 * i)
-            (sizes[tag],) = numbers(f"{order}{'H' if kind == 3 else 'I'}", at + 10 + 12 * i)
+            (size,) = numbers(f"{order}{'H' if kind == 3 else 'I'}", at + 10 + 12 * i)
+            sizes[tag] = max(size, sizes.get(tag, 0))  # of a tag that is there twice one counts
         return sizes.get(256, 0), sizes.get(257, 0)
     return 0, 0
 
@@ -188,15 +201,23 @@ def _turned_like(stored: np.ndarray | None, upright: np.ndarray | None) -> np.nd
     return stored
 
 
-def as_picture(image: np.ndarray | str | os.PathLike) -> np.ndarray:
-    """The picture of a path (``read_image``); arrays as they are."""
-    return read_image(image) if isinstance(image, (str, os.PathLike)) else image
+# what stands for a picture: the array, the path of a file, or that file's content
+Picture = np.ndarray | str | os.PathLike[str] | bytes
+CONTENT = (bytes, bytearray, memoryview)
+
+
+def as_picture(image: Picture) -> np.ndarray:
+    """The picture of a path (``read_image``) or a file's bytes (``decode_image``); arrays as they
+    are."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    return decode_image(bytes(image)) if isinstance(image, CONTENT) else image
 
 
 WHAT_IS_A_PICTURE = (
-    "a picture is an array (H, W, 3) in BGR: np.asarray(image.convert('RGB'))[..., ::-1] of "
-    "Pillow's, cv2.imdecode(np.frombuffer(content, np.uint8), 1) of a file's bytes; cv2.imread "
-    "gives None for a file that it cannot read"
+    "a picture is an array (H, W, 3) in BGR (np.asarray(image.convert('RGB'))[..., ::-1] of "
+    "Pillow's), the path of a picture file, or that file's bytes; cv2.imread gives None for a file "
+    "that it cannot read"
 )
 
 
@@ -219,10 +240,13 @@ def to_bgr8(image: np.ndarray) -> np.ndarray:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
         raise ValueError(
-            f"expected a picture (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {image.shape}"
+            f"expected a picture (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {image.shape}; "
+            "several pictures are a list of them"
         )
     if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+        wide, image = image, np.empty(image.shape, np.uint8)
+        for row, stored in zip(image, wide, strict=True):  # by rows: a whole picture takes 10 GB
+            row[:] = (stored.astype(np.uint32) * 255 + 32767) // 65535
     elif image.dtype.kind == "f":
         if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
             raise ValueError("a floating point picture must be finite and within [0, 1]")
@@ -230,8 +254,9 @@ def to_bgr8(image: np.ndarray) -> np.ndarray:
     elif image.dtype != np.uint8:
         raise ValueError(f"expected uint8, uint16 or floating point in [0, 1], got {image.dtype}")
     if image.shape[2] == 4:
-        alpha = image[..., 3:].astype(np.uint16)
-        image = ((image[..., :3] * alpha + 127) // 255).astype(np.uint8)
+        with_alpha, image = image, np.empty((*image.shape[:2], 3), np.uint8)
+        for row, stored in zip(image, with_alpha, strict=True):
+            row[:] = (stored[:, :3] * stored[:, 3:].astype(np.uint16) + 127) // 255
     elif image.shape[2] == 1:
         image = np.repeat(image, 3, axis=2)
     return image
@@ -240,11 +265,17 @@ def to_bgr8(image: np.ndarray) -> np.ndarray:
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes a picture in the format of the path's extension, atomically.
 
+    Args:
+        path: its folder is made where it does not exist.
+        image: (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA, uint8.
+
     Raises:
         OSError: it cannot be written there.
-        ValueError: OpenCV cannot encode the picture in that format.
+        ValueError: another dtype, or OpenCV cannot encode the picture in that format.
     """
     path = Path(path)
+    if image.dtype != np.uint8:  # OpenCV would cut floating point off: [0, 1] becomes black
+        raise ValueError(f"{path}: expected a uint8 picture, got {image.dtype}")
     options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() in (".jpg", ".jpeg") else []
     try:
         done, data = cv2.imencode(path.suffix, image, options)

@@ -76,8 +76,13 @@ def crop_faces(image: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
         (n, 120, 120, 3) uint8 BGR.
 
     Raises:
-        ValueError: a roi box is not finite, too far away, or has a side of more than 32767 pixels.
+        ValueError: a picture of another shape or dtype; a roi box that is not finite, too far away,
+            or has a side of more than 32767 pixels.
     """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"expected a picture (H, W, 3) uint8 BGR, got {image.dtype} of shape {image.shape}"
+        )
     height, width = image.shape[:2]
     crops = np.zeros((len(roi_boxes), CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
     corners = np.round(np.asarray(roi_boxes, dtype=np.float64)[:, :4])
@@ -136,15 +141,8 @@ def crop_to_image(
         Same shape and dtype as ``points``, image frame; z is scaled by the mean of both scales.
     """
     boxes = np.asarray(roi_boxes, dtype=np.float64)
-    scale_x = (boxes[:, 2] - boxes[:, 0]) / CROP_SIZE
-    scale_y = (boxes[:, 3] - boxes[:, 1]) / CROP_SIZE
-    scale = np.stack([scale_x, scale_y, (scale_x + scale_y) / 2], axis=1)[
-        :, : points.shape[1], None
-    ]
-    origin = np.zeros((len(boxes), 3))
-    origin[:, :2] = boxes[:, :2]
-    if pixel_centres:
-        origin[:, 0] += (scale_x - 1) / 2
-        origin[:, 1] += (scale_y - 1) / 2
-    origin = origin[:, : points.shape[1], None]  # (n, 3, 1)
+    scale = (boxes[:, 2:4] - boxes[:, :2]) / CROP_SIZE  # (n, 2)
+    origin = boxes[:, :2] + (scale - 1) / 2 if pixel_centres else boxes[:, :2]
+    scale = np.column_stack([scale, scale.mean(1)])[:, : points.shape[1], None]  # (n, 3 or 2, 1)
+    origin = np.pad(origin, ((0, 0), (0, 1)))[:, : points.shape[1], None]
     return points * scale.astype(points.dtype) + origin.astype(points.dtype)

@@ -114,19 +114,6 @@ def normalized_coordinate_code(mean: np.ndarray) -> np.ndarray:
     return ((mean - low) / np.ptp(mean, axis=1, keepdims=True)).T.astype(np.float32)
 
 
-def _visible(
-    faces_vertices: Sequence[np.ndarray], height: int, width: int
-) -> Iterator[tuple[np.ndarray, tuple[int, int, int, int]]]:
-    """Vertices (N, 3) of each (3, N) face that may touch the picture, and the region around it."""
-    for vertices in faces_vertices:
-        if np.ndim(vertices) != 2 or len(vertices) != 3:
-            raise ValueError(f"a face's vertices must be (3, N), not {np.shape(vertices)}")
-        vertices = np.stack(vertices, axis=1)  # (N, 3); three times as fast as transposing
-        x0, y0, x1, y1 = Sim3DR.bounds(vertices, height, width)
-        if x0 < x1 and y0 < y1:
-            yield vertices, (x0, y0, x1, y1)
-
-
 def render_textured(
     vertices: np.ndarray,
     triangles: np.ndarray,
@@ -149,7 +136,8 @@ def render_textured(
         (H, W, 3) uint8, a new array.
 
     Raises:
-        TypeError, ValueError: an argument has another type, shape or range than stated.
+        TypeError, ValueError: the mesh has another type, shape or range than stated; texture and
+            background are not checked.
     """
     fine = np.array(vertices, np.float32)
     x0, y0, x1, y1 = Sim3DR.bounds(fine, *background.shape[:2])
@@ -171,3 +159,16 @@ def render_textured(
     window = image[y0:y1, x0:x1]
     window[:] = np.round(layers[..., :3] + window * (1 - layers[..., 3:])).clip(0, 255)
     return image
+
+
+def _visible(
+    faces_vertices: Sequence[np.ndarray], height: int, width: int
+) -> Iterator[tuple[np.ndarray, tuple[int, int, int, int]]]:
+    """Vertices (N, 3) of each (3, N) face that may touch the picture, and the region around it."""
+    for vertices in faces_vertices:
+        if np.ndim(vertices) != 2 or len(vertices) != 3:
+            raise ValueError(f"a face's vertices must be (3, N), not {np.shape(vertices)}")
+        vertices = np.stack(vertices, axis=1)  # (N, 3); three times as fast as transposing
+        x0, y0, x1, y1 = Sim3DR.bounds(vertices, height, width)
+        if x0 < x1 and y0 < y1:
+            yield vertices, (x0, y0, x1, y1)

@@ -21,7 +21,7 @@ import numpy as np
 from utils.boxes import overlaps
 from utils.inference import MAX_STRETCH, Face, FacePipeline, detect, faces_from_parameters
 from utils.morphable_model import split_camera
-from utils.pictures import to_bgr8
+from utils.pictures import Picture, as_picture, to_bgr8
 from utils.preprocessing import ROI_ENLARGEMENT, boxes_to_roi_boxes, crop_faces
 from utils.smoothing import STRENGTHS, FaceSmoother
 
@@ -134,11 +134,11 @@ class FaceTracker:
         self.since_detection: int | None = None  # frames; None: detect now
         self.thumbnail: np.ndarray | None = None
 
-    def __call__(self, image: np.ndarray, dense: bool = True) -> list[tuple[int, Face]]:
+    def __call__(self, image: Picture, dense: bool = True) -> list[tuple[int, Face]]:
         """The faces of the next frame.
 
         Args:
-            image: (H, W, 3) uint8 BGR; of the size of the frames before it.
+            image: as ``SynergyNet`` takes one; of the size of the frames before it.
             dense: make the dense mesh too.
 
         Returns:
@@ -146,7 +146,7 @@ class FaceTracker:
             the detector would put its box around the landmarks, ``score`` that of the face's last
             detection.
         """
-        image = to_bgr8(image)
+        image = to_bgr8(as_picture(image))
         moved = self._camera_move(image)
         if moved is None:
             self.tracks, self.since_detection = [], None

@@ -111,15 +111,15 @@ class TrainingStep(nn.Module):
 
 
 def published_rate(epoch: int, epochs: int, peak: float) -> float:
-    """Learning rate of an epoch (from 0): 1-5 of 80 at 0.2 times the peak, 6-48 at the peak, 49-64
-    at 0.2 and the last at 0.04 times. The turning points scale with the number of epochs."""
+    """Learning rate of an epoch, counted from 0: of 80 the first 5 at 0.2 times the peak, 43 at the
+    peak, 16 at 0.2 and the last 16 at 0.04 times. Other numbers of epochs are cut in proportion."""
     scale = epochs / PUBLISHED_EPOCHS
     return peak * [factor for start, factor in PUBLISHED_SCHEDULE if epoch >= start * scale][-1]
 
 
 def linear_rate(step: int, steps: int, peak: float, warmup: int, cooldown: int) -> float:
-    """Learning rate of a step (from 0) of a run: up to the peak over ``warmup`` steps, plateau,
-    down to zero over the last ``cooldown`` steps."""
+    """Learning rate of a step of a run, counted from 0: a trapezoid that rises to the peak over
+    ``warmup`` steps, stays there, and falls to peak / cooldown over the last ``cooldown``."""
     return peak * min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, cooldown))
 
 
@@ -231,15 +231,15 @@ def validate(
     with evaluation_mode(model):
         parts = np.array_split(np.arange(len(faces)), math.ceil(len(faces) / 128))
         for batch in in_order(faces.batch, parts, workers=1):
-            images, parameters, target = augment(batch.to(device), torch.Generator(), size)
+            images, parameters, landmarks = augment(batch.to(device), torch.Generator(), size)
             output = model(images, loop)
-            predicted = model.face_model.dewhiten(output.parameters)
+            predicted = model.face_model.dewhiten(output.whitened)
             if not torch.isfinite(predicted).all():
                 raise NonFiniteError("the network's answers are not finite")
-            target = target.cpu().numpy()
-            raw.append(nme(output.landmarks.cpu().numpy(), target))
+            landmarks = landmarks.cpu().numpy()
+            raw.append(nme(output.landmarks.cpu().numpy(), landmarks))
             if output.refined is not None:
-                refined.append(nme(output.refined.cpu().numpy(), target))
+                refined.append(nme(output.refined.cpu().numpy(), landmarks))
             found, labelled = (
                 camera_angles(split_camera(p.cpu().numpy())) for p in (predicted, parameters)
             )
@@ -282,13 +282,13 @@ class Trainer:
             self.benchmark = open_benchmark(DEFAULT_FOLDER)
         # by their parameters: scores on other faces are not to be compared
         scored = np.ascontiguousarray(self.val_set.parameters)
-        self.validation = hashlib.sha256(scored).hexdigest()[:16]
+        self.val_fingerprint = hashlib.sha256(scored).hexdigest()[:16]
         self.probabilities = None
         if options.pose_balanced:
             self.probabilities = pose_balanced_probabilities(self.train_set.yaw())
-        self.samples = options.samples_per_epoch or len(self.train_set)
-        self.steps_per_epoch = self.samples // options.batch_size
-        check_batch_size(options.batch_size, self.samples, world)
+        self.samples_per_epoch = options.samples_per_epoch or len(self.train_set)
+        self.steps_per_epoch = self.samples_per_epoch // options.batch_size
+        check_batch_size(options.batch_size, self.samples_per_epoch, world)
 
         # every step has the same shapes: cuDNN measures once which kernel is the fastest
         torch.backends.cudnn.benchmark = self.device.type == "cuda"
@@ -336,7 +336,7 @@ class Trainer:
         self.augment = make_augmentation(options.augment, face_model)
         self.plain = Augment(PROTOCOL_BORDER if options.augment == "published" else 0)
 
-        self.sizes = (
+        self.description = (
             f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M weights, of which "
             f"backbone {sum(p.numel() for p in self.model.I2P.parameters()) / 1e6:.2f} M; "
             f"{len(self.train_set):,} training and {len(self.val_set):,} validation faces; "
@@ -376,7 +376,7 @@ class Trainer:
         return {
             "seed": options.seed,
             "batch size": options.batch_size,
-            "samples an epoch": self.samples,
+            "samples an epoch": self.samples_per_epoch,
             "training faces": len(self.train_set),
             "pose balanced": options.pose_balanced,
         }
@@ -394,7 +394,7 @@ class Trainer:
     def _save_last(self) -> None:
         if self.world.is_main:
             state = asdict(self.progress) | {"plan": self._plan(), "recipe": self._recipe()}
-            state |= {"validation": self.validation, "optimizer": self.optimizer.state_dict()}
+            state |= {"validation": self.val_fingerprint, "optimizer": self.optimizer.state_dict()}
             write_checkpoint(self.last, self.model.checkpoint(**state))
 
     def _resume(self) -> None:
@@ -440,7 +440,7 @@ class Trainer:
         self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
         if before["losses"] != recipe["losses"]:
             self.progress.counted, self.progress.sums = 0, {}  # means of other terms, or none
-        same_faces = state.get("validation", self.validation) == self.validation
+        same_faces = state.get("validation", self.val_fingerprint) == self.val_fingerprint
         if same_faces and _cut(state["recipe"]) == _cut(recipe):
             return
         if not (same_faces or self.options.val):
@@ -466,7 +466,7 @@ class Trainer:
         options, progress, world = self.options, self.progress, self.world
         log = None
         if world.is_main:
-            say(self.sizes)
+            say(self.description)
             remove_partials(options.out)  # of a killed run: checkpoints in size
             self._say_beginning()
             if options.overwrite and not options.resume:
@@ -570,7 +570,7 @@ class Trainer:
         noise = torch.rand(8, 3, size, size, generator=generator) * 2 - 1
         with evaluation_mode(self.model), torch.inference_mode():
             output = self.model(noise.to(self.device), "backbone")
-        answers = self.model.face_model.dewhiten(output.parameters)
+        answers = self.model.face_model.dewhiten(output.whitened)
         if all(torch.isfinite(t).all() for t in (answers, *self.model.state_dict().values())):
             return
         remedy = "try a smaller --lr, or --clip-norm 5"
@@ -586,7 +586,7 @@ class Trainer:
         return batches(
             self.train_set,
             self.probabilities,
-            self.samples,
+            self.samples_per_epoch,
             options.batch_size,
             options.seed,
             progress.epoch,
@@ -636,7 +636,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             return None
         self.optimizer.step()
-        return dict(zip(terms, values, strict=False))
+        return dict(zip(terms, values, strict=False))  # the last value is the gradient's norm
 
     def _close_epoch(self, seconds: float, steps: int) -> dict[str, float]:
         """The epoch's line of the log, its validation, and the weights to keep."""
@@ -696,7 +696,7 @@ class Trainer:
         seconds = statistics.median(durations[len(durations) // 3 :])  # the first ones warm up
         epoch = seconds * self.steps_per_epoch
         if self.world.is_main:
-            say(self.sizes)
+            say(self.description)
             say(
                 f"{peak_memory(self.device)}; {seconds:.3f} s a step, "
                 f"{self.options.batch_size / seconds:.1f} images/s; "
@@ -730,7 +730,11 @@ def peak_memory(device: torch.device) -> str:
 
 def check_resumable(state: dict, model: SynergyNet, path: Path) -> None:
     """Refuses to go on from a checkpoint of another network, face model or program; the loop may
-    change."""
+    change.
+
+    Raises:
+        ValueError: what is another; names the file.
+    """
     if "optimizer" not in state or "plan" not in state:
         raise ValueError(f"{path}: weights only, no training state; --resume needs last.pth.tar")
     if missing := asdict(Progress()).keys() - state.keys():
