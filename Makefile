@@ -65,7 +65,7 @@ fuzz: build ## Try EXAMPLES random inputs at each door and file reader, RUNS at 
 	    "apt-get install clang libclang-rt-dev (or name it, CLANG=clang++-18)" >&2; exit 1; }
 	$(call libfuzzer,sim3dr,Sim3DR,Sim3DR/mesh.cpp Sim3DR/rasterizer.cpp)
 	$(call libfuzzer,fused_norm,backbone_nets,backbone_nets/fused_norm_kernel.cpp)
-	FUZZ=$(EXAMPLES) $(PY) -m pytest -q -p no:cacheprovider tests/test_fuzz.py tests/test_fuzz_python.py
+	FUZZ=$(EXAMPLES) $(PY) -m pytest -q -p no:cacheprovider tests/test_fuzz_python.py
 
 # The inputs that it found useful stay in build/fuzz/NAME/corpus and are where the next run begins.
 define libfuzzer

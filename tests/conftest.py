@@ -8,6 +8,8 @@ import atexit
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +147,12 @@ def parameters(face_model) -> np.ndarray:
     return face_model.dewhiten(whitened.astype(np.float32))
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Torch's random numbers are those of the test alone, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 class Evil:
     """Leaves a file behind when it is unpickled carelessly."""
 
@@ -175,3 +183,10 @@ def exit_code(main: Callable[[list[str]], int | None], *arguments: object) -> in
     with pytest.raises(SystemExit) as ended:
         run_script(lambda: main([str(argument) for argument in arguments]))
     return ended.value.code or 0
+
+
+def run_python(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    """A Python of its own, in the checkout, its output as text; killed after five minutes."""
+    command = [sys.executable, *map(str, arguments)]
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300} | options
+    return subprocess.run(command, **options)

@@ -1,5 +1,6 @@
 """The benchmark on a small rendered set: truth scores zero, wrong answers are scored wrong."""
 
+import csv
 import json
 import os
 import re
@@ -450,14 +451,22 @@ def test_what_a_run_writes(done):
     assert run["samples"]["yaw_exact"].count(None) == 1  # past the profile
     assert run["scores"]["counts"] == {"0_30": 10, "30_60": 10, "60_90": 10}
     assert run["scores"]["boxes"]["jitter"]["found"] == 100
-    _, first, *others = (out / "samples.csv").read_text().splitlines()
-    assert first.startswith("./=<script>") and len(others) == COUNT - 1  # no spreadsheet's formula
+    with open(out / "samples.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    first, *others = run["names"]
+    assert [row["name"] for row in rows] == [f"./{first}", *others]  # no spreadsheet's formula
+    for name, column in run["samples"].items():
+        found = [float(row[name]) for row in rows]
+        np.testing.assert_allclose(found, np.array(column, float), atol=1e-6, err_msg=name)
     assert len(list(out.glob("*.jpg"))) == COUNT  # of at most 50
     assert cv2.imread(str(out / "render_000001.jpg")).shape == (120, 120, 3)
     height, width = cv2.imread(str(out / "plots.png")).shape[:2]
     assert height > 500 and width > 1000
     page = (out / "report.html").read_text()
     assert page.count("<figure>") == 20
+    shown = [float(error) for error in re.findall(r": NME ([\d.]+) %, yaw", page)]
+    worst = sorted(run["samples"]["nme_original_raw"], reverse=True)[:20]
+    np.testing.assert_allclose(shown, worst, atol=0.0051)
     assert "<script" not in page and "<weights>" not in page
     assert "&lt;weights&gt;&amp;" in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)  # needs no other file
@@ -486,6 +495,16 @@ def test_published_form_and_repeatable(command, done, no_plots, tmp_path, capsys
         rf"\[yaw,pitch,roll\] = \[{number}, {number}, {number}\]",
     ]
     assert re.match("\n".join(expected), printed)
+    scores = json.loads((out / "results.json").read_text())["scores"]
+    nme, pose = scores["nme"]["original"]["raw"], scores["pose"]["published"]
+    bins = [nme[name] for name in ("0_30", "30_60", "60_90", "balanced")]
+    means = re.findall(r"\]   Mean: (\d+\.\d{3})", printed)
+    np.testing.assert_allclose(np.array(means, float), bins, atol=6e-4)
+    angles = re.search(r"\[yaw,pitch,roll\] = \[(.*)\]", printed)[1].split(", ")
+    expected = [pose[name] for name in ("yaw", "pitch", "roll")]
+    np.testing.assert_allclose(np.array(angles, float), expected, atol=6e-4)
+    row = re.search(r"^  original labels, raw (.*)$", printed, re.MULTILINE)[1].split()
+    np.testing.assert_allclose(np.array(row[:4], float), bins, atol=6e-3)
     assert "images/s" in printed and "border 5" in printed
     for name in ("results.json", "samples.csv"):
         first, second = (path / name for path in (out, tmp_path))
@@ -635,6 +654,8 @@ def test_compare_tells_gain_from_noise():
     assert found[0.0]["low"] < 0 < found[0.0]["high"]
     assert found[0.15]["high"] < 0
     assert found[0.15]["difference"] == pytest.approx(-0.15, abs=0.05)
+    table = benchmark_report.comparison_table({"x": found[0.0], "y": found[0.15]}, "a", "b")
+    assert [row[-1] for row in table.rows] == ["not certain", "B is better"]
     for one in found.values():  # of 900 differences with a deviation of 0.5
         assert one["high"] - one["low"] == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(900), rel=0.1)
         assert one["low"] < one["difference"] < one["high"]

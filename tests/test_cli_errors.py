@@ -5,36 +5,29 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import scipy.io
 import torch
+from conftest import Evil
 
 import artistic
 import benchmark
 import main_train
 import singleImage
-from model_building import SynergyNet
 from utils import assets
-from utils.checkpoint import write_checkpoint
-from utils.cli import run_script
-from utils.morphable_model import load_morphable_model
 
 ROOT = Path(__file__).resolve().parents[1]
 ASTRONAUT = ROOT / "img" / "astronaut.jpg"
 
 
-def run(capsys, *arguments) -> tuple[int, str]:
+@pytest.fixture
+def run(call):
     """Exit code and all that was printed."""
-    try:
-        run_script(lambda: singleImage.main([str(argument) for argument in arguments]))
-    except SystemExit as stopped:
-        code = stopped.code
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
+    return partial(call, singleImage.main)
 
 
 # ------------------------------------------------------------------------------------- bad photos
@@ -137,41 +130,22 @@ def test_nothing_half_written_stays(folder_run):
     assert not list(folder_run[1].rglob("*.partial"))
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"), [("empty.jpg", "empty"), ("text.jpg", "not a picture")]
-)
-def test_a_single_bad_photo_is_a_failure(capsys, tmp_path, photos, name, reason):
-    code, output = run(capsys, "-f", photos / name, "-o", tmp_path)
-    assert code == 1
-    assert f"{photos / name}: " in output
-    assert reason in output
-
-
-def test_results_that_cannot_be_written(capsys, tmp_path):
-    (tmp_path / "out").write_text("a file where the folder should be")
-    code, output = run(capsys, "-f", ASTRONAUT, "-o", tmp_path / "out")
-    assert code == 2  # before any photo is read
-    assert str(tmp_path / "out") in output
+def test_a_single_bad_photo_is_a_failure(run, tmp_path, photos):
+    code, output = run("-f", photos / "empty.jpg", "-o", tmp_path)
+    assert code == 1 and f"{photos / 'empty.jpg'}: the file is empty" in output
 
 
 # -------------------------------------------------------------------------------------- bad usage
 
 
-def test_missing_path_and_empty_folder(capsys, tmp_path):
+def test_missing_path_and_empty_folder(run, tmp_path):
     for path, reason in (
         (tmp_path / "nothing.jpg", "no such file or folder"),
         (tmp_path, "the folder has no picture"),
     ):
-        code, output = run(capsys, "-f", path)
+        code, output = run("-f", path)
         assert code == 2
         assert f"{path}: {reason}" in output
-
-
-def test_folder_without_png_files(capsys, tmp_path):
-    (tmp_path / "a.jpg").write_bytes(ASTRONAUT.read_bytes())
-    code, output = run(capsys, "-f", tmp_path, "--png")
-    assert code == 2
-    assert f"{tmp_path}: the folder has no PNG file" in output
 
 
 @pytest.mark.parametrize(
@@ -186,17 +160,17 @@ def test_folder_without_png_files(capsys, tmp_path):
         (["-f", ASTRONAUT, "--nonsense"], "--nonsense"),
     ],
 )
-def test_wrong_options(capsys, tmp_path, monkeypatch, arguments, named):
+def test_wrong_options(run, tmp_path, monkeypatch, arguments, named):
     monkeypatch.chdir(tmp_path)
-    code, output = run(capsys, *arguments)
+    code, output = run(*arguments)
     assert code == 2
     assert named in output
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
-def test_missing_device_is_an_error_not_another_device(capsys, tmp_path):
-    code, output = run(capsys, "-f", ASTRONAUT, "-o", tmp_path, "--device", "cuda")
+def test_missing_device_is_an_error_not_another_device(run, tmp_path):
+    code, output = run("-f", ASTRONAUT, "-o", tmp_path, "--device", "cuda")
     assert code == 2
     assert "device 'cuda' does not work here" in output
 
@@ -204,154 +178,63 @@ def test_missing_device_is_an_error_not_another_device(capsys, tmp_path):
 # ----------------------------------------------------------------- bad weights and face models
 
 
-class Evil:
-    """Leaves a file behind when it is unpickled carelessly."""
-
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.touch, (self.trace,)
-
-
-def write_face_model(folder: Path, seed: int = 0) -> Path:
-    """A face model of 80 random vertices in the published layout."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    shapes = {"u_shp": 1, "u_exp": 1, "w_shp_sim": 40, "w_exp_sim": 10}
-    for name, columns in shapes.items():
-        np.save(folder / f"{name}.npy", rng.normal(size=(240, columns)).astype(np.float32))
-    np.save(folder / "keypoints_sim.npy", np.arange(204))
-    scipy.io.savemat(folder / "tri.mat", {"tri": rng.integers(1, 81, (3, 100))})
-    whitening = {
-        "param_mean": np.zeros(62, np.float32),
-        "param_std": np.ones(62, np.float32),
-    }
-    (folder / "param_whitening.pkl").write_bytes(pickle.dumps(whitening))
-    return folder
-
-
-def refused(capsys, tmp_path, *arguments) -> str:
+@pytest.fixture
+def refused(run, tmp_path):
     """What a run that must not start says; nothing may be written."""
-    out = tmp_path / "out"
-    code, output = run(capsys, "-f", ASTRONAUT, "-o", out, "--device", "cpu", *arguments)
-    assert code == 2
-    assert "Traceback" not in output
-    assert not out.exists()
-    return output
+
+    def refused(*arguments) -> str:
+        out = tmp_path / "out"
+        code, output = run("-f", ASTRONAUT, "-o", out, "--device", "cpu", *arguments)
+        assert code == 2
+        assert "Traceback" not in output
+        assert not out.exists()
+        return output
+
+    return refused
 
 
 @pytest.mark.parametrize("option", ["-w", "--face-model", "--detector-weights"])
-def test_missing_model_files(capsys, tmp_path, option):
-    output = refused(capsys, tmp_path, option, tmp_path / "nothing.pth")
+def test_missing_model_files(refused, tmp_path, option):
+    output = refused(option, tmp_path / "nothing.pth")
     assert str(tmp_path / "nothing.pth") in output
 
 
-@pytest.mark.parametrize("option", ["-w", "--detector-weights"])
-@pytest.mark.parametrize("content", ["empty", "text", "another network", "cut"])
-def test_wrong_checkpoints(capsys, tmp_path, option, content):
-    path = tmp_path / "wrong.pth"
-    torch.save({"conv.weight": torch.zeros(3, 3)}, path)
-    if content == "empty":
-        path.write_bytes(b"")
-    elif content == "text":
-        path.write_text("weights\n")
-    elif content == "cut":
-        path.write_bytes(path.read_bytes()[:500])
-    assert str(path) in refused(capsys, tmp_path, option, path)
+@pytest.mark.parametrize("option", ["-w", "--face-model", "--detector-weights"])
+def test_wrong_model_files(refused, tmp_path, option):
+    """More of them: test_checkpoint.py, test_morphable_model.py, test_faceboxes.py."""
+    path = tmp_path / "wrong.npz"
+    path.write_text("weights\n")
+    assert str(path) in refused(option, path)
 
 
 @pytest.mark.parametrize("option", ["-w", "--detector-weights"])
 @pytest.mark.parametrize("wrapped", [True, False], ids=["torch.save", "bare pickle"])
-def test_malicious_checkpoints_do_not_run(capsys, tmp_path, option, wrapped):
+def test_malicious_checkpoints_do_not_run(refused, tmp_path, option, wrapped):
     path, trace = tmp_path / "evil.pth", tmp_path / "trace"
     content = {"state_dict": {"a": Evil(trace)}}
     if wrapped:
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content, protocol=2))
-    assert str(path) in refused(capsys, tmp_path, option, path)
-    assert not trace.exists()
-
-
-def test_weights_of_another_face_model_are_refused_with_both_named(capsys, tmp_path):
-    ours, theirs = (write_face_model(tmp_path / str(seed), seed) for seed in (1, 2))
-    model = SynergyNet(load_morphable_model(theirs))
-    write_checkpoint(tmp_path / "weights.pth", model.checkpoint())
-    output = refused(capsys, tmp_path, "-w", tmp_path / "weights.pth", "--face-model", ours)
-    for folder in (ours, theirs):
-        assert load_morphable_model(folder).fingerprint in output
-
-
-@pytest.mark.parametrize(
-    "name", ["u_shp.npy", "w_shp_sim.npy", "keypoints_sim.npy", "param_whitening.pkl", "tri.mat"]
-)
-@pytest.mark.parametrize("fault", ["missing", "empty", "damaged"])
-def test_incomplete_and_damaged_face_models(capsys, tmp_path, name, fault):
-    folder = write_face_model(tmp_path / "3dmm_data")
-    if fault == "missing":
-        (folder / name).unlink()
-    else:
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(b"" if fault == "empty" else content[: len(content) // 2])
-    output = refused(capsys, tmp_path, "--face-model", folder)
-    assert str(folder) in output
-    assert name in output
-
-
-@pytest.mark.parametrize(
-    ("name", "array", "reason"),
-    [
-        ("u_shp", np.zeros((241, 1), np.float32), "u_shp"),
-        ("u_exp", np.zeros((300, 1), np.float32), "u_exp"),
-        ("w_shp_sim", np.zeros((240, 39), np.float32), "w_shp_sim"),
-        ("w_exp_sim", np.full((240, 10), np.nan, np.float32), "w_exp_sim"),
-        ("keypoints_sim", np.arange(204) + 120, "keypoints_sim"),
-        ("keypoints_sim", np.arange(201), "keypoints_sim"),
-        ("u_shp", np.array(["text"]), "u_shp"),
-        ("BFM_UV", np.zeros((79, 2)), "uv"),
-    ],
-)
-def test_misshapen_face_models(capsys, tmp_path, name, array, reason):
-    folder = write_face_model(tmp_path / "3dmm_data")
-    np.save(folder / f"{name}.npy", array)
-    output = refused(capsys, tmp_path, "--face-model", folder)
-    assert str(folder) in output
-    assert reason in output
-
-
-def test_triangles_that_point_nowhere(capsys, tmp_path):
-    folder = write_face_model(tmp_path / "3dmm_data")
-    scipy.io.savemat(folder / "tri.mat", {"tri": np.array([[1], [2], [81]])})
-    assert "tri points to vertex" in refused(capsys, tmp_path, "--face-model", folder)
-
-
-@pytest.mark.parametrize("name", ["param_whitening.pkl", "u_shp.npy"])
-def test_malicious_face_models_do_not_run(capsys, tmp_path, name):
-    folder, trace = write_face_model(tmp_path / "3dmm_data"), tmp_path / "trace"
-    if name.endswith(".pkl"):
-        content = {"param_mean": Evil(trace), "param_std": np.ones(62)}
-        (folder / name).write_bytes(pickle.dumps(content))
-    else:
-        np.save(folder / name, np.array([Evil(trace)], dtype=object), allow_pickle=True)
-    assert name in refused(capsys, tmp_path, "--face-model", folder)
+    assert str(path) in refused(option, path)
     assert not trace.exists()
 
 
 @pytest.mark.parametrize(("photos", "out"), [("out/landmarks", "out"), ("in", "in")])
-def test_results_would_fall_on_the_photos(capsys, tmp_path, photos, out):
+def test_results_would_fall_on_the_photos(run, tmp_path, photos, out):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / photos).mkdir(parents=True, exist_ok=True)
         (tmp_path / photos / name).write_bytes(ASTRONAUT.read_bytes())
-    code, output = run(capsys, "-f", tmp_path / photos, "-o", tmp_path / out)
+    code, output = run("-f", tmp_path / photos, "-o", tmp_path / out)
     assert code == 2 and "give another folder with -o" in output
     assert len([path for path in (tmp_path / out).rglob("*") if path.is_file()]) == 2
 
 
 SCRIPTS = ("singleImage.py", "artistic.py", "video.py", "benchmark.py", "main_train.py")
+TOOLS = [f"-m tools.{name}" for name in ("export_onnx", "prepare_data", "prepare_aflw2000")]
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "-m tools.export_onnx", "-m tools.prepare_data"])
+@pytest.mark.parametrize("script", [*SCRIPTS, *TOOLS])
 def test_help_is_short_and_ends_with_examples_and_exit_codes(script):
     command = [sys.executable, *script.split(), "-h"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from utils import draw
 from utils.draw import (
@@ -36,11 +37,7 @@ def ring(x: float = 120.0, y: float = 100.0, size: float = 100.0) -> np.ndarray:
 
 def turned(axis: int, degrees: float) -> np.ndarray:
     """Rotation about one axis, counter-clockwise seen from the axis' tip."""
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    rotation = np.eye(3)
-    rotation[i, i], rotation[j, j], rotation[i, j], rotation[j, i] = c, c, -s, s
-    return rotation
+    return Rotation.from_euler("xyz"[axis], degrees, degrees=True).as_matrix()
 
 
 def arm(rotation: np.ndarray, axis: int) -> np.ndarray:
@@ -223,6 +220,9 @@ def test_contact_sheet_puts_each_picture_in_its_cell():
 
     captioned = contact_sheet(pictures, 5, (64, 64), ["a", "b" * 99, ""])
     assert captioned.shape[0] > 64 + 2 * 2 and captioned.shape[1] == 3 * 64 + 4 * 2
+    rows, columns = np.nonzero((captioned != contact_sheet(pictures, 5, (64, 64), 3 * [""])).any(2))
+    assert rows.min() >= 2 + 64 and columns.max() < 2 * (2 + 64)  # below those that have one
+    assert (columns < 2 + 64).any() and (columns >= 2 * 2 + 64).any()
     for wrong in (
         {"images": [], "columns": 2},
         {"images": pictures, "columns": 0},

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import CACHE, ROOT, tiny_face_arrays
+from conftest import CACHE, ROOT, run_python, tiny_face_arrays
 from reference import deterministic_state_dict
 
 import utils.onnx_engine as onnx_engine
@@ -32,8 +32,7 @@ from utils.runtime import OnnxRegressor, TorchRegressor, choose_device, choose_e
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("onnx", reason="the onnx package is not installed")
 
-rng = np.random.default_rng(0)
-CROPS = rng.uniform(-1, 1, (5, 3, 120, 120)).astype(np.float32)
+CROPS = np.random.default_rng(0).uniform(-1, 1, (5, 3, 120, 120)).astype(np.float32)
 
 
 def write_weights(path: Path, face_model, backbone: str = "mobilenet_025", seed: int = 0) -> Path:
@@ -98,14 +97,19 @@ def test_families_equal_torch(face_model, tmp_path, backbone):
 def test_many_crops_go_through_in_parts(face_model, weights, monkeypatch):
     regressor = OnnxRegressor(weights, face_model)
     whole = regressor(CROPS)
+    sizes, network = [], regressor.network
     monkeypatch.setattr(OnnxRegressor, "BATCH", 2)
+    monkeypatch.setattr(
+        regressor, "network", lambda crops: sizes.append(len(crops)) or network(crops)
+    )
     np.testing.assert_allclose(regressor(CROPS), whole, atol=1e-5)
+    assert sizes == [2, 2, 1]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (97, 64), (200, 333)])
 def test_detector_equals_torch(detector_weights, size):
     detector = FaceBoxes(detector_weights, engine="onnx", top_k=100)
-    images = rng.uniform(-120, 150, (2, 3, *size)).astype(np.float32)
+    images = np.random.default_rng(1).uniform(-120, 150, (2, 3, *size)).astype(np.float32)
     for ours, theirs in zip(
         detector.engine(images), TorchEngine(detector_weights)(images), strict=True
     ):
@@ -383,6 +387,8 @@ def test_the_number_of_threads(monkeypatch):
     for unusable in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", unusable)
         assert 1 <= cpu_threads() <= os.cpu_count()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    assert cpu_threads() == 1  # as `taskset` or a container leaves it
 
 
 # ---------------------------------------------------------------------------------- the cold start
@@ -397,12 +403,7 @@ def test_a_warm_run_imports_no_more_than_it_needs(tmp_path):
     )
     photo = ["-f", "img/astronaut.jpg", "-o", str(tmp_path), "--device", "cpu"]
     SynergyNet(device="cpu", engine="onnx")  # warm
-    done = subprocess.run(
-        [sys.executable, "-c", code, *photo, *assets.STARTER_OPTIONS],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = run_python("-c", code, *photo, *assets.STARTER_OPTIONS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "engine onnx" in done.stdout + done.stderr
     assert len(list(tmp_path.rglob("*.jpg"))) == 3

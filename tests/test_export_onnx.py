@@ -4,8 +4,6 @@ import contextlib
 import io
 import json
 import os
-import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_python
+from scipy.spatial.transform import Rotation
 
 from model_building import SynergyNet as Network
 from model_building import load_synergynet
@@ -163,22 +162,14 @@ def cameras() -> np.ndarray:
     """(n, 3, 4) cameras of heads in all poses: random up to yaw 130, poles, quarter turns."""
     rng = np.random.default_rng(0)
 
-    def turns(axis: int, degrees: np.ndarray) -> np.ndarray:  # (n, 3, 3)
-        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-        i, j = [(1, 2), (2, 0), (0, 1)][axis]
-        result = np.zeros((len(degrees), 3, 3))
-        result[:, axis, axis] = 1
-        result[:, i, i] = result[:, j, j] = c
-        result[:, i, j], result[:, j, i] = -s, s
-        return result
-
     spread = rng.uniform([-130, -80, -180], [130, 80, 180], (60, 3))
     poles = np.stack([np.tile([90.0, -90.0], 12), *rng.uniform(-180, 180, (2, 24))], 1)
     near = poles.copy()
     near[:, 0] -= np.sign(poles[:, 0]) * np.repeat([1, 0.1, 0.01, 0.005, -0.005, -0.5], 4)
     quarters = np.array([[y, p, r] for y in (0, 180) for p in (0, 90, -90) for r in (0, 90, 180)])
     yaw, pitch, roll = np.concatenate([spread, poles, near, quarters]).T
-    rotation = turns(2, roll) @ turns(1, -yaw) @ turns(0, pitch)
+    turns = np.stack([roll, -yaw, pitch], 1)
+    rotation = Rotation.from_euler("ZYX", turns, degrees=True).as_matrix()
     scales = rng.uniform(3e-4, 7e-4, (len(yaw), 1, 1))
     translation = rng.uniform(20, 100, (len(yaw), 3, 1))
     result = np.concatenate([scales * rotation, translation], 2)
@@ -313,11 +304,8 @@ def test_the_printed_program_runs_without_torch_and_this_project(files, pipeline
     program = f"{files.folder.as_posix()}/".join(told[:2]).rstrip()
     blocked = "import sys\nsys.modules['torch'] = sys.modules['utils'] = None\n"
     photo = (ROOT / "img" / "astronaut.jpg").as_posix()
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", blocked + program.replace("img/astronaut.jpg", photo)],
-        cwd=files.folder,
-        capture_output=True,
-        text=True,
+    done = run_python(
+        "-I", "-c", blocked + program.replace("img/astronaut.jpg", photo), cwd=files.folder
     )
     assert done.returncode == 0, done.stderr
     (face,) = pipeline([PHOTO], [BOXES[:1]], dense=False)[0]

@@ -1,26 +1,26 @@
-"""What faults from outside do: kills, full disks, unwritable places, too little memory."""
+"""What faults from outside do: kills, full disks, unwritable places, too little memory.
+
+In training: test_training.py.
+"""
 
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_python
 from torch import nn
 
-import main_train
 import singleImage
 from tools.check_faults import Folder, Kind, check_kind, is_equal, read_whole, run
-from utils import assets, training
+from utils import assets
 from utils.checkpoint import write_checkpoint
-from utils.datasets import PackedFaces, write_packed
 from utils.errors import UnavailableError
 from utils.files import atomic_write, remove_partials, write_npz
 from utils.memory import is_out_of_memory
@@ -267,13 +267,12 @@ sys.exit({0}.main(sys.argv[2:]))
 
 def limited(script: str, size: int, *arguments: object) -> subprocess.CompletedProcess:
     """A script in a process that can write files of ``size`` bytes at most, like a full disk."""
-    return subprocess.run(
-        [sys.executable, "-c", LIMITED.format(script), str(size), *map(str, arguments)],
-        cwd=ROOT,
+    return run_python(
+        "-c",
+        LIMITED.format(script),
+        str(size),
+        *map(str, arguments),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
 
 
@@ -427,58 +426,3 @@ def test_too_little_memory_in_onnx_runtime_is_told_from_other_faults():
     assert is_out_of_memory(kind(message))
     assert not is_out_of_memory(kind("INVALID_ARGUMENT : Got invalid dimensions for input"))
     assert not is_out_of_memory(Exception(message))
-
-
-# ------------------------------------------------------------------------------------ training
-# Too little memory and resuming: test_training.py. Threads that read: test_datasets.py.
-
-
-@pytest.fixture
-def train(face_npz, face_model, parameters, tmp_path) -> list[str]:
-    """Arguments of a short run on noise, into ``tmp_path / "run"``."""
-    rng = np.random.default_rng(0)
-    pictures = iter(rng.integers(0, 256, (12, 48, 48, 3)).astype(np.uint8))
-    write_packed(tmp_path / "set", pictures, 12, 48, parameters=np.tile(parameters, (2, 1)))
-    sets = ["--data", tmp_path / "set", "--val", tmp_path / "set", "--face-model", face_npz]
-    small = (
-        "--backbone mobilenet_025 --train-size 32 --batch-size 6 --lr 0.01 --device cpu --threads 1"
-    )
-    arguments = [*sets, "--out", tmp_path / "run", *small.split(), "--epochs", "1"]
-    return [str(argument) for argument in arguments]
-
-
-def test_a_picture_that_cannot_be_read_ends_the_training_with_its_reason(
-    train, monkeypatch, capsys
-):
-    def fail(self, indices):
-        raise ValueError("picture.jpg: the JPEG is cut short")
-
-    monkeypatch.setattr(PackedFaces, "images", fail)
-    assert main_train.main(train) == 1
-    assert "main_train.py: picture.jpg: the JPEG is cut short" in capsys.readouterr().err
-
-
-def test_a_checkpoint_that_does_not_fit_on_the_disk_is_named_and_the_last_one_kept(
-    train, tmp_path, monkeypatch, capsys
-):
-    assert main_train.main(train) == 0
-    last = tmp_path / "run" / "last.pth.tar"
-    before = last.read_bytes()
-    real: Callable = training.write_checkpoint
-
-    def on_full_disk(path, content):
-        resource = pytest.importorskip("resource")
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-        try:
-            real(path, content)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-    monkeypatch.setattr(training, "write_checkpoint", on_full_disk)
-    at = train.index("--epochs")
-    assert main_train.main([*train[:at], "--epochs", "2", "--resume"]) == 1
-    error = capsys.readouterr().err
-    assert "too large" in error and ".pth.tar'" in error
-    assert last.read_bytes() == before
-    assert not list(last.parent.glob(".*.partial"))

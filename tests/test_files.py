@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import Evil
 from PIL import Image, features
 
 from utils import files
@@ -577,15 +576,3 @@ def test_damaged_npy(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="bad.npy"):
         read_npy(path)
-
-
-def test_npy_with_objects_or_an_archive_is_refused(tmp_path):
-    trace = tmp_path / "trace"
-    np.save(tmp_path / "evil.npy", np.array([Evil(trace)], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="evil.npy"):
-        read_npy(tmp_path / "evil.npy")
-    assert not trace.exists()
-    with open(tmp_path / "archive.npy", "wb") as file:
-        np.savez(file, a=np.ones(3))
-    with pytest.raises(ValueError, match="archive.npy"):
-        read_npy(tmp_path / "archive.npy")

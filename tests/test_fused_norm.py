@@ -2,13 +2,11 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import run_python
 from torch import nn
 
 from backbone_nets import BACKBONES, create_backbone, fused_norm
@@ -359,7 +357,5 @@ with warnings.catch_warnings(record=True) as caught:
         model = fuse_batch_norm(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
 print([str(w.message) for w in caught], [type(m).__name__ for m in model])
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    run = run_python("-c", code, check=True)
     assert run.stdout.count("not built") == 1 and "['BatchNorm2d', 'ReLU']" in run.stdout

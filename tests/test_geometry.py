@@ -18,11 +18,7 @@ from utils.metrics import geodesic
 
 def turned(axis: str, degrees: float) -> np.ndarray:
     """(3, 3) right-handed rotation about an axis of the y-up frame, z towards the viewer."""
-    i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
-    rotation, angle = np.eye(3), np.radians(degrees)
-    rotation[i, i] = rotation[j, j] = np.cos(angle)
-    rotation[j, i], rotation[i, j] = np.sin(angle), -np.sin(angle)
-    return rotation
+    return Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
 
 
 def angles(rotation: np.ndarray) -> np.ndarray:

@@ -2,12 +2,11 @@
 
 import copy
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import run_python
 
 from backbone_nets.fused_norm import fuse_batch_norm
 from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
@@ -65,9 +64,7 @@ assert faults() < 1000
 """
     # numpy asks for huge pages by itself, and then there are few faults anyhow
     environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment
-    )
+    run = run_python("-c", code, env=environment)
     if run.stderr.strip() == "skip":
         pytest.skip("needs glibc, and a system without huge pages for everything")
     assert run.returncode == 0, run.stderr

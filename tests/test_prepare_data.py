@@ -17,7 +17,7 @@ from tools.prepare_data import Sample, name_crops, roi_box, to_crop
 from utils.assets import STARTER_FACE_MODEL
 from utils.datasets import open_training_set
 from utils.fitting import fit_landmarks, whitening
-from utils.geometry import decompose_camera, exact_angles
+from utils.geometry import camera_angles, decompose_camera, exact_angles
 from utils.landmark_labels import find_labels, read_mat_labels, read_pts
 from utils.metrics import geodesic, nme
 from utils.morphable_model import load_morphable_model, split_camera
@@ -111,9 +111,16 @@ def report(out):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_set_of_each_form_shows_the_labelled_faces(form, labelled, faces, model, tmp_path):
+def test_the_set_of_each_form_shows_the_labelled_faces(
+    form, labelled, faces, model, tmp_path, monkeypatch
+):
     photos, landmarks, rotation = faces
-    out = tmp_path / "set"
+    out, sheet, captions = tmp_path / "set", prepare_data.contact_sheet, []
+    monkeypatch.setattr(
+        prepare_data,
+        "contact_sheet",
+        lambda *given: captions.extend(given[-1]) or sheet(*given),
+    )
     # the jaw of these 2D labels is the model's own
     assert run(labelled(form), "--out", out, "--jaw", "model") == 0
     made = open_training_set(out, model)
@@ -140,6 +147,13 @@ def test_the_set_of_each_form_shows_the_labelled_faces(form, labelled, faces, mo
     assert turned.max() < (3 if flat else 1)  # degrees
     assert [line["photo"] for line in lines] == [f"photo_{index}.png" for index in range(COUNT)]
     assert all(0 < float(line["fit_error_percent"]) < 0.6 for line in lines)
+    written = [[float(line[name]) for name in ("yaw", "pitch", "roll")] for line in lines]
+    angles = camera_angles(split_camera(made.parameters))
+    np.testing.assert_allclose(written, angles, atol=0.06)
+    by_error = sorted(lines, key=lambda line: -float(line["fit_error_percent"]))
+    assert [caption.split()[-1] for caption in captions] == [
+        line["crop"].removesuffix(".jpg") for line in by_error
+    ]
     summary = json.loads((out / "report.json").read_text())
     assert summary["faces"] == COUNT
     assert summary["face_model"] == made.face_model.fingerprint

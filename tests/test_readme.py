@@ -30,6 +30,7 @@ from utils import assets
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
+RECIPES = "docs/recipes.md"
 ALL_PAGES = (*PAGES, "img/README.md", "starter_kit/CARD.md", "starter_kit/HISTORY.md")
 
 
@@ -262,7 +263,14 @@ def test_the_command_writes_what_it_says(command, copy):
         assert (copy / arguments[arguments.index(option) + 1]).exists()
 
 
-@pytest.mark.parametrize("block", [block for _, block in blocks("python")])
+def programs() -> list[str]:
+    """The Python blocks; those of the recipes go on from the first one of their page."""
+    found = blocks("python")
+    start = next(block for page, block in found if page == RECIPES)
+    return [start + block if page == RECIPES else block for page, block in found]
+
+
+@pytest.mark.parametrize("block", programs())
 def test_the_python_block_runs(block, copy):
     make_ready(block, copy)
     run(["-W", "error", "-"], copy, block)

@@ -3,13 +3,12 @@
 import os
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 from reference import shade_slowly
 
 import Sim3DR
@@ -625,9 +624,7 @@ image = Sim3DR.rasterize(vertices, np.array([[0, 1, 2]]), np.ones((3, 3)), heigh
 said = [str(w.message) for w in caught if "not built" in str(w.message)]
 print(said, np.count_nonzero(image[..., 0] == 255))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    run = run_python("-c", code, check=True)
     assert run.stdout.count("not built") == 1 and run.stdout.strip().endswith("10")
 
 
@@ -667,7 +664,5 @@ vertices = np.array([[0, 0, 0], [9, 0, 0], [0, 9, 0]], np.float32)
 depth = Sim3DR.zbuffer(vertices, np.array([[0, 1, 2]], np.int32), 10, 10).depth
 assert (depth == 0).any() and Sim3DR._kernel.__name__ == "Sim3DR.fallback"
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    done = run_python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

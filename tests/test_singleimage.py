@@ -1,7 +1,5 @@
 """singleImage.py --save: which files it writes for which faces, and what is in them."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import trimesh
+from conftest import run_python
 from test_artistic import Model, write_picture, written
 from test_inference import photo
 
@@ -16,7 +15,6 @@ import singleImage
 from utils import results
 from utils.texture import kept_part, textured_face
 
-ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ("rendering_overlay", "landmarks", "poses")
 
 
@@ -152,7 +150,5 @@ def test_what_starting_the_script_does_not_load():
         "print({'torch', 'trimesh', 'PIL', 'scipy', 'html', 'utils.texture'} & set(sys.modules))"
     )
     arguments = ["-f", "img", "--save", "obj,html,uv"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_python("-c", code, *arguments)
     assert done.stdout == "set()\n", done.stderr

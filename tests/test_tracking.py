@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from moving_pictures import GREY, PHOTO, SIZE, film, scene
+from scipy.spatial.transform import Rotation
 from test_smoothing import LAG, LEFT, SMOOTHING, jitter, lag_behind, landmarks_of
 
 from synergy3DMM import SynergyNet
@@ -342,8 +343,7 @@ def test_boxes_of_a_face_are_those_of_the_detector(pipeline):
 
 def turned(face, degrees: float):
     """About the axis towards the viewer."""
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    turn = Rotation.from_euler("z", degrees, degrees=True).as_matrix()
     return replace(face, rotation=turn @ face.rotation)
 
 

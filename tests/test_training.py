@@ -165,6 +165,13 @@ def test_a_dry_run_tells_what_to_expect_and_writes_nothing(options, tmp_path, ca
     assert main_train.main([*options, "--out", str(out), "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("M weights", "GiB", "images/s", "hours for 2 epochs"))
+    assert main_train.main([*options, "--out", str(out), "--dry-run", "--epochs", "3600000"]) == 0
+    text = capsys.readouterr().out
+    step, hours = (
+        float(re.search(rf"([\d.]+) {what}", text)[1])
+        for what in ("s a step", "hours for 3600000 epochs")
+    )
+    assert hours == pytest.approx(3000 * step, abs=1.6)  # 3 steps an epoch; both are rounded
     assert not out.exists()
 
 
@@ -275,7 +282,10 @@ def test_steps_are_clipped_and_poses_balanced(options, tmp_path):
         more = ["--clip-norm", clip, "--weight-decay", "0", "--warmup", "1", "--pose-balanced"]
         trainer = make_trainer([*options, *more, "--optimizer", "sgd", "--out", str(tmp_path)])
         expected = datasets.pose_balanced_probabilities(trainer.train_set.yaw())
-        np.testing.assert_array_equal(trainer.probabilities, expected)
+        order = datasets.epoch_batches(24, expected, 24, 8, (trainer.options.seed, 0))
+        for batch, indices in zip(trainer._batches(), order, strict=True):
+            rows = trainer.train_set.parameters[indices]
+            np.testing.assert_array_equal(batch.parameters, rows)
         before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
         trainer.step.train()
         trainer.train_step(trainer.train_set.batch(np.arange(8)))
@@ -638,7 +648,13 @@ def test_bfloat16_touches_the_image_encoder_only(options, tmp_path):
     trainers = [
         make_trainer([*options, "--out", str(tmp_path), "--amp", amp]) for amp in ("off", "bf16")
     ]
-    losses = []
+    losses, seen, model = [], {}, trainers[1].model
+    convolution = next(m for m in model.I2P.modules() if isinstance(m, torch.nn.Conv2d))
+    parts = {"encoder": convolution, "refiner": model.forwardDirection}
+    for name, part in (parts | {"inverse": model.reverseDirection}).items():
+        part.register_forward_hook(
+            lambda module, given, answer, name=name: seen.update({name: answer.dtype})
+        )
     for trainer in trainers:
         trainer.step.train()  # with running statistics an untrained network answers nothing
         losses.append(trainer.train_step(trainer.train_set.batch(np.arange(8))))
@@ -646,6 +662,8 @@ def test_bfloat16_touches_the_image_encoder_only(options, tmp_path):
         assert losses[1][name] == pytest.approx(value, rel=0.05) and losses[1][name] != value
     layers = {type(layer) for layer in trainers[1].model.modules()}
     assert StridedDepthwiseConv2d in layers
+    assert seen["encoder"] == torch.bfloat16
+    assert seen["refiner"] == seen["inverse"] == torch.float32
 
 
 def test_the_published_schedule():
@@ -693,8 +711,25 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         assert ((one[name] - two[name]).abs().max() / scale) < 1e-4, name
 
 
+TOGETHER = """
+import sys, main_train, torch
+from utils.training import Trainer
+
+run = Trainer.run
+
+def checked(trainer):
+    run(trainer)
+    for weights in trainer.model.parameters():  # each has seen pictures of its own
+        assert torch.equal(trainer.world.mean(weights.detach()), weights)
+
+Trainer.run = checked
+sys.exit(main_train.main(sys.argv[1:]))
+"""
+
+
 def test_two_processes_train_together(options, tmp_path, face_model):
-    run_script(ROOT / "main_train.py", *options, "--out", str(tmp_path), processes=2)
+    (tmp_path / "together.py").write_text(TOGETHER)
+    run_script(tmp_path / "together.py", *options, "--out", str(tmp_path), processes=2)
     assert [row["epoch"] for row in log(tmp_path)] == ["1", "2"]
     load_synergynet(tmp_path / "best.pth.tar", face_model)
 
@@ -705,7 +740,8 @@ def test_two_processes_train_together(options, tmp_path, face_model):
 def test_missing_sets_are_named_in_one_line(options, tmp_path, capsys):
     arguments = [*options, "--data", str(tmp_path / "nothing"), "--out", str(tmp_path)]
     assert main_train.main(arguments) == 2
-    assert "nothing" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'nothing'}" in line
 
 
 def test_a_set_is_packed_once(options, tmp_path, capsys):
@@ -761,6 +797,41 @@ def test_faults_on_the_way_end_with_a_message(
     monkeypatch.setattr(training.Trainer, "train_step", fail)
     assert main_train.main([*options, "--out", str(tmp_path)]) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_read_ends_the_training_with_its_reason(
+    options, tmp_path, monkeypatch, capsys
+):
+    def fail(self, indices):
+        raise ValueError("picture.jpg: the JPEG is cut short")
+
+    monkeypatch.setattr(datasets.PackedFaces, "images", fail)
+    assert main_train.main([*options, "--out", str(tmp_path)]) == 1
+    assert "main_train.py: picture.jpg: the JPEG is cut short" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_named_and_the_last_one_kept(
+    options, tmp_path, monkeypatch, capsys
+):
+    resource = pytest.importorskip("resource")
+    arguments = [*options, "--out", str(tmp_path), "--epochs"]
+    assert main_train.main([*arguments, "1"]) == 0
+    before = (tmp_path / "last.pth.tar").read_bytes()
+
+    def on_full_disk(path, content):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            write_checkpoint(path, content)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(training, "write_checkpoint", on_full_disk)
+    assert main_train.main([*arguments, "2", "--resume"]) == 1
+    error = capsys.readouterr().err
+    assert "too large" in error and ".pth.tar'" in error
+    assert (tmp_path / "last.pth.tar").read_bytes() == before
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_aflw2000_is_reported_where_its_data_is(options, tmp_path, monkeypatch, capsys):

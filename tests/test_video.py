@@ -96,6 +96,26 @@ def reader_of(frames, said=None, **known) -> VideoReader:
     return VideoReader(Path("made up"), say, Capture(frames, **known))
 
 
+@pytest.fixture
+def feed(monkeypatch):
+    """Puts a ``Capture`` into the place of in.mp4, or of a camera, for ``run``."""
+
+    def feed(capture: Capture) -> Capture:
+        monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+        Path("in.mp4").touch()
+        return capture
+
+    return feed
+
+
+def written(path: Path, count: int) -> VideoWriter:
+    """A writer that has been given grey frames."""
+    writer = VideoWriter(path, (64, 48), 25)
+    for i in range(count):
+        writer.write(np.full((48, 64, 3), 90, np.uint8), i / 25)
+    return writer
+
+
 def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -210,9 +230,7 @@ def test_an_ffmpeg_that_ends_early_is_told(tmp_path):
 
 @pytest.mark.skipif(not WRITES_H264, reason="no ffmpeg that encodes H.264")
 def test_ctrl_c_while_ffmpeg_ends_costs_no_video(tmp_path, monkeypatch):
-    writer = VideoWriter(tmp_path / "o.mp4", (64, 48), 25)
-    for i in range(9):
-        writer.write(np.zeros((48, 64, 3), np.uint8), i / 25)
+    writer = written(tmp_path / "o.mp4", 9)
     wait, calls = writer.writer.process.wait, []
 
     def interrupted() -> int:
@@ -230,8 +248,7 @@ def test_ctrl_c_while_ffmpeg_ends_costs_no_video(tmp_path, monkeypatch):
 def test_an_ffmpeg_that_does_not_run_is_done_without(tmp_path, monkeypatch):
     monkeypatch.setattr(video_io.shutil, "which", lambda name: str(tmp_path / "no" / name))
     assert not video_io.encodes_h264(str(tmp_path / "no" / "ffmpeg"))
-    writer = VideoWriter(tmp_path / "o.mp4", (64, 48), 25)
-    writer.write(np.zeros((48, 64, 3), np.uint8), 0.0)
+    writer = written(tmp_path / "o.mp4", 1)
     writer.close()
     assert len(read_film(tmp_path / "o.mp4")) == 1
 
@@ -309,9 +326,7 @@ def test_a_name_that_is_no_text(frames, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "inference_output" / name).stat().st_size > 1000
     folder = tmp_path / os.fsdecode(b"f\xe9")
-    writer = VideoWriter(folder / "o.mp4", (32, 32), 25)
-    for number in range(3):
-        writer.write(np.zeros((32, 32, 3), np.uint8), number / 25)
+    writer = written(folder / "o.mp4", 3)
     writer.close()
     assert os.listdir(folder) == ["o.mp4"] and not writer.alias.exists()
     assert VideoReader(folder / "o.mp4", print).count == 3
@@ -366,10 +381,9 @@ def test_frames_of_another_size_are_fitted_into_the_first():
     assert len(said) == 1 and "80x40 to 40x20" in said[0]
 
 
-def test_a_size_that_changes_on_the_way(run, frames, monkeypatch):
+def test_a_size_that_changes_on_the_way(run, feed, frames):
     changing = frames[:4] + [cv2.resize(frame, (180, 90)) for frame in frames[4:6]] + frames[6:]
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(changing))
-    Path("in.mp4").touch()
+    feed(Capture(changing))
     code, output = run("-f", "in.mp4", "-o", "o.mp4", "--save", "jsonl")
     assert code == 0 and "size changes from 360x180 to 180x90" in output
     assert [f.shape for f in read_film(Path("o.mp4"))] == COUNT * [(*SIZE, 3)]
@@ -489,10 +503,8 @@ class Interrupting(Capture):
 
 
 @pytest.mark.parametrize("end", [0, 1, 5])
-def test_ctrl_c_keeps_what_is_finished(run, frames, monkeypatch, tmp_path, end):
-    capture = Interrupting(frames, FaceTracker, monkeypatch, end)
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
-    Path("in.mp4").touch()
+def test_ctrl_c_keeps_what_is_finished(run, feed, frames, monkeypatch, tmp_path, end):
+    capture = feed(Interrupting(frames, FaceTracker, monkeypatch, end))
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
     assert code == 130 and "stopped" in output and f"of {end} frame" in output
     assert capture.released
@@ -513,50 +525,45 @@ def test_ctrl_c_keeps_what_is_finished(run, frames, monkeypatch, tmp_path, end):
         (RuntimeError("CUDA out of memory"), "failed: in.mp4: CUDA out of memory"),
     ],
 )
-def test_full_disk_and_memory_keep_what_is_finished(run, frames, monkeypatch, error, said):
-    capture = Interrupting(frames, FaceTracker, monkeypatch, 4, error)
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
-    Path("in.mp4").touch()
+def test_full_disk_and_memory_keep_what_is_finished(run, feed, frames, monkeypatch, error, said):
+    feed(Interrupting(frames, FaceTracker, monkeypatch, 4, error))
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
     assert code == 1 and said in output
     assert len(lines_of(Path("o.jsonl"))) == len(read_film(Path("o.avi"))) == 4
 
 
-def test_lines_that_cannot_be_begun_end_the_video(run, frames, monkeypatch, tmp_path):
-    capture = Capture(frames)
+def test_lines_that_cannot_be_begun_end_the_video(run, feed, frames, monkeypatch, tmp_path):
     monkeypatch.setattr(video_numbers, "atomic_write", Mock(side_effect=OSError(13, "not yours")))
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
-    Path("in.mp4").touch()
+    capture = feed(Capture(frames))
     code, output = run("-f", "in.mp4", "--no-video", "-o", "o.mp4", "--save", "jsonl,npz")
     assert code == 1 and "failed: in.mp4: [Errno 13] not yours" in output
     assert capture.released
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
-def test_arrays_that_cannot_be_written_do_not_cost_the_lines(run, frames, monkeypatch, tmp_path):
+def test_arrays_that_cannot_be_written_do_not_cost_the_lines(
+    run, feed, frames, monkeypatch, tmp_path
+):
     monkeypatch.setattr(video_numbers, "write_npz", Mock(side_effect=OSError(28, "No space left")))
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(frames))
-    Path("in.mp4").touch()
+    feed(Capture(frames))
     code, output = run("-f", "in.mp4", "--no-video", "-o", "o.mp4", "--save", "npz,jsonl")
     assert code == 1 and "No space left" in output
     assert len(lines_of(Path("o.jsonl"))) == COUNT
     assert nothing_half_written(tmp_path) and not Path("o.npz").exists()
 
 
-def test_a_fault_of_ours_leaves_nothing_behind(run, frames, monkeypatch, tmp_path):
-    capture = Interrupting(frames, FaceTracker, monkeypatch, 2, ZeroDivisionError)
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
-    Path("in.mp4").touch()
+def test_a_fault_of_ours_leaves_nothing_behind(run, feed, frames, monkeypatch, tmp_path):
+    feed(Interrupting(frames, FaceTracker, monkeypatch, 2, ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
-def test_a_video_that_cannot_be_begun_frees_what_was_opened(run, frames, monkeypatch, tmp_path):
-    capture = Capture(frames)
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+def test_a_video_that_cannot_be_begun_frees_what_was_opened(
+    run, feed, frames, monkeypatch, tmp_path
+):
     monkeypatch.setattr(video_io, "partial_beside", Mock(side_effect=OSError(13, "not yours")))
-    Path("in.mp4").touch()
+    capture = feed(Capture(frames))
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
     assert code == 1 and "failed: [Errno 13] not yours" in output
     assert "frame/s" not in output  # no progress bar was left standing
@@ -565,7 +572,7 @@ def test_a_video_that_cannot_be_begun_frees_what_was_opened(run, frames, monkeyp
 
 
 @pytest.mark.parametrize("end", [1, COUNT - 1])
-def test_a_fault_of_ours_in_the_thread_that_writes(run, frames, monkeypatch, tmp_path, end):
+def test_a_fault_of_ours_in_the_thread_that_writes(run, feed, frames, monkeypatch, tmp_path, end):
     """Told by the next frame, or, of the last one, when the video is closed."""
     write, written = VideoWriter.write, []
 
@@ -576,8 +583,7 @@ def test_a_fault_of_ours_in_the_thread_that_writes(run, frames, monkeypatch, tmp
         write(writer, frame, seconds)
 
     monkeypatch.setattr(VideoWriter, "write", fails)
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(frames))
-    Path("in.mp4").touch()
+    feed(Capture(frames))
     with pytest.raises(ZeroDivisionError):
         run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
     assert len(written) == end + 1
@@ -605,11 +611,9 @@ def test_the_last_frame_finds_no_memory(run, frames, monkeypatch, is_stopped, co
     assert len(read_film(Path("o.avi"))) == len(lines_of(Path("o.jsonl"))) - 1
 
 
-def test_a_stopped_video_that_cannot_be_closed_is_told(run, frames, monkeypatch, tmp_path):
-    capture = Interrupting(frames, FaceTracker, monkeypatch, 5)
+def test_a_stopped_video_that_cannot_be_closed_is_told(run, feed, frames, monkeypatch, tmp_path):
     monkeypatch.setattr(VideoWriter, "_check", Mock(side_effect=OSError("is the disk full?")))
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
-    Path("in.mp4").touch()
+    feed(Interrupting(frames, FaceTracker, monkeypatch, 5))
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
     assert code == 1 and "failed: in.mp4: is the disk full?" in output
     assert "written: o.jsonl" in output and len(lines_of(Path("o.jsonl"))) == 5
@@ -617,8 +621,7 @@ def test_a_stopped_video_that_cannot_be_closed_is_told(run, frames, monkeypatch,
 
 
 def test_a_video_that_cannot_be_written_is_told(tmp_path):
-    writer = VideoWriter(tmp_path / "o.mp4", (32, 32), 25)
-    writer.write(np.zeros((32, 32, 3), np.uint8), 0.0)
+    writer = written(tmp_path / "o.mp4", 1)
     writer.writer.release()
     writer.partial.write_bytes(b"")  # what a full disk leaves
     with pytest.raises(OSError, match="disk full"):
@@ -626,13 +629,14 @@ def test_a_video_that_cannot_be_written_is_told(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_while_the_sound_is_copied_costs_the_sound_alone(run, frames, monkeypatch, tmp_path):
+def test_ctrl_c_while_the_sound_is_copied_costs_the_sound_alone(
+    run, feed, frames, monkeypatch, tmp_path
+):
     def interrupted(writer, source):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(VideoWriter, "_add_sound", interrupted)
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(frames))
-    Path("in.mp4").touch()
+    feed(Capture(frames))
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
     assert code == 130 and "the sound is not copied: stopped" in output
     assert len(read_film(Path("o.avi"))) == len(lines_of(Path("o.jsonl"))) == COUNT
@@ -674,9 +678,7 @@ def test_a_copy_with_sound_that_was_cut_short_does_not_replace_the_video(tmp_pat
 
     monkeypatch.setattr(video_io.shutil, "which", lambda name: name)
     monkeypatch.setattr(video_io.subprocess, "run", no_room)
-    writer = VideoWriter(tmp_path / "o.mp4", (64, 48), 25)
-    for i in range(9):
-        writer.write(np.full((48, 64, 3), 90, np.uint8), i / 25)
+    writer = written(tmp_path / "o.mp4", 9)
     assert "no room for it on the disk" in writer.close(sound_from=Path("in.mp4"))
     assert len(read_film(tmp_path / "o.mp4")) == 9
 
@@ -690,9 +692,7 @@ def test_sound_stays_where_it_was_beside_the_picture(tmp_path, delay):
     beep = "aevalsrc='if(between(t,1,1.1),sin(2000*t),0)':d=2:s=48000"
     make = f"ffmpeg -v error -itsoffset {delay} -i {tmp_path / 'film.avi'} -f lavfi -i {beep}"
     subprocess.run([*make.split(), "-c:v", "copy", "-c:a", "aac", source], check=True)
-    writer = VideoWriter(out, (64, 48), 25)
-    for i in range(50):
-        writer.write(np.full((48, 64, 3), 90, np.uint8), i / 25)
+    writer = written(out, 50)
     assert writer.close(sound_from=source) is None
     read = f"ffmpeg -v error -i {out} -f s16le -ar 48000 -ac 1 -"
     sound = subprocess.run(read.split(), capture_output=True, check=True).stdout
@@ -735,13 +735,12 @@ def test_half_a_video_is_told(tmp_path):
 
 @pytest.mark.parametrize("suffix", CODECS)
 def test_a_disk_that_fills_up_ends_a_video_while_it_can_be_closed(
-    run, frames, monkeypatch, tmp_path, suffix
+    run, feed, frames, monkeypatch, tmp_path, suffix
 ):
     checks = iter([2**30] * 3 + [2**19])  # bytes free
     usage = namedtuple("usage", "total free")
     monkeypatch.setattr(video_io.shutil, "disk_usage", lambda folder: usage(2**40, next(checks)))
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: Capture(frames))
-    Path("in.mp4").touch()
+    feed(Capture(frames))
     code, output = run("-f", "in.mp4", "-o", f"o{suffix}", "--save", "jsonl")
     assert code == 1 and "no space left for more of the video" in output
     assert f"written: o{suffix}, o.jsonl" in output
@@ -749,9 +748,8 @@ def test_a_disk_that_fills_up_ends_a_video_while_it_can_be_closed(
     assert nothing_half_written(tmp_path)
 
 
-def test_a_camera_ends_by_ctrl_c(run, frames, monkeypatch):
-    capture = Interrupting(frames, FaceTracker, monkeypatch, 3)
-    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+def test_a_camera_ends_by_ctrl_c(run, feed, frames, monkeypatch):
+    feed(Interrupting(frames, FaceTracker, monkeypatch, 3))
     code, output = run("-f", "0", "--save", "jsonl")
     assert code == 0, output
     assert "camera 0: 2 faces in 3 of 3 frames" in output
@@ -826,9 +824,7 @@ def test_sound_is_copied_by_ffmpeg(tmp_path, monkeypatch, case):
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert shutil.which("ffmpeg") == str(program)
-    writer = VideoWriter(tmp_path / "o.avi", (32, 32), 25)
-    for i in range(5):
-        writer.write(np.zeros((32, 32, 3), np.uint8), i / 25)
+    writer = written(tmp_path / "o.avi", 5)
     message = writer.close(Path("-in.mp4"))
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == (1 if case == "copies" else 2)
@@ -862,7 +858,11 @@ def test_every_drawing(model, frames):
 def test_ids_are_drawn_where_there_are_several_faces(model, frames):
     faces = model(frames[0])
     overlays = Overlays(model.face_model, ("landmarks",))
-    assert (overlays(frames[0], faces) != overlays(frames[0], faces, [1, 2])).any()
+    both = overlays(frames[0], faces, [1, 2])
+    assert (overlays(frames[0], faces) != both).any()
+    for ids, face in (([7, 2], faces[0]), ([1, 7], faces[1])):  # each its own, beside its box
+        _, x = np.nonzero((overlays(frames[0], faces, ids) != both).any(2))
+        assert len(x) and np.abs(x - face.box[0]).max() < 30
     np.testing.assert_array_equal(
         overlays(frames[0], faces[:1]), overlays(frames[0], faces[:1], [7])
     )
@@ -959,9 +959,7 @@ def test_a_video_that_cannot_be_replaced_is_kept_beside_the_old_one(tmp_path, mo
         replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", refuse)
-    writer = VideoWriter(path, (32, 32), 25)
-    for index in range(5):
-        writer.write(np.full((32, 32, 3), 40 * index, np.uint8), index / 25)
+    writer = written(path, 5)
     message = writer.close()
     kept = tmp_path / "o_2.avi"
     assert message == f"{path}: cannot be replaced (Access is denied); the new video is {kept}"
