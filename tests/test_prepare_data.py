@@ -11,10 +11,12 @@ import pytest
 import scipy.io
 from conftest import exit_code
 
+import benchmark
 import main_train
 from tools import prepare_data
 from tools.prepare_data import Sample, name_crops, roi_box, to_crop
-from utils.assets import STARTER_FACE_MODEL
+from utils.aflw2000 import CROPS, crop_published, open_benchmark
+from utils.assets import STARTER_FACE_MODEL, STARTER_OPTIONS
 from utils.datasets import open_training_set
 from utils.fitting import fit_landmarks, whitening
 from utils.geometry import camera_angles, decompose_camera, exact_angles
@@ -22,6 +24,7 @@ from utils.landmark_labels import find_labels, read_mat_labels, read_pts
 from utils.metrics import geodesic, nme
 from utils.morphable_model import load_morphable_model, split_camera
 from utils.pictures import read_image
+from utils.results import CSV_COLUMNS
 from utils.synthetic import FaceRenderer, random_background, random_parameters
 
 COUNT = 8
@@ -159,6 +162,48 @@ def test_the_set_of_each_form_shows_the_labelled_faces(
     assert summary["face_model"] == made.face_model.fingerprint
     assert read_image(out / "contact_sheet.png").shape[1] > 8 * 240
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_set_to_be_scored_on(labelled, faces, model, tmp_path, capsys):
+    photos, landmarks, rotation = faces
+    source = labelled("json")
+    content = json.loads(source.read_text())
+    content["photo_1.png"][3] = [None, None, None]
+    source.write_text(json.dumps(content))
+    out = tmp_path / "set"
+    assert run(source, "--layout", "aflw2000", "--out", out) == 1
+    assert "photo_1.png: not all of its points are known" in capsys.readouterr().out
+    made, kept = open_benchmark(out), np.delete(np.arange(COUNT), 1)
+    assert made.names == [f"photo_{index}.jpg" for index in kept]
+    expected = landmarks[kept] + [[1], [1], [0]]  # the label frame
+    np.testing.assert_allclose(made.landmarks["original"], expected, atol=1e-3)
+    np.testing.assert_allclose(made.angles, exact_angles(rotation)[kept], atol=1.5)
+    np.testing.assert_array_equal(made.yaw, np.float32(made.angles[:, 0]))
+    for name, box, index in zip(made.names, made.roi_boxes, kept, strict=True):
+        crop = crop_published(photos[index], box)
+        shown = read_image(out / CROPS / name)
+        assert np.abs(shown.astype(int) - crop).mean() < 4  # levels; JPEG
+    command = ["--data", out, "-o", tmp_path / "scored", "--engine", "torch", "--device", "cpu"]
+    assert benchmark.main([*map(str, command), *map(str, STARTER_OPTIONS)]) == 0
+    scores = json.loads((tmp_path / "scored" / "results.json").read_text())["scores"]
+    assert scores["nme"]["original"]["raw"]["mean"] < 6  # percent; drawn faces
+    assert scores["pose"]["exact"]["mean"] < 8  # degrees
+
+
+def test_the_table_that_singleimage_writes_is_labels_too(faces, tmp_path):
+    photos, landmarks, _ = faces
+    for index in range(2):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), photos[index])
+    table = tmp_path / "faces.csv"
+    with open(table, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(CSV_COLUMNS)
+        for index in range(2):
+            others = [f"{index}.png", 0, *[0.5] * (len(CSV_COLUMNS) - 2 - 3 * 68)]
+            rows.writerow([*others, *landmarks[index].T.ravel()])
+    found = list(find_labels(table))
+    assert [face.name for face in found] == ["0.png", "1.png"] and not any(f.reason for f in found)
+    np.testing.assert_allclose([face.points for face in found], landmarks[:2])
 
 
 def test_a_made_set_trains(labelled, tmp_path, capsys):

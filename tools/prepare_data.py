@@ -1,8 +1,10 @@
-"""Makes a training set of your own photos with 68-point landmarks, for main_train.py --data.
+"""Makes a set of your own photos with 68-point landmarks, to train on or to be scored on.
 
 python -m tools.prepare_data 300W --out runs/mine            .pts or .mat files beside the photos
 python -m tools.prepare_data labels.json --out runs/mine     or .csv; photos are sought beside it
 python main_train.py --data runs/mine --held-out 0.1 ...     docs/training.md, "Your own data"
+python -m tools.prepare_data others.json --layout aflw2000 --out runs/test
+python benchmark.py --data runs/test
 """
 
 import csv
@@ -17,18 +19,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.aflw2000 import BOX_TO_LABEL_FRAME, published_roi_box
+from utils import aflw2000
 from utils.assets import find_face_model, shown
 from utils.cli import at_least, complain, first_lines, run_script, script_parser
 from utils.datasets import PUBLISHED_CROPS, write_published_labels
 from utils.draw import contact_sheet, draw_landmarks
 from utils.files import new_folder, write_npz
 from utils.fitting import MIN_POINTS, fit_landmarks, whitening
-from utils.geometry import camera_angles, decompose_camera
+from utils.geometry import camera_angles, decompose_camera, exact_angles, nearest_rotation
 from utils.landmark_labels import LabelledFace, find_labels
 from utils.metrics import box_size, geodesic
 from utils.morphable_model import (
     CAMERA,
+    NUM_LANDMARKS,
     SHAPE,
     MorphableModel,
     load_morphable_model,
@@ -47,13 +50,16 @@ labels, 68 points of the 300-W scheme, x right, y down, z (if any) to the viewer
   landmarks/DIR/NAME_pts.mat  300W-LP: pts_3d of DIR/NAME.jpg, taken before the others
   FILE.json    {"photo.jpg": [[x, y], ...], "two.jpg": [[[x, y, z], ...], [...]]};
                an unknown point: [null, null]
-  FILE.csv     photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...; a line per face; empty: unknown
+  FILE.csv     photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...; a line per face; empty: unknown;
+               or the faces.csv of singleImage.py
                in .json and .csv the first pixel's centre is 0, 0
   of the picture as it is shown: an orientation tag of the photo is obeyed
 
 written to OUT: crops, list and parameters in the published layout, report.csv (a line for each
 face), report.json (summary), contact_sheet.png (worst fits, then some others),
-3dmm_data/param_whitening.pkl and, with --whitening set, face_model.npz, which --face-model wants
+3dmm_data/param_whitening.pkl and, with --whitening set, face_model.npz, which --face-model wants;
+with --layout aflw2000 crops, labels (all 68 points must be known) and the report: yaw bins and
+poses are those of the fits
 
 exit code: 0 all done, 1 some faces left out (see report.csv), or all (no set), 2 wrong usage
 """
@@ -163,7 +169,7 @@ def roi_box(landmarks: np.ndarray) -> np.ndarray:
     The published rule, but not cut to the picture: training crops show a face at one scale across
     and down.
     """
-    return published_roi_box(landmarks[:2] + 1) - BOX_TO_LABEL_FRAME
+    return aflw2000.published_roi_box(landmarks[:2] + 1) - aflw2000.BOX_TO_LABEL_FRAME
 
 
 def to_crop(parameters: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -202,8 +208,8 @@ def name_crops(samples: list[Sample]) -> None:
         taken.add(sample.crop.casefold())
 
 
-def write_crops(face_model: MorphableModel, samples: list[Sample], folder: Path) -> int:
-    """Cuts and writes the crops of one photo's faces; returns how many these are.
+def write_crops(face_model: MorphableModel | None, samples: list[Sample], folder: Path) -> int:
+    """Cuts and writes the crops of one photo's faces (``write_crop``); returns how many these are.
 
     A picture that cannot be read leaves all of them out.
     """
@@ -218,10 +224,16 @@ def write_crops(face_model: MorphableModel, samples: list[Sample], folder: Path)
     return len(samples)
 
 
-def write_crop(face_model: MorphableModel, sample: Sample, image: np.ndarray, folder: Path) -> None:
+def write_crop(
+    face_model: MorphableModel | None, sample: Sample, image: np.ndarray, folder: Path
+) -> None:
     """Cuts the crop, writes it below ``folder`` and moves the parameters into its frame.
 
     A picture that does not belong to the labels leaves the sample out.
+
+    Args:
+        face_model: cut around the fit's landmarks, as for training; None: around the labels, as
+            the benchmark's protocol has it, and the parameters stay.
     """
     height, width = image.shape[:2]
     x, y = sample.points[:2, np.isfinite(sample.points).all(0)]
@@ -229,11 +241,15 @@ def write_crop(face_model: MorphableModel, sample: Sample, image: np.ndarray, fo
     if outside > MAX_OUTSIDE:
         sample.reason = f"{outside:.0%} of the points lie outside the picture of {width}x{height}"
         return
-    sample.box = roi_box(face_model.landmarks(sample.parameters[None])[0].astype(np.float64))
     path = folder / sample.crop
     path.parent.mkdir(parents=True, exist_ok=True)
+    if face_model is None:
+        sample.box = roi_box(sample.points)
+    else:
+        fitted = face_model.landmarks(sample.parameters[None])[0]
+        sample.box = roi_box(fitted.astype(np.float64))
+        sample.parameters = to_crop(sample.parameters, sample.box)
     write_image(path, crop_faces(image, sample.box[None])[0])
-    sample.parameters = to_crop(sample.parameters, sample.box)
 
 
 # ------------------------------------------------------------------------------------------ output
@@ -248,6 +264,7 @@ def prepare(
     jaw: str = "auto",
     max_error: float = 5.0,
     own_whitening: bool = False,
+    layout: str = "training",
     jobs: int = 2,
     seed: int = 0,
 ) -> list[Sample]:
@@ -262,6 +279,7 @@ def prepare(
             ``auto``: as each form has it (300W-LP's pts_3d is the model's, others the contour).
         max_error: of a fit, percent of sqrt(w·h) of the labels' box.
         own_whitening: whiten with mean and deviation of this set, not with the face model's.
+        layout: ``training``, or ``aflw2000`` for a set that ``benchmark.py`` scores on.
         jobs: threads.
         seed: chooses the faces of the contact sheet beside the worst.
 
@@ -287,21 +305,31 @@ def prepare(
             sample.reason = sample.reason or f"{sample.photo}: missing"
     with new_folder(out) as partial:
         fit_samples(face_model, samples, max_error)
+        is_benchmark = layout == "aflw2000"
+        if is_benchmark:
+            for sample in samples:
+                if not (sample.reason or np.isfinite(sample.points).all()):
+                    sample.reason = "not all of its points are known, as a benchmark needs them"
         usable = [sample for sample in samples if not sample.reason]
         name_crops(usable)
-        crops = partial / PUBLISHED_CROPS
+        crops = partial / (aflw2000.CROPS if is_benchmark else PUBLISHED_CROPS)
         crops.mkdir()
+        around = None if is_benchmark else face_model
         photos_faces: dict[Path, list[Sample]] = {}
         for sample in usable:
             photos_faces.setdefault(sample.photo, []).append(sample)
         with tqdm(total=len(usable), desc="cropping", unit="face") as bar:
             for count in in_order(
-                lambda faces: write_crops(face_model, faces, crops), photos_faces.values(), jobs
+                lambda faces: write_crops(around, faces, crops), photos_faces.values(), jobs
             ):
                 bar.update(count)
         used = [sample for sample in usable if not sample.reason]
         if not used:
             raise NoneUsable(samples)
+        if is_benchmark:
+            write_benchmark_labels(partial, used)
+            write_report(partial, face_model, samples, used, max_error)
+            return samples
         own_model = write_labels(partial, face_model, used, own_whitening)
         write_report(partial, own_model, samples, used, max_error)
         write_sheet(partial, face_model, used, seed)
@@ -335,6 +363,24 @@ def write_labels(
     path = folder / "3dmm_data" / "param_whitening.pkl"
     path.write_bytes(pickle.dumps(whitened_by, protocol=4))
     return face_model
+
+
+def write_benchmark_labels(folder: Path, used: list[Sample]) -> None:
+    """Labels for ``benchmark.py``: the points themselves; yaw bins and poses are the fits'."""
+    cameras = split_camera(np.stack([sample.parameters for sample in used]))
+    yaw, pitch, roll = exact_angles(nearest_rotation(decompose_camera(cameras)[1])).T
+    points = np.zeros((len(used), 3, NUM_LANDMARKS))
+    for row, sample in zip(points, used, strict=True):
+        row[: len(sample.points)] = sample.points
+        row[:2] += 1  # the label frame counts from 1
+    aflw2000.write_labels(
+        folder,
+        [sample.crop for sample in used],
+        landmarks=points,
+        yaw=yaw,
+        roi_boxes=np.stack([sample.box for sample in used]) + aflw2000.BOX_TO_LABEL_FRAME,
+        angles=np.stack([pitch, yaw, roll], 1),
+    )
 
 
 def face_model_arrays(face_model: MorphableModel) -> dict[str, np.ndarray]:
@@ -433,6 +479,12 @@ def main(arguments: list[str] | None = None) -> int:
         default="model",
         help="whose mean and deviation (default: the face model's, as existing weights want it)",
     )
+    add(
+        "--layout",
+        choices=["training", "aflw2000"],
+        default="training",
+        help="aflw2000: for benchmark.py, to be scored on",
+    )
     add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
     add("--jobs", type=at_least(1), default=2, help="threads (default: 2)")
     add("--seed", type=at_least(0), default=0, help="of the contact sheet's choice (default: 0)")
@@ -453,6 +505,7 @@ def main(arguments: list[str] | None = None) -> int:
             jaw=options.jaw,
             max_error=options.max_error,
             own_whitening=options.whitening == "set",
+            layout=options.layout,
             jobs=options.jobs,
             seed=options.seed,
         )
@@ -461,8 +514,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     errors = [sample.error for sample in samples if not sample.reason]
     print(f"{options.out}: {len(errors)} faces, fitted with {shown(face_model.source)}")
-    print(f"    fit error: mean {np.mean(errors):.2f} %, largest {max(errors):.2f} %; look at")
-    print(f"    {options.out / 'contact_sheet.png'}")
+    sheet = "" if options.layout == "aflw2000" else f"; look at {options.out / 'contact_sheet.png'}"
+    print(f"    fit error: mean {np.mean(errors):.2f} %, largest {max(errors):.2f} %{sheet}")
     if options.whitening == "set":
         print(f"    train with --face-model {options.out / 'face_model.npz'}")
     if len(errors) < len(samples):

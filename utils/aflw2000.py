@@ -56,7 +56,8 @@ BOX_TO_LABEL_FRAME = np.array([1.0, 1.0, 0.0, 0.0])
 
 WHERE = (
     "get the published benchmark data (README, 'Published files'; `make published NAMES=data`), "
-    "build them from the original download (`python -m tools.prepare_aflw2000 --raw DIR`), "
+    "build them from the original download (`python -m tools.prepare_aflw2000 --raw DIR`) or from "
+    "labels of your own (`python -m tools.prepare_data LABELS --layout aflw2000 --out DIR`), "
     "or render a small set (`python -m tools.render_faces OUT --layout aflw2000`)"
 )
 AFLW_WHERE = "docs/benchmark.md says what belongs there"

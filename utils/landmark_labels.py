@@ -9,8 +9,9 @@
                                 faces; null where a number is unknown
     FILE.csv                    photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...: a line for each
                                 face, empty where a number is unknown; a line of titles may be
-                                first; semicolons (with decimal points or commas) or tabs may
-                                stand for the commas
+                                first (points begin at its x0, as in singleImage.py's
+                                faces.csv); semicolons (with decimal points or commas) or tabs
+                                may stand for the commas
 
 The first pixel's centre is 1, 1 in .pts and .mat files, as in MATLAB, and 0, 0 in the others.
 x points right, y down, z to the viewer in pixels.
@@ -222,16 +223,18 @@ def _of_csv(path: Path) -> Iterator[tuple[str, str, object]]:
             # decimal commas may be as many as the semicolons between them
             delimiter = max("\t;,", key=beginning.count)
             file.seek(0)
-            is_before_faces = True
+            is_before_faces, first = True, 1
             for number, row in enumerate(csv.reader(file, delimiter=delimiter), 1):
                 if delimiter != ",":
                     row[1:] = [value.replace(",", ".") for value in row[1:]]
                 if not any(value.strip() for value in row):
                     continue
                 if is_before_faces and _are_titles(row):
+                    if "x0" in row[1:]:  # faces.csv of singleImage.py has other numbers before
+                        first = row.index("x0")
                     continue
                 is_before_faces = False
-                values = [value.strip() or None for value in row[1:]]
+                values = [value.strip() or None for value in row[first:]]
                 while len(values) % NUM_LANDMARKS and values[-1] is None:
                     values.pop()  # of rows filled up with commas
                 step = len(values) // NUM_LANDMARKS or 1
