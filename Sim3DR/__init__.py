@@ -81,13 +81,21 @@ RELIEF = Lighting(ambient=0.2, directional=0.7, specular=0.1, light=(-1.0, -3.0,
 
 @dataclass(frozen=True, eq=False)
 class ZBuffer:
-    """What is visible in a window of the pixel grid: see ``zbuffer``."""
+    """What is visible in a window of the pixel grid: see ``zbuffer``.
 
-    depth: np.ndarray  # (h, w) float32, -inf where nothing is
-    triangle: np.ndarray  # (h, w) int32, index of the visible triangle, -1 where nothing is
-    vertices: np.ndarray  # (N, 3) float32, of the mesh that it was made from
-    triangles: np.ndarray  # (T, 3) int32, perhaps the caller's own: not to be changed meanwhile
-    origin: tuple[int, int] = (0, 0)  # x, y of the window's first pixel
+    Attributes:
+        depth: (h, w) float32, the visible z, -inf where nothing is.
+        triangle: (h, w) int32, index of the visible triangle, -1 where nothing is.
+        vertices: (N, 3) float32, of the mesh that it was made from.
+        triangles: (T, 3) int32, perhaps the caller's own: not to be changed meanwhile.
+        origin: x, y of the window's first pixel.
+    """
+
+    depth: np.ndarray
+    triangle: np.ndarray
+    vertices: np.ndarray
+    triangles: np.ndarray
+    origin: tuple[int, int] = (0, 0)
 
     @property
     def covered(self) -> np.ndarray:

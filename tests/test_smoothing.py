@@ -181,6 +181,21 @@ def test_moving_faces_lag_little(strength, face, face_model):
 
 
 @pytest.mark.parametrize("strength", SMOOTHING)
+def test_expressions_move_and_shapes_stay(strength, face, face_model):
+    """A mouth that opens within a second lags little; a person's shape is that of many frames."""
+    steps = np.arange(90)
+    wave = 2 * np.sin(2 * np.pi * steps / 50)
+    parameters = np.tile(face.parameters, (90, 1))
+    parameters[:, -9] += wave * face_model.param_std[-9]
+    parameters[:, 12] += wave * face_model.param_std[12]  # no head's: the network's wavering
+    smoother = FaceSmoother(face_model, STRENGTHS[strength])
+    found = np.array([smoother(make_face(face_model, row, face.roi_box)) for row in parameters])
+    opened, shape = ((found[:, i] - face.parameters[i]) / face_model.param_std[i] for i in (-9, 12))
+    assert lag_behind(opened, wave) <= LAG[strength]
+    assert np.ptp(opened[30:]) > 0.8 * np.ptp(wave) > 1.3 * np.ptp(shape[30:])
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
 def test_turning_faces_lag_little_and_keep_their_shape(strength, face, face_model):
     angles = np.radians(30) * np.sin(2 * np.pi * np.arange(FRAMES) / 60)
     faces, truth = [], []

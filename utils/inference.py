@@ -67,7 +67,8 @@ class Face:
         yaw, pitch, roll: degrees, by the published formulas; signs in ``utils/geometry.py``.
         facing: (3,) float64 degrees of the same signs, which stay readable in profiles: yaw and
             pitch of where the nose points to, and the tilt about it (``geometry.facing_angles``).
-        rotation: (3, 3) float64, model frame (y up) to image axes with y up.
+        rotation: (3, 3) float64, model frame (y up) to image axes with y up; rows of length 1, not
+            exactly at right angles (``geometry.nearest_rotation``).
         scale: pixels of the image per unit of the model.
         translation: (3,) float64, image frame: where the model's origin lies.
         stretch: how far the fitted camera is from a turn and a scale, which is 1; above
