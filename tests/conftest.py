@@ -30,8 +30,8 @@ GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"
 ASSETS_DIR = Path(os.environ.get("ASSETS_DIR", ROOT.parent / "shared" / "assets"))
 
 # of networks exported by tests, and by what they start
-os.environ["XDG_CACHE_HOME"] = str(CACHE := Path(tempfile.mkdtemp(prefix="synergynet-cache-")))
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="synergynet-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 torch.set_num_threads(1)  # the networks here are small; threads would only wait for each other
 
