@@ -209,6 +209,14 @@ def test_weights_of_another_kind(tmp_path, face_model, model, change, reason):
     refused(tmp_path / "w.pth", face_model, key, reason)
 
 
+def test_weights_that_share_their_numbers_are_refused(tmp_path, face_model, model):
+    """Half precision becomes float32, of each of them: two megabytes would become gigabytes."""
+    content, half = model.checkpoint(), torch.zeros(10**6, dtype=torch.float16)
+    content["state_dict"] |= {f"more{i}": half for i in range(50)}
+    torch.save(content, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", face_model, "more", "more numbers than the file holds")
+
+
 def test_compressed_weights_are_refused(tmp_path, face_model, model):
     """A megabyte of them could become gigabytes."""
     whole = io.BytesIO()

@@ -183,6 +183,13 @@ def test_a_folder_goes_on_where_it_was_stopped(run_folder, tmp_path):
     assert sorted(json.loads(line)[0] for line in lines) == ["60", "70", "70.jpg", "70.png", "80"]
 
 
+def test_another_versions_tables_are_made_anew(run_folder, monkeypatch):
+    """Their columns are others: in one faces.csv with ours, landmarks would stand for others."""
+    run_folder()
+    monkeypatch.setattr("utils.results.CSV_COLUMNS", ["photo", "face", "score"])
+    assert run_folder("--resume")[0] == [60, 70, 80]
+
+
 def test_another_folder_takes_over_only_the_names_that_it_writes(run_folder, tmp_path):
     run_folder()
     write_photos(tmp_path / "other", [70, 90])

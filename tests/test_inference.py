@@ -710,6 +710,16 @@ def test_numbers_round_trip(pipeline, tmp_path, dense):
         np.testing.assert_allclose(point, face.landmarks[:, 67], atol=1e-6)
 
 
+def test_a_camera_of_two_rows_is_written(pipeline, tmp_path):
+    face, *_ = pipeline([PHOTOS[0]])[0]
+    parameters = face.parameters.copy()
+    parameters[8:11] = 0  # weak perspective, of a fit that knows no third row
+    face = with_parameters(face, parameters)
+    assert face.stretch == np.inf and face.to_dict()["stretch"] is None
+    for name in ("a.json", "a.csv", "a.npz"):
+        face.save(tmp_path / name)
+
+
 def test_a_photos_name_is_no_formula(pipeline, tmp_path):
     (faces,) = pipeline([PHOTOS[0]])
     results.write_numbers(tmp_path / "a.csv", faces, {"photo": "=1+1, 2.jpg"}, faces[0].face_model)

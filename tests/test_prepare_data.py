@@ -171,7 +171,9 @@ def test_a_set_to_be_scored_on(labelled, faces, model, tmp_path, capsys):
     content["photo_1.png"][3] = [None, None, None]
     source.write_text(json.dumps(content))
     out = tmp_path / "set"
-    assert run(source, "--layout", "aflw2000", "--out", out) == 1
+    options = ["--layout", "aflw2000", "--out", out]
+    assert exit_code(prepare_data.main, source, *options, "--whitening", "set") == 2
+    assert run(source, *options) == 1
     assert "photo_1.png: not all of its points are known" in capsys.readouterr().out
     made, kept = open_benchmark(out), np.delete(np.arange(COUNT), 1)
     assert made.names == [f"photo_{index}.jpg" for index in kept]
@@ -190,6 +192,22 @@ def test_a_set_to_be_scored_on(labelled, faces, model, tmp_path, capsys):
     assert scores["pose"]["exact"]["mean"] < 8  # degrees
 
 
+def test_photos_in_folders_and_with_several_faces_can_be_scored_on(faces, tmp_path):
+    photos, landmarks, _ = faces
+    content = {}
+    for index, name in enumerate(["a/x.png", "b/x.png", "a_x.png"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), photos[index])
+        content[name] = landmarks[index].T.tolist()
+    content["b/x.png"] = [content["b/x.png"]] * 2
+    source = tmp_path / "labels.json"
+    source.write_text(json.dumps(content))
+    assert run(source, "--layout", "aflw2000", "--out", tmp_path / "set") == 0
+    names = ["a_x.jpg", "b_x.jpg", "face2_b_x.jpg", "face2_a_x.jpg"]
+    assert open_benchmark(tmp_path / "set").names == names
+    assert sorted(path.name for path in (tmp_path / "set" / CROPS).iterdir()) == sorted(names)
+
+
 def test_the_table_that_singleimage_writes_is_labels_too(faces, tmp_path):
     photos, landmarks, _ = faces
     for index in range(2):
@@ -204,6 +222,16 @@ def test_the_table_that_singleimage_writes_is_labels_too(faces, tmp_path):
     found = list(find_labels(table))
     assert [face.name for face in found] == ["0.png", "1.png"] and not any(f.reason for f in found)
     np.testing.assert_allclose([face.points for face in found], landmarks[:2])
+
+
+def test_no_reason_is_a_formula(faces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # so that the photo's path begins with its name
+    photos, landmarks, _ = faces
+    cv2.imwrite("a.png", photos[0])
+    points = landmarks[0].T.tolist()
+    (tmp_path / "labels.json").write_text(json.dumps({"a.png": points, "=1+1.png": points}))
+    assert run("labels.json", "--out", "set") == 1
+    assert report(tmp_path / "set")[1]["left_out_because"] == "./=1+1.png: missing"
 
 
 def test_a_made_set_trains(labelled, tmp_path, capsys):

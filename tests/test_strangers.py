@@ -97,6 +97,21 @@ def test_pickles_that_would_hash_for_ever(tmp_path, items):
         read_array_pickle(path)
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"c_codecs\nencode\n\x8c\x01a%b\x86R.",
+        b"cnumpy\nndarray\n)R(K\x01K\x00\x85cnumpy\ndtype\n%b\x85RK\x00C\x00tb.",
+    ],
+)
+def test_messages_do_not_show_endless_tuples(tmp_path, stored):
+    path = tmp_path / "shown.pkl"
+    path.write_bytes(b"\x80\x04" + stored % (b")" + 18 * b"2\x86"))  # of 60 it would take for ever
+    with pytest.raises(ValueError, match=r"shown.pkl: .*expected (latin1|numbers)") as caught:
+        read_array_pickle(path)
+    assert len(str(caught.value)) < 1000
+
+
 def test_the_hex_bomb_is_refused_for_what_it_is(tmp_path):
     path = tmp_path / "hex.pkl"
     path.write_bytes(BOMBS["hex"])

@@ -465,7 +465,7 @@ def test_a_pause_is_filled_no_further_when_the_run_is_to_end(tmp_path, monkeypat
     monkeypatch.setattr(writer, "_has_room", stopped_after_a_while)
     writer.write(frame, 900.0)
     writer.close()
-    assert len(read_film(tmp_path / "o.avi")) == 10
+    assert len(read_film(tmp_path / "o.avi")) == 11  # the frame after the pause too
 
 
 @pytest.mark.parametrize("content", [b"#EXTM3U\n#EXTINF:5.0,\nb.mp4\n", b"ffconcat version 1.0\n"])
@@ -698,6 +698,17 @@ def test_sound_stays_where_it_was_beside_the_picture(tmp_path, delay):
     sound = subprocess.run(read.split(), capture_output=True, check=True).stdout
     loud = np.abs(np.frombuffer(sound, np.int16).astype(int)) > 3000
     assert loud.argmax() / 48000 == pytest.approx(1 - float(delay), abs=0.04)
+
+
+@pytest.mark.skipif(not FFMPEG_FOUND, reason="ffmpeg is not installed")
+def test_a_film_of_plain_jpeg_pictures_brings_no_complaint(tmp_path):
+    source = tmp_path / "in.mjpeg"
+    make = "ffmpeg -v error -f lavfi -i testsrc=d=0.6:s=176x144 -c:v mjpeg"
+    subprocess.run([*make.split(), source], check=True)
+    writer = VideoWriter(tmp_path / "o.avi", (64, 48), 25)
+    for i in range(3):
+        writer.write(np.zeros((48, 64, 3), np.uint8), i / 25)
+    assert writer.close(sound_from=source) is None
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")

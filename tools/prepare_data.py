@@ -51,7 +51,7 @@ labels, 68 points of the 300-W scheme, x right, y down, z (if any) to the viewer
   FILE.json    {"photo.jpg": [[x, y], ...], "two.jpg": [[[x, y, z], ...], [...]]};
                an unknown point: [null, null]
   FILE.csv     photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...; a line per face; empty: unknown;
-               or the faces.csv of singleImage.py
+               or the faces.csv of singleImage.py, with --photos .
                in .json and .csv the first pixel's centre is 0, 0
   of the picture as it is shown: an orientation tag of the photo is obeyed
 
@@ -188,8 +188,10 @@ def to_crop(parameters: np.ndarray, box: np.ndarray) -> np.ndarray:
     return moved
 
 
-def name_crops(samples: list[Sample]) -> None:
+def name_crops(samples: list[Sample], separator: str = "/") -> None:
     """Gives each a crop of its own, named after the photo, further faces in folders face2, ...
+
+    With another separator than ``/`` folders become part of the name.
 
     What a list of names cannot hold (line ends, spaces at the ends) becomes ``_``.
     """
@@ -197,14 +199,14 @@ def name_crops(samples: list[Sample]) -> None:
     for sample in samples:
         parts = ["".join(c if c.isprintable() else "_" for c in p) for p in Path(sample.name).parts]
         parts = [part.strip() if part.strip(" .") else "_" for part in parts]
-        plain[sample] = Path(*parts[:-1], f"{Path(parts[-1]).stem}.jpg")
+        plain[sample] = Path(separator.join([*parts[:-1], f"{Path(parts[-1]).stem}.jpg"]))
     # a folder may be called like another photo's crop
     taken = {folder.as_posix().casefold() for path in plain.values() for folder in path.parents}
     for sample, path in plain.items():
         sample.crop, number = path.as_posix(), 1
         while sample.crop.casefold() in taken:
             number += 1
-            sample.crop = f"face{number}/{path.as_posix()}"
+            sample.crop = f"face{number}{separator}{path.as_posix()}"
         taken.add(sample.crop.casefold())
 
 
@@ -311,7 +313,7 @@ def prepare(
                 if not (sample.reason or np.isfinite(sample.points).all()):
                     sample.reason = "not all of its points are known, as a benchmark needs them"
         usable = [sample for sample in samples if not sample.reason]
-        name_crops(usable)
+        name_crops(usable, "_" if is_benchmark else "/")  # a benchmark's list holds plain names
         crops = partial / (aflw2000.CROPS if is_benchmark else PUBLISHED_CROPS)
         crops.mkdir()
         around = None if is_benchmark else face_model
@@ -421,7 +423,7 @@ def write_report(
             error = "" if np.isnan(sample.error) else f"{sample.error:.3f}"
             name = no_formula(sample.name)
             if sample.reason:
-                table.writerow([name, *[""] * 5, error, *[""] * 3, sample.reason])
+                table.writerow([name, *[""] * 5, error, *[""] * 3, no_formula(sample.reason)])
                 continue
             angles = camera_angles(split_camera(sample.parameters[None]))[0].round(1).tolist()
             box = sample.box.astype(int).tolist()
@@ -494,6 +496,8 @@ def main(arguments: list[str] | None = None) -> int:
             "--photos is for .json and .csv files; in a folder .pts and .mat files must lie beside "
             "their photos"
         )
+    if options.layout == "aflw2000" and options.whitening == "set":
+        parser.error("--whitening is of training sets; a set to be scored on has none")
     cv2.setNumThreads(1)  # the threads are --jobs
     try:
         face_model = load_morphable_model(options.face_model or find_face_model())

@@ -3,12 +3,16 @@
 import io
 import os
 import pickle
+import reprlib
 import struct
 from pathlib import Path
 
 import numpy as np
 
 _NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+
+
+_short = reprlib.repr  # of tuples that hold one another twice, sixty deep, too
 
 
 class _PickledDtype:
@@ -22,7 +26,7 @@ class _PickledDtype:
 
     def array(self, shape: tuple, is_fortran: bool, data: bytes | str) -> np.ndarray:
         if not isinstance(self.code, str) or self.code not in _NUMBERS:
-            raise pickle.UnpicklingError(f"an array of type {self.code!r}, expected numbers")
+            raise pickle.UnpicklingError(f"an array of type {_short(self.code)}, expected numbers")
         stored = np.dtype(self.code).newbyteorder(self.order)
         flat = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, stored)
         return flat.reshape(shape, order="F" if is_fortran else "C").astype(self.code)
@@ -55,7 +59,7 @@ class _PickledScalar(_PickledArray):
 def _encode(text: str, encoding: str) -> bytes:
     """Stands for ``codecs.encode``, in which old protocols wrap an array's bytes."""
     if encoding != "latin1":  # "hex" doubles its input, thirty of them in a row fill any memory
-        raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}, expected latin1")
+        raise pickle.UnpicklingError(f"bytes encoded as {_short(encoding)}, expected latin1")
     return text.encode(encoding)
 
 

@@ -68,11 +68,13 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise ValueError(f"{path}: holds no state dict of tensors")
+    left = stored.getbuffer().nbytes  # a thousand tensors may be made of one
     for key, value in state.items():
         is_dense = value.layout == torch.strided and value.device.type == "cpu"
         if not is_dense or value.is_quantized or value.is_complex():
             raise ValueError(f"{path}: {key} is not a plain tensor of real numbers")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        left -= value.numel() * value.element_size()
+        if left < 0:
             raise ValueError(f"{path}: {key} has more numbers than the file holds for it")
     content["state_dict"] = {
         key.removeprefix("module."): value.float() if value.is_floating_point() else value

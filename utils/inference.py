@@ -103,7 +103,8 @@ class Face:
         """Largest over smallest singular value of the fitted camera; see above."""
         camera = split_camera(self.parameters[None])[0, :, :3].astype(np.float64)
         lengths = np.linalg.svd(camera, compute_uv=False)
-        return float(lengths[0] / lengths[2])
+        with np.errstate(divide="ignore"):  # infinite without a third row
+            return float(lengths[0] / lengths[2])
 
     @property
     def triangles(self) -> np.ndarray:
@@ -171,7 +172,8 @@ class Face:
         return save_face(Path(path), self, None if image is None else as_picture(image))
 
     def to_dict(self) -> dict[str, object]:
-        """The numbers of a ``.json`` file: lists and numbers, None for NaN, no dense mesh."""
+        """The numbers of a ``.json`` file: lists and numbers, None for those not finite, no dense
+        mesh."""
         from utils.results import face_to_json  # imported here, as in ``save``
 
         return face_to_json(self)

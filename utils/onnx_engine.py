@@ -3,9 +3,9 @@
     weights file --PyTorch, the first time--> ONNX graph, compared with PyTorch --> cache file
     cache file   --every other time---------> OnnxNetwork, a function from numpy to numpy
 
-Cache files of weights in the repository's own folders lie in ``.onnx_cache/`` beside them, if that
-can be written; all others in the user's cache folder, since a folder of weights from somebody else
-may bring a cache, which is not compared with them again. Their names are
+Cache files of weights in ``pretrained/`` and ``FaceBoxes/weights/`` lie in ``.onnx_cache/`` beside
+them, if that can be written; all others in the user's cache folder, since a folder of weights from
+somebody else may bring a cache, which is not compared with them again. Their names are
 ``WEIGHTS.KEY.CHECKSUM.onnx``: the key stands for the content of the weights, the code of the
 networks and of their export, and the version of ONNX Runtime; the checksum is the file's own. So
 changed weights, changed code, or another ONNX Runtime, are exported for anew, and a damaged file
@@ -167,14 +167,15 @@ def code_digest() -> str:
 def cache_folders(weights: Path) -> list[Path]:
     """Where the cache files of a weights file may lie, best place first."""
     beside = weights.resolve().parent
+    own = {path.parent for path in (assets.STARTER_WEIGHTS, assets.STARTER_DETECTOR_WEIGHTS)}
+    folders = [beside / CACHE_FOLDER] * (beside in own)
     try:
         users = _user_cache()
     except RuntimeError:  # no home, as of users that a container does not know
-        return [beside / CACHE_FOLDER]
+        return folders
     # weights of the same name in different folders must not replace each other
     place = hashlib.blake2b(os.fsencode(beside), digest_size=4).hexdigest()
-    own = {path.parent for path in (assets.STARTER_WEIGHTS, assets.STARTER_DETECTOR_WEIGHTS)}
-    return [*[beside / CACHE_FOLDER] * (beside in own), users / "synergynet" / place]
+    return [*folders, users / "synergynet" / place]
 
 
 def _user_cache() -> Path:
@@ -232,7 +233,7 @@ def _store(graph: bytes, folders: Sequence[Path], name: str, key: str) -> None:
                 except OSError:  # in use, on some systems: it goes another time
                     logger.info("%s: replaced, but could not be removed", old)
         return
-    tried = ", ".join(map(str, folders))
+    tried = ", ".join(map(str, folders)) or "none: there is no home, and no XDG_CACHE_HOME"
     logger.warning("no folder takes the exported network (tried %s): every run exports", tried)
 
 

@@ -130,6 +130,7 @@ def finished_photos(
     read = [*model.files, *filter(Path.is_file, given)]
     settings |= {
         "model": model.description,
+        "columns": results.CSV_COLUMNS,  # another version's lines do not fit into our faces.csv
         "changed": [Path(path).stat().st_mtime_ns for path in read],
     }
     return FinishedPhotos(options.out, settings, options.resume, companion_of)

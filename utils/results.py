@@ -381,7 +381,7 @@ def face_to_json(face: Face) -> dict[str, object]:
     def plain(value: object) -> object:
         if isinstance(value, np.ndarray):
             return np.round(value.astype(np.float64), 6).tolist()
-        return None if np.isnan(value) else round(float(value), 6)
+        return round(float(value), 6) if np.isfinite(value) else None
 
     parameters = {"parameters": face.parameters.astype(np.float64).tolist()}  # tiny numbers count
     values = {k: plain(getattr(face, k)) for k in FACE_ROW.names if k != "parameters"}

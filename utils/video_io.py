@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
-from itertools import chain, repeat
+from itertools import chain, repeat, takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -43,8 +43,8 @@ LONGEST_PAUSE = 3600.0  # the same of a file, whose pauses are true, but whose t
 # whose content would come into the video.
 CONTAINERS = (
     "-format_whitelist",
-    "apng,asf,av1,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mxf,"
-    "nut,obu,ogg,rm,vc1,wtv,yuv4mpegpipe",
+    "apng,asf,av1,avi,dhav,dv,flv,gif,h264,hevc,ivf,jpeg_pipe,m4v,matroska,mjpeg,mov,mpeg,mpegts,"
+    "mpegvideo,mpjpeg,mxf,nut,obu,ogg,rm,swf,vc1,wtv,yuv4mpegpipe",
 )
 PROBED_FRAMES = 25  # of a file, to learn at what rate its frames come
 # Where a file's first frames come so many times faster than its rate says, that is an average over
@@ -410,9 +410,8 @@ class VideoWriter:
         frame = frame[: self.size[1], : self.size[0]]
         missing = round(-ahead) if ahead < -1 - 1e-3 else 0
         before = frame if self.shown is None else self.shown
-        for shown in chain(repeat(before, missing), [frame]):
-            if self.is_ending:
-                return
+        gap = takewhile(lambda _: not self.is_ending, repeat(before, missing))
+        for shown in chain(gap, [frame]):
             if not self._has_room():
                 raise OSError(errno.ENOSPC, "no space left for more of the video", str(self.path))
             self.writer.write(shown)
