@@ -54,9 +54,9 @@ train-demo: build ## Render faces, train on them for some two minutes, show what
 	$(PY) -m tools.train_demo
 
 benchmark-demo: build ## Render a small benchmark set, score the weights on it, make the report
-	@test -d '$(BENCHMARK)/aflw2000_data' || \
-	    $(PY) -m tools.render_faces '$(BENCHMARK)/aflw2000_data' --layout aflw2000 --count 120
-	$(PY) benchmark.py --data '$(BENCHMARK)/aflw2000_data' --out '$(BENCHMARK)/results' \
+	@test -d $(call quoted,BENCHMARK)/aflw2000_data || \
+	    $(PY) -m tools.render_faces $(call quoted,BENCHMARK)/aflw2000_data --layout aflw2000 --count 120
+	$(PY) benchmark.py --data $(call quoted,BENCHMARK)/aflw2000_data --out $(call quoted,BENCHMARK)/results \
 	    --boxes jitter detector
 
 test: build ## Run the tests

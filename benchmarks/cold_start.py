@@ -1,13 +1,12 @@
 """Time and memory of `singleImage.py` on one photo, from process start to pictures written.
 
-    python -m benchmarks.cold_start [--repeats 7] [--photo img/astronaut.jpg]
+    python -m benchmarks.cold_start --photo mine.jpg
 
 Runs of the two engines take turns: PyTorch, imported and filled with the weights every time, and
 ONNX Runtime with a warm cache. Prints the median of the repeats with their quartiles: wall seconds,
 CPU seconds (what other jobs on the machine take is left out), and the largest memory.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.tables import median_and_quartiles
 from utils.assets import ROOT
-from utils.cli import at_least, run_script
+from utils.cli import at_least, run_script, script_parser
 
 ENGINES = ("torch", "onnx")
 
@@ -37,9 +37,10 @@ def run(arguments: list[str]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=at_least(1), default=7)
-    parser.add_argument("--photo", type=Path, default=ROOT / "img" / "astronaut.jpg")
+    parser = script_parser(__doc__, module="benchmarks.cold_start")
+    parser.add_argument("--repeats", type=at_least(1), default=7, help="default: 7")
+    default = ROOT / "img" / "astronaut.jpg"
+    parser.add_argument("--photo", type=Path, default=default, help="default: img/astronaut.jpg")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         common = ["singleImage.py", "-f", str(args.photo.resolve()), "--device", "cpu"]
@@ -53,9 +54,7 @@ def main() -> None:
     print("| engine | wall s | quartiles | CPU s | quartiles | MB |")
     print("|---|---|---|---|---|---|")
     for k, engine in enumerate(ENGINES):
-        cells = []
-        for median, low, high in np.percentile(runs[:, k, :2], [50, 25, 75], axis=0).T:
-            cells += [f"{median:.2f}", f"{low:.2f}–{high:.2f}"]
+        cells = [median_and_quartiles(times) for times in runs[:, k, :2].T]
         print(f"| {engine} | {' | '.join(cells)} | {np.median(runs[:, k, 2]):.0f} |")
     wall, cpu, memory = np.median(runs[:, 0], axis=0) / np.median(runs[:, 1], axis=0)
     print(f"| ratio | {wall:.1f} | | {cpu:.1f} | | {memory:.1f} |")

@@ -1,19 +1,18 @@
 """Photos a second of a folder, pictures written: a plain loop over PyTorch, and singleImage.py's.
 
-    python -m benchmarks.folder [--photos 200] [--jobs 2] [--rounds 3]
+    python -m benchmarks.folder --jobs 2
 
 The photos are crops of img/astronaut.jpg at many sizes (300 to 1,200 pixels), a fifth of them with
 two faces. Both ways use the same weights and write the same three pictures for each photo; they
-take turns, a round each.
+take turns.
 
 - plain: one photo after the other through PyTorch, each call with all cores.
 - ours: ``singleImage.py``'s loop: ONNX Runtime, ``--jobs`` photos at once.
 
-Prints photos per second (median of the rounds), the ratio, and the resident memory after the 50th
-and the last photo of a first round of ours, before PyTorch's way has been in the process.
+Prints photos per second (median of the repeats), the ratio, and the resident memory after the 50th
+and the last photo of a first run of ours, before PyTorch's way has been in the process.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from singleImage import parse_options
 from synergy3DMM import SynergyNet
 from utils import assets, results
-from utils.cli import at_least, quiet, run_script
+from utils.cli import at_least, quiet, run_script, script_parser
 from utils.photo_script import finished_photos, load_model, run_on_photos
 from utils.pictures import read_image, write_image
 
@@ -63,14 +62,14 @@ def resident_mb() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=at_least(1), default=200)
-    parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser = script_parser(__doc__, module="benchmarks.folder")
+    parser.add_argument("--count", type=at_least(1), default=200, help="of photos (default: 200)")
+    parser.add_argument("--repeats", type=at_least(1), default=3, help="default: 3")
     parser.add_argument("--jobs", type=at_least(1), help="default: singleImage.py's")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        make_photos(folder / "photos", args.photos)
+        make_photos(folder / "photos", args.count)
         command = ["-f", str(folder / "photos"), "-o", str(folder / "ours"), "--device", "cpu"]
         options = parse_options(command + (["--jobs", str(args.jobs)] if args.jobs else []))
         memory = []
@@ -90,7 +89,7 @@ def main() -> None:
         resident = memory.copy()
         eager = SynergyNet(device="cpu", engine="torch")
         seconds = {"plain": [], "ours": []}
-        for _ in tqdm(range(args.rounds), desc="rounds", leave=False):
+        for _ in tqdm(range(args.repeats), desc="repeats", leave=False):
             start = time.perf_counter()
             plain_loop(eager, options.photos, folder / "plain")
             seconds["plain"].append(time.perf_counter() - start)
@@ -100,14 +99,14 @@ def main() -> None:
         ]
     if written[0] != written[1]:
         raise SystemExit(f"faces in {written[0]} photos, and in {written[1]}: not the same result")
-    print(f"{args.photos} photos, {options.jobs} at once, with faces: {written[0]}\n")
+    print(f"{args.count} photos, {options.jobs} at once, with faces: {written[0]}\n")
     print("| way | photos/s | quartiles |")
     print("|---|---|---|")
     medians = []
     for name, times in zip(
         ("plain loop, PyTorch", "singleImage.py"), seconds.values(), strict=True
     ):
-        low, median, high = np.percentile(args.photos / np.array(times), [25, 50, 75])
+        low, median, high = np.percentile(args.count / np.array(times), [25, 50, 75])
         medians.append(median)
         print(f"| {name} | {median:.1f} | {low:.1f}–{high:.1f} |")
     print(f"| ratio | {medians[1] / medians[0]:.2f} | |")

@@ -1,6 +1,6 @@
 """Crops and faces a second on a GPU against batch size, and how far that is from the floor.
 
-    python -m benchmarks.gpu [--device cuda] [--batches 1 8 64 256 1024 4096] [--repeats 20]
+    python -m benchmarks.gpu --device cuda --batches 1 64 4096
 
 Ways to run the backbone (crop to 62 parameters), each from the one before:
 
@@ -15,12 +15,12 @@ copying speed of this device, and their multiplications over its matrix speed, b
 Fused layers can pass the floor of bytes: it counts every layer's input and output once. On a CPU
 the script runs too (small batches), to check that it works; its numbers mean little there.
 
-Each number is the median of the repeats with their quartiles, every call waited for, after a second
-of the same calls (clocks rise). Each way must find the landmarks that fp32 finds in the same crops
-of a photo, other crops than those it was timed with; how far off it is stands in the last column.
+Each number is the median of the repeats with their quartiles. Every call is waited for, and a
+second of calls goes before the first that counts, so that the clocks have risen. Each way must find
+the landmarks that fp32 finds in the same crops of a photo (other crops than those it was timed on);
+how far off it is stands in the last column.
 """
 
-import argparse
 import copy
 import time
 from collections.abc import Callable
@@ -34,7 +34,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model_building import load_synergynet
 from utils import assets
-from utils.cli import at_least, run_script
+from utils.cli import at_least, run_script, script_parser
 from utils.memory import is_out_of_memory
 from utils.morphable_model import MorphableModel, load_morphable_model
 from utils.pictures import read_image
@@ -68,7 +68,7 @@ def folded(module: nn.Module) -> nn.Module:
     return module
 
 
-def work(module: nn.Module) -> tuple[int, int]:
+def cost_of_a_crop(module: nn.Module) -> tuple[int, int]:
     """Values read and written, and multiplications, of one crop through the layers."""
     moved, products = 0, 0
 
@@ -145,12 +145,17 @@ def measured(
     device: torch.device,
     repeats: int,
 ) -> tuple[np.ndarray, float]:
-    """How many of ``count`` a second ``work`` does, (repeats,), and how far its landmarks are from
-    those expected of the same inputs, mean, pixels of the crop. NaN where the memory is too small.
+    """How fast a way is, and how far its landmarks are from the plain way's.
 
     Args:
-        inputs: of ``work``, by a seed.
-        landmarks: (n, 3, 68) of the inputs by way of ``work``; ``expected``: by the plain way.
+        work: the way; does ``count`` faces a call.
+        inputs: a seed -> what ``work`` is called with.
+        landmarks: inputs -> (n, 3, 68) by this way.
+        expected: inputs -> (n, 3, 68) by the plain way.
+
+    Returns:
+        faces a second (repeats,); mean distance, pixels of the crop. NaN where the memory is too
+        small for either.
     """
     try:
         with torch.inference_mode():
@@ -186,6 +191,19 @@ def row(title: str, results: list[tuple[np.ndarray, float]], floor: float, allow
     print(f"| {title} | {' | '.join(cells)} | {share} | {worst:.3f} px |", flush=True)
     if not is_right:
         raise SystemExit(f"{title}: landmarks {distances} pixels from fp32's, at most {allowed}")
+
+
+def plainly(run: Callable[[], Tensor]) -> Tensor:
+    """A result as the fp32 way gives it, whichever way is being measured, whose settings stay."""
+    benchmark = torch.backends.cudnn.benchmark
+    precision = torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return run()
+    finally:  # it may lack the memory: the ways after it are measured all the same
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(precision)
 
 
 def speeds(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
@@ -227,12 +245,13 @@ class FramesToLandmarks(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="auto")
-    batches = [1, 8, 64, 256, 1024, 4096]
-    parser.add_argument("--batches", type=at_least(1), nargs="+", default=batches)
-    parser.add_argument("--repeats", type=at_least(1), default=20)
-    parser.add_argument("--skip-compiled", action="store_true")
+    parser = script_parser(__doc__, module="benchmarks.gpu")
+    add, batches = parser.add_argument, [1, 8, 64, 256, 1024, 4096]
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    add("--batches", type=at_least(1), nargs="+", default=batches, metavar="N",
+        help=f"crops at once (default: {' '.join(map(str, batches))})")  # fmt: skip
+    add("--repeats", type=at_least(1), default=20, help="default: 20")
+    add("--skip-compiled", action="store_true", help="leave out torch.compile, which takes minutes")
     args = parser.parse_args()
     device = choose_device(args.device)
 
@@ -252,7 +271,7 @@ def main() -> None:
         ways["bf16, compiled"] = (compiled, torch.bfloat16)
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    moved, products = work(plain)
+    moved, products = cost_of_a_crop(plain)
     print(f"{name}, torch {torch.__version__}")
     print(
         f"a crop: {moved / 1e6:.1f} M values read and written, {products / 1e6:.0f} M "
@@ -277,17 +296,6 @@ def main() -> None:
 
     def decoded(module: nn.Module, crops: Tensor) -> Tensor:
         return points.landmarks(points.dewhiten(module(crops)[0].float()))
-
-    def plainly(run: Callable[[], Tensor]) -> Tensor:
-        """As the first way is set, whichever is being measured."""
-        benchmark = torch.backends.cudnn.benchmark
-        precision = torch.get_float32_matmul_precision()
-        torch.backends.cudnn.benchmark = False
-        torch.set_float32_matmul_precision("highest")
-        result = run()
-        torch.backends.cudnn.benchmark = benchmark
-        torch.set_float32_matmul_precision(precision)
-        return result
 
     for title, (module, dtype) in ways.items():
         torch.backends.cudnn.benchmark = title != "fp32"

@@ -1,6 +1,6 @@
 """Whether memory or open files grow in a long run: many photos, and a long video.
 
-    python -m benchmarks.long_run [--photos 10000] [--frames 10000] [--at 1000]
+    python -m benchmarks.long_run --photos 2000 --frames 2000
 
 - photos: ``singleImage.py``'s loop (``--jobs`` at once) over crops of img/astronaut.jpg of 20 sizes
   (160 to 312 pixels), again and again; numbers and pictures are written, over the last ones.
@@ -11,7 +11,6 @@ Prints resident memory and open file handles after the ``--at``-th photo or fram
 last, and the differences. Linux (/proc).
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from benchmarks.folder import resident_mb
 from singleImage import parse_options
 from utils import assets, results
-from utils.cli import quiet, run_script
+from utils.cli import at_least, quiet, run_script, script_parser
 from utils.photo_script import finished_photos, load_model, run_on_photos
 from utils.pictures import read_image, write_image
 
@@ -89,14 +88,13 @@ def frames(count: int) -> Iterator[np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=int, default=10_000)
-    parser.add_argument("--frames", type=int, default=10_000)
-    parser.add_argument("--at", type=int, default=1000, help="first reading (default: 1000)")
-    parser.add_argument("--jobs", type=int, default=2, help="photos at once (default: 2)")
+    parser = script_parser(__doc__, module="benchmarks.long_run")
+    add, count = parser.add_argument, at_least(1)
+    add("--photos", type=count, default=10_000, metavar="N", help="how many (default: 10,000)")
+    add("--frames", type=count, default=10_000, metavar="N", help="how many (default: 10,000)")
+    add("--at", type=count, default=1000, metavar="N", help="first reading (default: 1000)")
+    add("--jobs", type=count, default=2, help="photos at once (default: 2)")
     args = parser.parse_args()
-    if min(args.photos, args.frames, args.at, args.jobs) < 1:
-        parser.error("all numbers must be at least 1")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

@@ -1,6 +1,6 @@
 """Time of one photo on the CPU, from pixels to faces: a plain eager PyTorch pipeline and ours.
 
-    python -m benchmarks.pipeline [--threads 1] [--repeats 15] [--photo img/astronaut.jpg]
+    python -m benchmarks.pipeline --threads 1
 
 The photo is padded (and shrunk, if need be) to 1024 x 524. Both ways use the same weights
 and take turns, so that other jobs on the machine slow both alike; before that, their results are
@@ -14,16 +14,17 @@ Prints the median of the repeats with their quartiles, in milliseconds, and how 
 the eager way takes: CPU time with one thread (what other jobs take is left out), else wall time.
 """
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
+from benchmarks.tables import median_and_quartiles
 from FaceBoxes import FaceBoxes
 from FaceBoxes.anchors import anchors, decode
 from FaceBoxes.detector import MEAN_BGR
@@ -32,7 +33,7 @@ from FaceBoxes.nms import nms
 from model_building import load_synergynet
 from synergy3DMM import SynergyNet
 from utils import assets
-from utils.cli import at_least, counted, run_script
+from utils.cli import at_least, counted, run_script, script_parser
 from utils.cores import cpu_threads
 from utils.morphable_model import SHAPE, MorphableModel, load_morphable_model, split_camera
 from utils.pictures import read_image
@@ -114,12 +115,14 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_parser(__doc__, module="benchmarks.pipeline")
     add = parser.add_argument
     add("--threads", type=at_least(1), default=cpu_threads(), help="default: the cores at hand")
-    add("--repeats", type=at_least(1), default=15)
-    add("--batches", type=at_least(1), nargs="+", default=[1, 8, 64], help="crops at once")
-    add("--photo", default=assets.ROOT / "img" / "astronaut.jpg")
+    add("--repeats", type=at_least(1), default=15, help="default: 15")
+    add("--batches", type=at_least(1), nargs="+", default=[1, 8, 64], metavar="N",
+        help="crops at once (default: 1 8 64)")  # fmt: skip
+    default = assets.ROOT / "img" / "astronaut.jpg"
+    add("--photo", type=Path, default=default, help="default: img/astronaut.jpg")
     args = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != str(args.threads):  # numpy read it when imported
         os.environ["OMP_NUM_THREADS"] = str(args.threads)
@@ -155,9 +158,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name, (*ways, crops) in steps.items():
         times = compare(ways, args.repeats, clock) / crops
-        cells = []
-        for median, low, high in np.percentile(times, [50, 25, 75], axis=0).T:
-            cells += [f"{median:.2f}", f"{low:.2f}–{high:.2f}"]
+        cells = [median_and_quartiles(column) for column in times.T]
         ratio = np.median(times[:, 0]) / np.median(times[:, 1])
         print(f"| {name} | {' | '.join(cells)} | {ratio:.2f} |", flush=True)
 

@@ -1,6 +1,6 @@
 """Time of the rasteriser, of lighting and of the overlay, with a face-like mesh.
 
-    python -m benchmarks.rasterise [--repeats 15] [--grid 231]
+    python -m benchmarks.rasterise --grid 101
 
 The mesh is a bumpy half ellipsoid of grid x grid vertices (231: 53,361 vertices and 105,800
 triangles, as the Basel topology has). The baseline is the plain C++ loop of
@@ -15,7 +15,6 @@ CPU with one thread, of the clock with more. Prints four tables:
 - how the cost of an overlay grows with the number of faces.
 """
 
-import argparse
 import ctypes
 import os
 import subprocess
@@ -29,7 +28,7 @@ import numpy as np
 
 import Sim3DR
 from Sim3DR import fallback
-from utils.cli import at_least, run_script
+from utils.cli import at_least, run_script, script_parser
 from utils.render import render_mesh_overlay
 
 Steps = dict[str, Callable[[], object]]
@@ -213,10 +212,10 @@ def growth(grid: int, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=at_least(1), default=15)
+    parser = script_parser(__doc__, module="benchmarks.rasterise")
+    parser.add_argument("--repeats", type=at_least(1), default=15, help="default: 15")
     parser.add_argument(
-        "--grid", type=at_least(5), default=231, help="vertices on each side of the mesh"
+        "--grid", type=at_least(5), default=231, help="vertices on each side of the mesh (231)"
     )
     args = parser.parse_args()
     cv2.setNumThreads(1)

@@ -1,19 +1,18 @@
 """Images per second of the training data path alone: the published way against ours.
 
-    python -m benchmarks.train_data [--pictures 2000] [--rounds 5] [--workers 2] [--device cpu]
+    python -m benchmarks.train_data --workers 2
 
 A small set in the published layout is cut at random from the photos in img/ and demo/, with made-up
-parameters. Every round measures each way once, one after the other, over the whole set in batches
+parameters. Every repeat measures each way once, one after the other, over the whole set in batches
 of 128: what another job takes meets all alike. Printed are median and quartiles of images per
 second, CPU time per image (all threads and processes; less disturbed by other jobs), and the ratio
-to the published way, the median over rounds.
+to the published way, the median over repeats.
 
 The published way is a plain writing of it, sample by sample in the processes of a DataLoader:
 OpenCV decode, brightness, contrast and saturation in random order by Pillow, 5-pixel border,
 occlusion, normalisation, one float32 tensor, collated. Starting its processes is not counted.
 """
 
-import argparse
 import os
 import resource
 import tempfile
@@ -28,9 +27,10 @@ from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from benchmarks.tables import median_and_quartiles
 from utils.assets import ROOT, find_face_model
 from utils.augmentation import PublishedAugmentation, make_augmentation
-from utils.cli import at_least, run_script
+from utils.cli import at_least, run_script, script_parser
 from utils.datasets import (
     PUBLISHED_CROPS,
     Faces,
@@ -150,12 +150,13 @@ def cpu_seconds() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_parser(__doc__, module="benchmarks.train_data")
     least = 8 * BATCH  # the first batch warms up, and others are made meanwhile
-    parser.add_argument("--pictures", type=at_least(least), default=2000)
-    parser.add_argument("--rounds", type=at_least(1), default=5)
-    parser.add_argument("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1))
-    parser.add_argument("--device", default="cpu", help="where our augmentation runs")
+    add, workers = parser.add_argument, min(4, os.cpu_count() or 1)
+    add("--count", type=at_least(least), default=2000, help="of pictures (default: 2000)")
+    add("--repeats", type=at_least(1), default=5, help="default: 5")
+    add("--workers", type=at_least(1), default=workers, help=f"that read (default: {workers})")
+    add("--device", default="cpu", help="where our augmentation runs (default: cpu)")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     keep_freed_memory()  # as training does
@@ -163,7 +164,7 @@ def main() -> None:
     face_model = load_morphable_model(find_face_model())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_set(root, args.pictures, face_model)
+        write_set(root, args.count, face_model)
         files = PublishedFaces(root, face_model)
         pack(files, root / "packed")
         packed = PackedFaces(root / "packed", face_model)
@@ -177,22 +178,21 @@ def main() -> None:
             "ours, packed, strong augmentation": lambda: ours(packed, "strong", 1, device),
         }
         results = {name: [] for name in ways}
-        for _ in tqdm(range(args.rounds), desc="rounds"):
+        for _ in tqdm(range(args.repeats), desc="repeats"):
             for name, way in ways.items():
                 results[name].append(measure(way))
     print(
-        f"{args.pictures} pictures, batches of {BATCH}, {args.workers} workers, "
+        f"{args.count} pictures, batches of {BATCH}, {args.workers} workers, "
         f"{torch.get_num_threads()} torch threads, our augmentation on {device}\n"
     )
     print("| way | images/s | quartiles | ratio | CPU ms per image | ratio |")
     print("|---|---|---|---|---|---|")
-    base = np.array(results["published way"])  # (rounds, 2)
+    base = np.array(results["published way"])  # (repeats, 2)
     for name, values in results.items():
         values = np.array(values)
-        median, low, high = np.percentile(values[:, 0], [50, 25, 75])
         faster, cheaper = np.median(values / base, axis=0)
         print(
-            f"| {name} | {median:.0f} | {low:.0f}–{high:.0f} | {faster:.1f} x "
+            f"| {name} | {median_and_quartiles(values[:, 0], '.0f')} | {faster:.1f} x "
             f"| {np.median(values[:, 1]):.2f} | {1 / cheaper:.1f} x |"
         )
 

@@ -1,6 +1,6 @@
 """Time of one training step of the whole SynergyNet: as published and as trained here.
 
-    python -m benchmarks.train_step [--repeats 7] [--batch 64] [--sizes 80 96 120] [--threads 1]
+    python -m benchmarks.train_step --sizes 120 --plain-depthwise
 
 A step is forward, the five losses, backward and Nesterov SGD, on random images. Both networks start
 from the same weights and take turns, so that other jobs on the machine slow both alike.
@@ -15,11 +15,11 @@ Prints the median of the repeats with their quartiles, in milliseconds a sample 
 threads the time that passes), and stops where the two losses of the first step disagree.
 """
 
-import argparse
 import copy
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from backbone_nets.fused_norm import fuse_batch_norm
 from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
 from backbone_nets.strided_depthwise import speed_up_strided_depthwise
+from benchmarks.tables import median_and_quartiles
 from loss_definition import SynergyLoss, total
 from model_building import SynergyNet
 from utils.assets import find_face_model
-from utils.cli import at_least, run_script
+from utils.cli import at_least, run_script, script_parser
 from utils.memory import keep_freed_memory
 from utils.morphable_model import load_morphable_model
 from utils.training import supports_bf16
@@ -101,14 +102,15 @@ def milliseconds(step: Callable[[], float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_parser(__doc__, module="benchmarks.train_step")
     add = parser.add_argument
-    add("--repeats", type=at_least(1), default=7)
-    add("--batch", type=at_least(1), default=64)
-    add("--sizes", type=int, nargs="+", default=[80, 96, 120], help="sides of the images")
-    add("--face-model", help="3DMM folder or .npz (default: as singleImage.py)")
+    add("--repeats", type=at_least(1), default=7, help="default: 7")
+    add("--batch-size", type=at_least(1), default=64, dest="batch", help="default: 64")
+    add("--sizes", type=at_least(32), nargs="+", default=[80, 96, 120], metavar="N",
+        help="sides of the images (default: 80 96 120)")  # fmt: skip
+    add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
     add("--keep-memory", action="store_true", help="both with utils.memory.keep_freed_memory()")
-    add("--threads", type=at_least(1), default=1)
+    add("--threads", type=at_least(1), default=1, help="default: 1")
     add("--float32", action="store_true", help="ours in float32 wherever it runs")
     add("--plain-depthwise", action="store_true", help="ours with PyTorch's depthwise gradient")
     args = parser.parse_args()
@@ -146,9 +148,7 @@ def main() -> None:
             raise SystemExit(f"the losses of the first step disagree: {losses}")
         times = np.array([[milliseconds(step) for step in steps] for _ in range(args.repeats)])
         times /= args.batch
-        cells = []
-        for median, low, high in np.percentile(times, [50, 25, 75], axis=0).T:
-            cells += [f"{median:.1f}", f"{low:.1f}–{high:.1f}"]
+        cells = [median_and_quartiles(column, ".1f") for column in times.T]
         ratio = np.median(times[:, 0]) / np.median(times[:, 1])
         print(f"| {size} | {' | '.join(cells)} | {ratio:.2f} |", flush=True)
 

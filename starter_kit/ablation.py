@@ -1,10 +1,11 @@
-"""Does the synergy loop help? Trains its five stages at equal budget, several seeds each.
+"""Does the synergy loop help? Trains five variants of it at equal budget, several seeds each.
 
     python -m starter_kit.ablation --data runs/starter/packed_train --val runs/starter/packed_val
 
-Every run sees the same faces, epochs and batches; they differ in the loss terms (``LOOPS``) and in
-the heads alone. The last epoch is scored, so nothing is chosen on the validation set. A run that
-was stopped goes on when the script is started again; results are in OUT/results.csv and printed.
+Runs of one seed see the same faces in the same batches; they differ in the loss terms (``LOOPS``)
+and in the heads alone. The last epoch is scored, so nothing is chosen on the validation set. A run
+that was stopped goes on when the script is started again; results are in OUT/results.csv and
+printed.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import main_train
-from utils.cli import at_least, run_script, say
+from utils.cli import STOPPED, at_least, complain, run_script, say
 from utils.files import atomic_write
 
 VARIANTS = {
@@ -27,14 +28,17 @@ VARIANTS = {
 SCORES = ("nme_balanced", "nme", "nme_refined", "nme_60_90", "pose_mae")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="packed training set")
     parser.add_argument("--val", type=Path, required=True, help="packed validation set")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=at_least(1), default=3)
     parser.add_argument(
-        "--faces", type=int, default=6000, help="of the set, drawn by the run's seed"
+        "--limit",
+        type=at_least(0),
+        default=6000,
+        help="as main_train.py's: so many faces, drawn by the run's seed; 0: all",
     )
     parser.add_argument("--epochs", type=at_least(1), default=10)
     parser.add_argument("options", nargs="*", help="after --: more options of main_train.py")
@@ -46,14 +50,16 @@ def main() -> None:
             out = options.out / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
             arguments = [
                 *("--data", options.data, "--val", options.val, "--out", out, "--resume"),
-                *("--limit", options.faces, "--epochs", options.epochs, "--seed", seed),
+                *("--limit", options.limit, "--epochs", options.epochs, "--seed", seed),
                 *settings,
                 *options.options,
             ]
             say(f"{name}, seed {seed}")
             check_settings(out / "settings.txt", " ".join(map(str, arguments)))
-            if main_train.main([str(value) for value in arguments]):
-                raise SystemExit(f"{name}, seed {seed}: the run failed")
+            if code := main_train.main([str(value) for value in arguments]):
+                verdict = "stopped" if code == STOPPED else "the run failed"
+                complain("ablation.py", f"{name}, seed {seed}: {verdict}")
+                return code
             with (out / "log.csv").open(newline="", encoding="utf-8") as file:
                 last = list(csv.DictReader(file))[-1]
             rows.append({"variant": name, "seed": seed, **{key: last[key] for key in SCORES}})
@@ -62,11 +68,16 @@ def main() -> None:
                 writer.writeheader()
                 writer.writerows(rows)
     print_table(rows)
+    return 0
 
 
 def check_settings(path: Path, settings: str) -> None:
-    """Refuses to take a run with other settings for one of this table."""
-    if path.exists() and path.read_text(encoding="utf-8") != settings:
+    """Refuses to take a run with other settings for one of this table.
+
+    One that ended before its first checkpoint, for want of memory or of an option, is no run.
+    """
+    has_begun = path.exists() and (path.parent / "last.pth.tar").exists()
+    if has_begun and path.read_text(encoding="utf-8") != settings:
         raise ValueError(f"{path}: a run with other settings; give another --out")
     with atomic_write(path, "w") as file:
         file.write(settings)

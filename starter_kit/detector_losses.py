@@ -12,16 +12,28 @@ from utils.boxes import areas, intersections, overlaps
 SMALLEST = 14  # pixels of height; smaller faces are neither asked for nor punished
 MATCH = 0.35  # intersection over union from which an anchor answers for a face (FaceBoxes, 3.4)
 NEGATIVES = 7  # hardest background anchors per face anchor
+# Face anchors that a batch counts as having at least: one with few or none must not move the
+# weights more than one full of faces.
+LEAST_FACES = 20
 FAINT = 0.05  # probability from which the box of a teacher's anchor is worth learning
 # Weight of a feature-map cell without a face; the teacher's face probability is added to it.
 EVERYWHERE = 0.1
 
 
 def targets(boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each anchor of a square picture should say about boxes (n, 5) in pixels.
+    """What each anchor of a square picture should say.
 
-    Faces count when their centre is in the picture, and are cut at its border. The rest, faces
-    that are too small and "don't know" boxes are neither face nor background.
+    Faces count when their centre is in the picture, and are cut at its border. Neither
+    face nor background are other faces that reach into it, those that are too small, and "don't
+    know" boxes.
+
+    Args:
+        boxes: (n, 5) x1 y1 x2 y2 score, pixels; a score below 0.5 is "don't know".
+        side: of the picture, pixels.
+
+    Returns:
+        label (A,) int64: 1 face, 0 background, -1 neither; offset (A, 4) float32, as ``encode``
+        gives it, zeros where the label is not 1.
     """
     priors = anchors(side, side)  # (A, 4) relative
     label = np.zeros(len(priors), np.int64)
@@ -71,8 +83,8 @@ def multibox_loss(
     count = int(face.sum())
     entropy = F.cross_entropy(logits.flatten(0, 1), labels.clamp(min=0).flatten(), reduction="none")
     entropy = entropy.view_as(labels)
-    hard = entropy[background].topk(min(NEGATIVES * max(count, 20), int(background.sum()))).values
-    total = max(count, 20)
+    total = max(count, LEAST_FACES)
+    hard = entropy[background].topk(min(NEGATIVES * total, int(background.sum()))).values
     return {
         "box": F.smooth_l1_loss(loc[face], offsets[face], reduction="sum") / total,
         "score": (entropy[face].sum() + hard.sum()) / total,
@@ -115,7 +127,7 @@ def distillation_loss(
     box = (F.smooth_l1_loss(loc, taught_loc, reduction="none").sum(dim=2) * sure).sum()
     labelled = 0.5 * (missed & taught)
     box = box + (F.smooth_l1_loss(loc, offsets, reduction="none").sum(dim=2) * labelled).sum()
-    total = sure.sum().clamp(min=20)
+    total = sure.sum().clamp(min=LEAST_FACES)
     terms = {"box": box / total, "score": score / total}
     if by_label.any():
         count = face[by_label].sum()
@@ -154,8 +166,8 @@ class Hints(nn.Module):
         read = maps[-len(ANCHORS_PER_CELL) :]
         sizes = [x[0, 0].numel() * n for x, n in zip(read, ANCHORS_PER_CELL, strict=True)]
         faces = [
-            anchors.unflatten(1, (-1, n)).amax(2)  # (B, h * w)
-            for anchors, n in zip(probability.split(sizes, 1), ANCHORS_PER_CELL, strict=True)
+            of_map.unflatten(1, (-1, n)).amax(2)  # (B, h * w)
+            for of_map, n in zip(probability.split(sizes, 1), ANCHORS_PER_CELL, strict=True)
         ]
         faces = faces[:1] * (len(maps) - len(read)) + faces  # the inner maps' cells are the first's
         terms = []

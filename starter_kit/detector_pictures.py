@@ -1,8 +1,9 @@
 """Training pictures for the detector: views, mosaics, portraits and tiles (train_detector.py).
 
-Three kinds are made: views of one picture, mosaics of many small faces, and portraits of one face,
-most of them turned away; for a student with a teacher also tiles, views of several pictures, and
-rows, people in front of each other.
+Three kinds are made for every training: views of one picture, mosaics of many small faces, and
+portraits of one face, most of them turned away. Two more need a teacher, who tells what is a
+face in them: tiles (views of several pictures side by side) and rows (people in front of each
+other).
 """
 
 import itertools
@@ -71,7 +72,8 @@ def boxes_from_landmarks(landmarks: np.ndarray) -> np.ndarray:
     return np.concatenate([low, high], axis=1) + corners * size
 
 
-def decode(content: bytes) -> np.ndarray:
+def decode(content: bytes) -> np.ndarray | None:
+    """A picture file's bytes -> (H, W, 3) uint8 BGR; None where they are no picture."""
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
 
@@ -83,6 +85,14 @@ class TrainingPictures(Dataset):
 
     Each is images (B, S, S, 3) uint8, labels (B, A) int64 (1 face, 0 background, -1 not counted),
     offsets (B, A, 4) float32 and certain (B,) bool: whether the labels know every face in sight.
+    S differs from batch to batch (``SIDES``).
+
+    Args:
+        data: folder of ``detector/train.zip`` and of the face crops.
+        labels: json of boxes; None: ``detector/train.json``.
+        views: packed set of faces turned in 3D, for portraits.
+        taught: for a student with a teacher (``TAUGHT_SHARES``).
+        repeats: how often each block comes.
     """
 
     def __init__(
@@ -161,7 +171,7 @@ class TrainingPictures(Dataset):
             kind = "crowd" if sure > 4 else "photo" if sure else "scene"
             self._add(kind, image, boxes)
 
-    def doubt(self, weights: Path) -> None:
+    def add_doubtful(self, weights: Path) -> None:
         """Add the scenes in which other weights take something for a face that is none."""
         detector = FaceBoxes(weights, "cpu", score_threshold=UNSURE)
         for image, _ in tqdm(self.empty, desc="scenes", leave=False):
@@ -170,6 +180,8 @@ class TrainingPictures(Dataset):
                 self.doubtful.append((image, found.astype(np.float32)))
 
     def make(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Batch ``index``; the methods that it calls give a picture (S, S, 3) uint8 BGR and its
+        boxes (n, 5) float32 x1 y1 x2 y2 score, pixels."""
         rng = np.random.default_rng((self.seed, index))
         side = int(rng.choice(list(SIDES), p=list(SIDES.values())))
         count = round(PIXELS_PER_BATCH / side**2)
@@ -408,6 +420,7 @@ def person(shape: tuple[int, int], box: np.ndarray) -> np.ndarray:
 def mirrored(
     rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """A picture and its boxes (n, 4+), mirrored half of the time; the picture may be a view."""
     if rng.random() < 0.5:
         return image, boxes
     boxes = boxes.copy()

@@ -1,15 +1,15 @@
 """Scores SynergyNet weights on the held-out photos, through the path that users take.
 
-    python -m starter_kit.evaluate_network --photos DIR [-w WEIGHTS --face-model MODEL]
+    python -m starter_kit.evaluate_network --photos DIR --jitter --end-to-end
 
 The roi box is the middle of each picture; the photos are not part of this repository (CARD.md).
 ``--jitter`` moves the roi boxes by up to 10 % and scales them by up to 10 % at random, and also
 tells how far the landmarks move. ``--end-to-end`` gives no box: the detector finds the face.
-``--poses`` makes poses that the photos lack, of a packed set of them: turned in the picture plane,
-and views that nod or lean (``rotate_views.py``), of people who are in no training view.
+``--poses`` names a packed set of these photos and scores poses that they lack: photos turned in the
+picture plane, and views that nod or lean (``rotate_views.py``); none of these people is in a
+training view.
 """
 
-import argparse
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -30,12 +30,12 @@ from starter_kit.rotate_views import (
     without_head,
 )
 from utils import assets
-from utils.cli import run_script
+from utils.cli import at_least, run_script, script_parser
 from utils.evaluation import jittered_boxes
 from utils.files import read_npz, require_files
 from utils.fitting import similarity_align
 from utils.geometry import decompose_camera, rotation_to_angles
-from utils.inference import FacePipeline
+from utils.inference import Face, FacePipeline
 from utils.metrics import bin_means, nme
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.pictures import read_zipped_image
@@ -52,18 +52,19 @@ ROI_BOX = (16.0, 16.0, 144.0, 144.0)  # landmarks fill 0.70 of it, as in the AFL
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path, required=True, help="folder of faces_val.zip")
-    parser.add_argument("-w", "--weights", type=Path, help="SynergyNet checkpoint")
-    parser.add_argument("--face-model", type=Path, help="3DMM folder or .npz")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--jitter", action="store_true", help="random roi boxes")
-    parser.add_argument("--end-to-end", action="store_true", help="boxes by the detector")
-    parser.add_argument(
-        "--poses", type=Path, metavar="PACKED", help="pack_photos' set of the photos, to be turned"
+    parser = script_parser(
+        __doc__, usage="--photos DIR [options]", module="starter_kit.evaluate_network"
     )
-    parser.add_argument("--detector-weights", type=Path, help="FaceBoxes weights")
-    parser.add_argument("--seed", type=int, default=0)
+    add, default = parser.add_argument, "(default: published, or starter)"
+    add("--photos", type=Path, required=True, metavar="DIR", help="folder of faces_val.zip")
+    add("-w", "--weights", type=Path, metavar="FILE", help=f"SynergyNet checkpoint {default}")
+    add("--face-model", type=Path, metavar="PATH", help=f"3DMM folder or .npz {default}")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    add("--jitter", action="store_true", help="random roi boxes too")
+    add("--end-to-end", action="store_true", help="boxes by the detector too")
+    add("--poses", type=Path, metavar="PACKED", help="pack_photos' set of the photos, to be turned")
+    add("--detector-weights", type=Path, metavar="FILE", help=f"FaceBoxes weights {default}")
+    add("--seed", type=at_least(0), default=0, help="of boxes and made poses (default: 0)")
     options = parser.parse_args()
 
     held_out = [options.photos / f"faces_val{end}" for end in (".zip", "_labels.npz")]
@@ -99,19 +100,30 @@ def main() -> None:
     if options.end_to_end:
         weights = options.detector_weights or assets.find_detector_weights()
         detector = FaceBoxes(weights, str(regressor.device))
-        pipeline = FacePipeline(detector, regressor, face_model)
-        found = [
-            min((nme(face.landmarks[None], points[None])[0] for face in faces), default=np.inf)
-            for faces, points in zip(pipeline(images, dense=False), target, strict=True)
-        ]
         print(f"detector {assets.shown(weights)}, labels")
-        for name, source in (("frames", "p1"), ("profiles", "cfp"), ("all", "")):
-            errors = np.array(found)[np.char.startswith(labels["source"], source)]
-            hits = errors[np.isfinite(errors)]
-            print(
-                f"  {name}: face found {len(hits) / len(errors):.1%}, NME below 8 % "
-                f"{(errors < 8).mean():.1%}, NME where found {hits.mean():.2f}"
-            )
+        pipeline = FacePipeline(detector, regressor, face_model)
+        report_found(pipeline(images, dense=False), target, labels["source"])
+
+
+def report_found(faces: Sequence[list[Face]], target: np.ndarray, source: np.ndarray) -> None:
+    """Prints how many of the labelled faces are found, and how well, by kind of photo.
+
+    Args:
+        faces: of each of the n photos; the one that is nearest to the label counts.
+        target: (n, 3, 68) labels, pixels of the photo.
+        source: (n,) names of the photos' sets.
+    """
+    nearest = np.array([
+        min((nme(face.landmarks[None], points[None])[0] for face in some), default=np.inf)
+        for some, points in zip(faces, target, strict=True)
+    ])  # fmt: skip
+    for name, prefix in (("frames", "p1"), ("profiles", "cfp"), ("all", "")):
+        errors = nearest[np.char.startswith(source, prefix)]
+        hits = errors[np.isfinite(errors)]
+        print(
+            f"  {name}: face found {len(hits) / len(errors):.1%}, NME below 8 % "
+            f"{(errors < 8).mean():.1%}, NME where found {hits.mean():.2f}"
+        )
 
 
 # (k, S, S, 3) pictures and (k, 3, 68) labels -> (k,) NME
@@ -218,7 +230,7 @@ def score_turned(
         print(f"  {lean:2} degrees {np.mean(both):.2f}")
 
 
-def label_yaw(target: np.ndarray, face_model) -> np.ndarray:
+def label_yaw(target: np.ndarray, face_model: MorphableModel) -> np.ndarray:
     """(n,) degrees, of the labels themselves, by a rigid fit of the mean face."""
     points = target.transpose(0, 2, 1) * (1, -1, 1)  # (n, 68, 3), y up
     mean = np.broadcast_to(face_model.landmark_mean.T.astype(np.float64), points.shape)
@@ -226,8 +238,22 @@ def label_yaw(target: np.ndarray, face_model) -> np.ndarray:
     return rotation_to_angles(linear / np.linalg.norm(linear, axis=2, keepdims=True))[:, 0]
 
 
-def report(title, landmarks, target, human, yaw, source) -> None:
-    """Prints NME in percent against the model-made labels and against people's labels."""
+def report(
+    title: str,
+    landmarks: np.ndarray,
+    target: np.ndarray,
+    human: np.ndarray,
+    yaw: np.ndarray,
+    source: np.ndarray,
+) -> None:
+    """Prints NME in percent against the model-made labels and against people's labels.
+
+    Args:
+        landmarks, target: (n, 3, 68) found and labelled, pixels of the photo.
+        human: (n, 2, 68) set by people, NaN where there are none.
+        yaw: (n,) degrees.
+        source: (n,) names of the photos' sets.
+    """
     errors = nme(landmarks, target)
     bins = bin_means(errors, yaw)
     print(f"{title}, NME in % of sqrt(w * h)")

@@ -229,8 +229,8 @@ class Sculpture:
         low, high = floor - 15, floor + 45
         for _ in range(26):
             p[:, 2] = (low + high) / 2
-            inside = self._distance(p, (p[:, 2] - floor) * tilt, lid) < 0
-            low, high = np.where(inside, p[:, 2], low), np.where(inside, high, p[:, 2])
+            is_within = self._distance(p, (p[:, 2] - floor) * tilt, lid) < 0
+            low, high = np.where(is_within, p[:, 2], low), np.where(is_within, high, p[:, 2])
         base[near, 2] = p[:, 2]
         return base
 

@@ -12,7 +12,6 @@ and adds the whitening, of simulated 120x120 training crops, to the landmark mod
 `starter_kit/landmark_model.npz`.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_model
 from utils.augmentation import Mirror
-from utils.cli import run_script
+from utils.cli import at_least, run_script, script_parser
 from utils.files import read_npz, require_files, write_npz
 from utils.fitting import fit_landmarks, whitening
 from utils.morphable_model import MorphableModel, similarity_on_parameters
@@ -34,8 +33,8 @@ FACE_SHARE = 0.68  # sqrt(w·h) of the landmarks' box over the crop's side
 def label_landmarks(labels: dict[str, np.ndarray], human_weight: float = 0.0) -> np.ndarray:
     """(n, 3, 68) float32 landmarks of a label file, pixels of the pictures.
 
-    Where people have marked a point too, ``human_weight`` of x and y is theirs. (Parameters are
-    fitted to the labels alone: they are consistent in 3D, and the mixture is not.)
+    Where people have marked a point too, ``human_weight`` (0 to 1) of x and y is theirs.
+    (Parameters are fitted to the labels alone: they are consistent in 3D, and the mixture is not.)
     """
     landmarks = labels["landmarks"].astype(np.float32) * LABEL_UNIT
     human = labels["human_landmarks"].astype(np.float32)  # (n, 2, 68), NaN where not marked
@@ -85,29 +84,31 @@ def simulate_crops(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--photos", type=Path, required=True, help="folder with faces_*_labels.npz")
-    parser.add_argument("--model", type=Path, default=LANDMARK_MODEL)
-    parser.add_argument("--out", type=Path, default=Path("runs/starter"))
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    labels = {split: args.photos / f"faces_{split}_labels.npz" for split in ("train", "val")}
+    parser = script_parser(__doc__, usage="--photos DIR [options]", module="starter_kit.fit_labels")
+    add = parser.add_argument
+    add("--photos", type=Path, required=True, metavar="DIR", help="folder with faces_*_labels.npz")
+    add("--landmark-model", type=Path, default=LANDMARK_MODEL, metavar="NPZ",
+        help="what is fitted, and gets the whitening (default: the one that ships)")  # fmt: skip
+    add("--out", type=Path, default=Path("runs/starter"), help="folder of the fits (runs/starter)")
+    add("--seed", type=at_least(0), default=0, help="of the simulated crops (default: 0)")
+    options = parser.parse_args()
+    labels = {split: options.photos / f"faces_{split}_labels.npz" for split in ("train", "val")}
     what = "--photos is the folder of the photos' labels"
     require_files((path, what) for path in labels.values())
-    face_model, _ = load_model(args.model)
+    face_model, _ = load_model(options.landmark_model)
     for split, name in (("train", "fits.npz"), ("val", "fits_val.npz")):
         fits = fit_file(face_model, labels[split])
         percent = np.percentile(fits["fit_error"] * 100, [50, 90, 99, 100]).round(4).tolist()
         print(f"{split}: fit error in % of the box: mean {fits['fit_error'].mean() * 100:.4f},")
         print(f"    median, 90th and 99th percentile, largest: {percent}")
-        write_npz(args.out / name, fits)
+        write_npz(options.out / name, fits)
         if split == "train":
-            rng = np.random.default_rng(args.seed)
+            rng = np.random.default_rng(options.seed)
             crops = simulate_crops(face_model, fits["parameters"], rng)
     mean, std = whitening(crops)
-    complete = read_npz(args.model) | {"param_mean": mean, "param_std": std}
-    write_npz(args.model, complete)
-    print(f"wrote fits.npz and fits_val.npz to {args.out}, and the whitening to {args.model}")
+    path = options.landmark_model
+    write_npz(path, read_npz(path) | {"param_mean": mean, "param_std": std})
+    print(f"wrote fits.npz and fits_val.npz to {options.out}, and the whitening to {path}")
 
 
 if __name__ == "__main__":

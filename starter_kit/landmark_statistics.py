@@ -1,6 +1,6 @@
 """From 68x3 landmark labels to the landmark model: mean, 40 shape and 10 expression directions.
 
-    python -m starter_kit.landmark_statistics --labels PHOTOS/faces_train_labels.npz
+    python -m starter_kit.landmark_statistics --photos PHOTOS
 
 The model frame: origin at the centroid of the 68 mean landmarks, x right in the picture of a
 frontal face, y up, z towards the viewer, in micrometres. Landmarks alone do not tell size, so the
@@ -27,13 +27,12 @@ Columns are exactly symmetric or antisymmetric about x = 0: mirroring a face fli
 coefficients whose `mirror_sign` is -1.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from utils.cli import run_script
-from utils.files import write_npz
+from utils.cli import at_least, run_script, script_parser
+from utils.files import read_npz, require_files, write_npz
 from utils.fitting import similarity_align
 from utils.morphable_model import (
     MIRRORED_LANDMARKS,
@@ -48,6 +47,7 @@ LANDMARK_MODEL = Path(__file__).parent / "landmark_model.npz"
 EYE_CORNERS_UM = 90_000.0  # distance of landmarks 36 and 45
 PITCH_OF_NASION_CHIN = 7.5  # degrees
 LABEL_UNIT = 1 / 32  # pixels
+RELIABLE_SPREAD = 0.0125  # by which six predictions of a label differ, relative to the face
 SHAPE_COUNT, EXPRESSION_COUNT = 40, 10
 
 STABLE = np.r_[0, 16, 27:36, 36, 39, 42, 45]  # ears, nose, eye corners
@@ -64,10 +64,10 @@ def mirror(faces: np.ndarray) -> np.ndarray:
 
 def load_labels(path: Path, max_spread: float) -> tuple[np.ndarray, np.ndarray]:
     """Reliable labels (n, 68, 3), y up, in pixels, and the identity (n,) of each ('' unknown)."""
-    with np.load(path) as labels:
-        reliable = labels["spread"] < max_spread
-        faces = labels["landmarks"][reliable].transpose(0, 2, 1) * LABEL_UNIT * (1, -1, 1)
-        source, identity = labels["source"][reliable], labels["identity"][reliable]
+    labels = read_npz(path)
+    reliable = labels["spread"] < max_spread
+    faces = labels["landmarks"][reliable].transpose(0, 2, 1) * LABEL_UNIT * (1, -1, 1)
+    source, identity = labels["source"][reliable], labels["identity"][reliable]
     identity = np.where(identity == "", "", np.char.add(np.char.add(source, "/"), identity))
     return faces, identity
 
@@ -212,8 +212,7 @@ def load_model(path: Path = LANDMARK_MODEL) -> tuple[MorphableModel, np.ndarray]
 
     The whitening is neutral while `fit_labels` has not added it.
     """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = read_npz(path)
     published = {
         "u_shp": arrays["mean"].reshape(-1, 1),
         "u_exp": np.zeros((3 * NUM_LANDMARKS, 1), np.float32),
@@ -230,21 +229,32 @@ def load_model(path: Path = LANDMARK_MODEL) -> tuple[MorphableModel, np.ndarray]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--max-spread", type=float, default=0.0125)
-    parser.add_argument("--share", type=float, default=0.35)
-    parser.add_argument("--stiffness", type=float, default=4.0)
-    parser.add_argument("--out", type=Path, default=LANDMARK_MODEL)
-    args = parser.parse_args()
-    faces, identity = load_labels(args.labels, args.max_spread)
+    parser = script_parser(
+        __doc__, usage="--photos DIR [options]", module="starter_kit.landmark_statistics"
+    )
+    add, number = parser.add_argument, at_least(0, float)
+    add("--photos", type=Path, required=True, metavar="DIR",
+        help="folder with faces_train_labels.npz")  # fmt: skip
+    add("--max-spread", type=number, default=RELIABLE_SPREAD,
+        help="leave out labels with a spread from here on (default: 0.0125)")  # fmt: skip
+    add("--share", type=number, default=0.35,
+        help="of all variance: what a person has beyond it is expression (default: 0.35)",
+    )  # fmt: skip
+    add("--stiffness", type=number, default=4.0,
+        help="how strongly expressions leave the bones still (default: 4)")  # fmt: skip
+    add("--out", type=Path, default=LANDMARK_MODEL,
+        help="default: the landmark model that ships, which is replaced")  # fmt: skip
+    options = parser.parse_args()
+    labels = options.photos / "faces_train_labels.npz"
+    require_files([(labels, "--photos is the folder of the photos' labels")])
+    faces, identity = load_labels(labels, options.max_spread)
     print(f"{len(faces)} reliable labels, {np.unique(identity).size - 1} known people")
-    model = landmark_model(faces, identity, args.share, args.stiffness)
-    write_npz(args.out, model)
+    model = landmark_model(faces, identity, options.share, options.stiffness)
+    write_npz(options.out, model)
     for name in ("shape", "expression"):
         sigma = np.sqrt((model[name].astype(float) ** 2).sum((0, 1)) / 68) * model[f"{name}_scale"]
         print(name, "rms per landmark, mm:", np.round(sigma / 1000, 2).tolist())
-    print(f"wrote {args.out}")
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

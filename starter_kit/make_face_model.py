@@ -29,7 +29,6 @@ of the mean landmarks):
 and two pictures in `starter_kit/pictures/`.
 """
 
-import argparse
 from pathlib import Path
 
 import cv2
@@ -40,8 +39,9 @@ from starter_kit.face_mesh import Mesh, build_mesh
 from starter_kit.face_sculpt import Sculpture
 from starter_kit.landmark_statistics import LANDMARK_MODEL
 from starter_kit.mesh_smoothing import fair, interpolate, thin_plate_energy
-from utils.cli import run_script
-from utils.files import write_npz
+from utils.cli import at_least, run_script, script_parser
+from utils.files import read_npz, write_npz
+from utils.pictures import write_image
 
 FOLDER = Path(__file__).parent
 UM_PER_MM = 1000.0
@@ -87,7 +87,18 @@ def spread_basis(
 
 
 def make_model(landmark_model: dict[str, np.ndarray], seed: int, scale: float) -> dict:
-    """The arrays of the face model file, from those of the landmark model."""
+    """The arrays of the face model file, from those of the landmark model.
+
+    Args:
+        landmark_model: as ``landmark_statistics`` writes it and ``fit_labels`` completes it.
+        seed: of where the vertices between the feature lines begin.
+        scale: of the distances between vertices.
+
+    Raises:
+        ValueError: the landmark model has no whitening yet.
+    """
+    if not {"param_mean", "param_std"} <= landmark_model.keys():  # asked before minutes of work
+        raise ValueError("the landmark model has no whitening yet; starter_kit.fit_labels adds it")
     landmarks = landmark_model["mean"].astype(np.float64) / UM_PER_MM
     mesh = build_mesh(landmarks, scale=scale, seed=seed)
     vertices = mean_face(mesh, landmarks)
@@ -131,14 +142,13 @@ def make_model(landmark_model: dict[str, np.ndarray], seed: int, scale: float) -
     return model
 
 
-def picture(
-    vertices: np.ndarray, triangles: np.ndarray, yaw: float, size: int = 300, pitch: float = 0.0
-) -> np.ndarray:
-    """A shaded picture (size, size, 3) uint8 BGR of vertices (N, 3) micrometres, turned by yaw."""
-    a, b = np.radians(yaw), np.radians(pitch)
-    turn = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
-    nod = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
-    rotation = nod @ turn
+def picture(vertices: np.ndarray, triangles: np.ndarray, turn: float, size: int) -> np.ndarray:
+    """A shaded picture (size, size, 3) uint8 BGR of vertices (N, 3) micrometres.
+
+    ``turn``: degrees, positive to the right edge of the picture (yaw counts to the left).
+    """
+    a = np.radians(turn)
+    rotation = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
     down = np.array([1, -1, 1])
     points = (vertices - (0, 12_000, -25_000)) @ rotation.T * down * (size / 220_000)
     points[:, :2] += size / 2 + 0.37  # off the pixel grid: the midline would fall between pixels
@@ -151,11 +161,10 @@ def picture(
 
 def pictures(model: dict[str, np.ndarray], folder: Path) -> None:
     """Writes views of the mean face and of the first components at -2 and +2 sigma."""
-    folder.mkdir(parents=True, exist_ok=True)
     triangles = model["tri"].T - 1
     mean = model["u_shp"].reshape(-1, 3)
-    views = [picture(mean, triangles, yaw, 400) for yaw in (0, 45, 90)]
-    cv2.imwrite(str(folder / "face_model_views.png"), np.hstack(views))
+    views = [picture(mean, triangles, turn, 400) for turn in (0, 45, 90)]
+    write_image(folder / "face_model_views.png", np.hstack(views))
     rows = []
     for amount in (-2.0, 2.0):
         row = []
@@ -166,24 +175,27 @@ def pictures(model: dict[str, np.ndarray], folder: Path) -> None:
                 face = mean + amount * sigma * column.reshape(-1, 3)
                 row.append(picture(face, triangles, 25, 200))
         rows.append(np.hstack(row))
-    cv2.imwrite(str(folder / "face_model_variation.png"), np.vstack(rows))
+    write_image(folder / "face_model_variation.png", np.vstack(rows))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--landmark-model", type=Path, default=LANDMARK_MODEL)
-    parser.add_argument("--out", type=Path, default=FOLDER / "face_model" / "face_model.npz")
-    parser.add_argument("--pictures", type=Path, default=FOLDER / "pictures")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=0.84, help="of all vertex distances")
-    args = parser.parse_args()
-    with np.load(args.landmark_model) as file:
-        model = make_model(dict(file), args.seed, args.scale)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_npz(args.out, model)
-    pictures(model, args.pictures)
-    size = args.out.stat().st_size / 1e6
-    print(f"wrote {args.out}: {model['u_shp'].size // 3} vertices, {model['tri'].shape[1]} "
+    parser = script_parser(__doc__, module="starter_kit.make_face_model")
+    add = parser.add_argument
+    add("--landmark-model", type=Path, default=LANDMARK_MODEL, metavar="NPZ",
+        help="default: the one that ships")  # fmt: skip
+    add("--out", type=Path, default=FOLDER / "face_model" / "face_model.npz",
+        help="default: the face model that ships")  # fmt: skip
+    add("--pictures", type=Path, default=FOLDER / "pictures", metavar="DIR",
+        help="where its pictures go (default: starter_kit/pictures)")  # fmt: skip
+    add("--seed", type=at_least(0), default=0, help="of the vertices' places (default: 0)")
+    add("--scale", type=at_least(0.1, float), default=0.84,
+        help="of all vertex distances; larger: fewer vertices (default: 0.84)")  # fmt: skip
+    options = parser.parse_args()
+    model = make_model(read_npz(options.landmark_model), options.seed, options.scale)
+    write_npz(options.out, model)
+    pictures(model, options.pictures)
+    size = options.out.stat().st_size / 1e6
+    print(f"wrote {options.out}: {model['u_shp'].size // 3} vertices, {model['tri'].shape[1]} "
           f"triangles, {size:.2f} MB")  # fmt: skip
 
 

@@ -5,7 +5,6 @@
 The photos are not part of this repository (research data; see CARD.md).
 """
 
-import argparse
 import zipfile
 from pathlib import Path
 
@@ -14,26 +13,25 @@ from tqdm import tqdm
 
 from starter_kit.fit_labels import LABEL_SIDE, label_landmarks
 from starter_kit.landmark_statistics import load_model
-from utils.cli import run_script
+from utils.cli import run_script, script_parser, within
 from utils.datasets import write_packed
 from utils.files import read_npz, require_files
 from utils.pictures import read_zipped_image
 
-MAX_SPREAD = 0.035  # labels on which the labelling model disagreed with itself are left out
+USABLE_SPREAD = 0.035  # labels on which the labelling model disagreed with itself are left out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path, required=True, help="folder of the photo zips")
-    parser.add_argument("--split", choices=["train", "val"], required=True)
-    parser.add_argument("--fits", type=Path, required=True, help="from starter_kit.fit_labels")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--human-weight",
-        type=float,
-        default=0.0,
-        help="share of people's labels, where there are any",
-    )
+    needed = "--photos DIR --split train|val --fits NPZ --out DIR"
+    parser = script_parser(__doc__, usage=f"{needed} [options]", module="starter_kit.pack_photos")
+    add = parser.add_argument
+    add("--photos", type=Path, required=True, metavar="DIR", help="photo zips and their labels")
+    add("--split", choices=["train", "val"], required=True, help="which of them")
+    add("--fits", type=Path, required=True, metavar="NPZ", help="from starter_kit.fit_labels")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    add("--human-weight", type=within(0, 1, float), default=0.0, metavar="SHARE",
+        help="of people's labels where there are any; the rest are the network's (default: 0)",
+    )  # fmt: skip
     options = parser.parse_args()
 
     labels_file = options.photos / f"faces_{options.split}_labels.npz"
@@ -52,7 +50,7 @@ def main() -> None:
     require_files((path, "--photos is the folder of the photo zips") for path in zips.values())
     chosen = np.ones(len(labels["name"]), dtype=bool)
     if is_train:
-        chosen = labels["spread"].astype(np.float32) <= MAX_SPREAD
+        chosen = labels["spread"].astype(np.float32) <= USABLE_SPREAD
     chosen = np.flatnonzero(chosen)
     landmarks = label_landmarks(labels, options.human_weight)[chosen]
     # the labels' depth starts anywhere; the face model's starts at its origin

@@ -8,9 +8,10 @@ section 4): the fitted face model is textured with the photo, and the head is tu
 side to which it is turned already. What the face model lacks is added in the model frame: a skirt
 of rings around its edge that falls back as crown, ears, nape and neck do, and a lid on the open
 mouth. Behind stands the photo's background, or another's, without the head. The labels turn with
-the head, so the new parameters and landmarks are as good as the photo's own, as long as these are
-3D consistent: landmarks on the visible contour of a photo are wrong ones in a view. A fifth of the
-views keep about their yaw and nod instead, and another fifth nod and lean at any yaw (`TURNS`).
+the head, so the new ones are as good as the photo's own, provided that these are points of the head
+in 3D: a landmark that was set on the visible contour of the photo lies elsewhere once the head has
+turned. A fifth of the views keep about their yaw and nod instead, and another fifth nod and lean at
+any yaw (`TURNS`).
 
 Where the photos have better labels that are not 3D consistent (people's, `--human-weight`), the
 views are made from the consistent ones and joined with the others by `--with`.
@@ -31,8 +32,9 @@ from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
 import Sim3DR
+from starter_kit.landmark_statistics import RELIABLE_SPREAD
 from utils import assets
-from utils.cli import run_script
+from utils.cli import at_least, run_script, script_parser
 from utils.datasets import write_packed
 from utils.files import read_npz, require_files
 from utils.geometry import decompose_camera
@@ -44,7 +46,6 @@ SUPERSAMPLING = 2
 ROLL_NOISE = 7.0  # standard deviation, degrees; cut off at two of them, as for pitch and lean
 FRONTAL = 2.0  # degrees: photos turned less have no side yet
 MARGINS = np.array([8, 15, 8, 8])  # pixels of photo a source has beyond its landmarks: l t r b
-MAX_SPREAD = 0.0125  # labels on which the labelling model agreed with itself
 
 # The skirt: how far its main rings lie from the face's edge, millimetres.
 BACK_OF_SIDE = (12.0, 30.0, 55.0, 95.0)
@@ -89,6 +90,7 @@ class Head:
     """A face model and the rest of a head, which is carried along by the face's edge.
 
     Attributes:
+        face_model: of the N vertices that come first.
         triangles: (T, 3) int32, of face, skirt and lid; the face's vertices come first.
         anchors: (M,) vertex of the face that carries each added vertex.
         offsets: (3, M) float32, from anchor to added vertex, model frame.
@@ -272,7 +274,16 @@ def render_view(
     new_parameters: np.ndarray,
     behind: np.ndarray,
 ) -> np.ndarray:
-    """The head of a photo (S, S, 3) as the new parameters place it before a picture, uint8."""
+    """The head of a photo as the new parameters place it before another picture.
+
+    Args:
+        photo, behind: (S, S, 3) uint8 BGR.
+        parameters, new_parameters: (62,) not whitened, frame of the S x S picture.
+        valid: (4,) x1, y1, x2, y2 of the part of the picture that is photo.
+
+    Returns:
+        (S, S, 3) uint8 BGR.
+    """
     side = len(photo)
     shape = head.shape(parameters)
     flip, offset = head.face_model.flip, head.face_model.flip_offset
@@ -312,8 +323,12 @@ def choose_views(
         usable: (n,) bool.
 
     Returns:
-        photos (count,) and new angles (count, 4) with the lean. Heads are turned on to the side to
-        which they are turned already, and photos used as evenly as that allows.
+        photos (count,) int, indices, and new angles (count, 4) yaw, pitch, roll, lean. Heads are
+        turned on to the side to which they are turned already, and photos used as evenly as that
+        allows.
+
+    Raises:
+        ValueError: no usable photo has a yaw from which a view's can be reached.
     """
     yaw = np.where(usable, np.abs(angles[:, 0]), np.nan)
     uses = rng.uniform(0, 0.5, len(yaw))  # ties are broken at random
@@ -335,10 +350,16 @@ def choose_views(
 
 
 def join(photos: Path, views: Path, combined: Path) -> None:
-    """Writes the photos of one packed set and the views of another as one packed set."""
+    """Writes the photos of one packed set and the views of another as one packed set.
+
+    ``photos`` may be such a set itself: the views in it keep their ``source``.
+
+    Raises:
+        ValueError: the pictures of the two have different sides.
+    """
     pictures = [np.load(folder / "images.npy", mmap_mode="r") for folder in (photos, views)]
     labels = [read_npz(folder / "labels.npz") for folder in (photos, views)]
-    labels[0]["source"] = np.full(len(pictures[0]), -1, np.int32)
+    labels[0].setdefault("source", np.full(len(pictures[0]), -1, np.int32))
     joined = {key: np.concatenate([part[key] for part in labels]) for key in labels[1]}
     count, side = sum(map(len, pictures)), pictures[0].shape[1]
     write_packed(combined, tqdm(chain(*pictures), "joining", count), count, side, **joined)
@@ -353,16 +374,18 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_parser(
+        __doc__, usage="--packed DIR --out DIR [options]", module="starter_kit.rotate_views"
+    )
     add = parser.add_argument
-    add("--photos", type=Path, help="folder with faces_train_labels.npz; views are made from it")
+    add("--photos", type=Path, help="folder with faces_train_labels.npz, which says what to trust")
     add("--packed", type=Path, required=True, help="packed photos, from starter_kit.pack_photos")
     add("--out", type=Path, required=True, help="folder of the views, to write")
     add("--combined", type=Path, help="folder to write photos and views to, as one set")
     add("--with", dest="join_with", type=Path, help="photos of --combined, if not --packed")
     add("--join-only", action="store_true", help="make no views: those in --out are joined")
-    add("--count", type=int, default=4000)
-    add("--seed", type=int, default=0)
+    add("--count", type=at_least(5), default=4000, help="views to make (default: 4000)")
+    add("--seed", type=at_least(0), default=0, help="of everything random (default: 0)")
     options = parser.parse_args()
     if options.join_only and not options.combined:
         parser.error("--join-only needs --combined: the folder to write the joined set to")
@@ -381,7 +404,6 @@ def make_views(options: argparse.Namespace) -> None:
         ]
     )
     face_model = load_morphable_model(assets.STARTER_FACE_MODEL)
-    head = build_head(face_model)
     images = np.load(options.packed / "images.npy", mmap_mode="r", allow_pickle=False)
     photos = read_npz(packed)
     if "source" in photos:
@@ -394,7 +416,7 @@ def make_views(options: argparse.Namespace) -> None:
     _, rotation, _ = decompose_camera(split_camera(photos["parameters"]))
     angles = rotation_to_euler(rotation)
     usable = has_margins(photos["landmarks"], photos["valid"])
-    usable &= (spread < MAX_SPREAD) & (np.abs(angles[:, 1:]) < 30).all(1)
+    usable &= (spread < RELIABLE_SPREAD) & (np.abs(angles[:, 1:]) < 30).all(1)
     rng = np.random.default_rng(options.seed)
     counts = [round(options.count * turn.share) for turn in TURNS]
     parts = [choose_views(angles, usable, *kind, rng) for kind in zip(TURNS, counts, strict=True)]
@@ -406,27 +428,7 @@ def make_views(options: argparse.Namespace) -> None:
         for i, angle in zip(chosen, wanted, strict=True)
     ]
     parameters, landmarks = (np.stack(parts) for parts in zip(*turned, strict=True))
-    # behind the head: its own photo's background, another's, or an enlarged piece of another's
-    full = (photos["valid"] == (0, 0, side, side)).all(1)
-    own = full[chosen] & (rng.random(len(chosen)) < 0.6)
-    other = np.where(own, chosen, rng.choice(np.flatnonzero(full), len(chosen)))
-    piece = ~own & (rng.random(len(chosen)) < 0.5)
-    mirrored = ~own & (rng.random(len(chosen)) < 0.5)
-
-    def views() -> Iterator[np.ndarray]:
-        for i, photo in enumerate(tqdm(chosen, desc="turning")):
-            there = images[other[i]], photos["landmarks"][other[i]]
-            behind = beside_head(*there, rng) if piece[i] else without_head(*there)
-            behind = behind[:, ::-1] if mirrored[i] else behind
-            yield render_view(
-                head,
-                images[photo],
-                photos["parameters"][photo],
-                photos["valid"][photo],
-                parameters[i],
-                behind,
-            )
-
+    views = rendered_views(build_head(face_model), images, photos, chosen, parameters, rng)
     view_labels = {
         "parameters": parameters,
         "landmarks": landmarks,
@@ -436,7 +438,39 @@ def make_views(options: argparse.Namespace) -> None:
         ),
         "source": chosen.astype(np.int32),
     }
-    write_packed(options.out, views(), len(chosen), side, **view_labels)
+    write_packed(options.out, views, len(chosen), side, **view_labels)
+
+
+def rendered_views(
+    head: Head,
+    images: np.ndarray,
+    photos: dict[str, np.ndarray],
+    chosen: np.ndarray,
+    new_parameters: np.ndarray,
+    rng: np.random.Generator,
+) -> Iterator[np.ndarray]:
+    """The pictures (S, S, 3) uint8 BGR of the views, one after the other.
+
+    Behind the head stands its own photo's background, another's, or a piece of another's, enlarged.
+
+    Args:
+        images: (n, S, S, 3) uint8 BGR photos.
+        photos: their labels, as a packed set holds them.
+        chosen: (k,) the photo of each view.
+        new_parameters: (k, 62) of each view.
+    """
+    side, count = images.shape[1], len(chosen)
+    full = (photos["valid"] == (0, 0, side, side)).all(1)
+    own = full[chosen] & (rng.random(count) < 0.6)
+    other = np.where(own, chosen, rng.choice(np.flatnonzero(full), count))
+    piece = ~own & (rng.random(count) < 0.5)
+    mirrored = ~own & (rng.random(count) < 0.5)
+    for i, photo in enumerate(tqdm(chosen, desc="turning")):
+        there = images[other[i]], photos["landmarks"][other[i]]
+        behind = beside_head(*there, rng) if piece[i] else without_head(*there)
+        behind = behind[:, ::-1] if mirrored[i] else behind
+        parameters, valid = photos["parameters"][photo], photos["valid"][photo]
+        yield render_view(head, images[photo], parameters, valid, new_parameters[i], behind)
 
 
 if __name__ == "__main__":

@@ -4,26 +4,26 @@ First from labels alone, then against the outputs of the detector that made the 
 
     python -m tools.evaluate_detector FaceBoxes/weights/FaceBoxesProd.pth \\
         --data PHOTOS/detector/train --write-labels runs/detector/labels.json
-    python -m starter_kit.train_detector --data PHOTOS \\
+    python -m starter_kit.train_detector --photos PHOTOS \\
         --labels runs/detector/labels.json --views runs/starter/packed_rotated --minutes 90
-    python -m starter_kit.train_detector --data PHOTOS --labels runs/detector/labels.json \\
+    python -m starter_kit.train_detector --photos PHOTOS --labels runs/detector/labels.json \\
         --init runs/detector/average.pth --teacher FaceBoxes/weights/FaceBoxesProd.pth \\
         --lr 1e-3 --minutes 75 --out runs/distilled
     python -m starter_kit.train_detector --out runs/distilled \\
         --export FaceBoxes/weights/starter_faceboxes.pth
 
-The data folder holds ``detector/train.zip`` and ``.json`` (pictures; boxes ``x1 y1 x2 y2 score``,
+PHOTOS holds ``detector/train.zip`` and ``.json`` (pictures; boxes ``x1 y1 x2 y2 score``,
 where a score below 0.5 means "don't know"; where the json leaves those out, the first command
 above supplies them) and ``faces_train_*.zip`` with ``faces_train_labels.npz`` (face crops with 68
 landmarks); ``--views`` is a packed set of faces turned in 3D (``rotate_views.py``);
 ``--unlabelled`` is a folder of any other pictures. What is made of them:
 ``detector_pictures.py``. From labels, the loss is SSD's multibox loss (Liu et al.,
 ECCV 2016) with hard negative mining. With ``--teacher`` it is the distance to another detector's
-scores, boxes and feature maps on the same pictures, so that doubt is learnt as well; only
-portraits in which that detector misses the face are still learnt from their labels; pictures that
-no one labelled are made, of several beside and over each other and of people in rows; and scenes
-in which the weights of ``--init`` take something for a face are looked at more closely
-(``detector_losses.py``). ``--frozen-norm`` keeps the batch norm statistics of ``--init``: the
+scores, boxes and feature maps on the same pictures, so that doubt is learnt as well
+(``detector_losses.py``). Three things change with it: pictures are made up that no one could label,
+of several beside and over each other and of people in rows; scenes in which the weights of
+``--init`` take something for a face are shown more often; labels count only for portraits in which
+the teacher misses the face. ``--frozen-norm`` keeps the batch norm statistics of ``--init``: the
 student is compared with its teacher as it will be used, without the noise of a batch's statistics.
 AdamW, cosine decay, averaged weights. Runs on one CPU core; ``--resume`` goes on where a run was
 stopped.
@@ -49,7 +49,7 @@ from starter_kit.detector_losses import Hints, distillation_loss, multibox_loss
 from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
 from utils.assets import ROOT
 from utils.checkpoint import mixed_state, write_checkpoint
-from utils.cli import run_script
+from utils.cli import at_least, run_script, within
 from utils.files import require_files
 from utils.runtime import choose_device, on_device
 from utils.training import make_optimizer
@@ -64,13 +64,15 @@ STATEFUL, COUNTS = ("network", "hints", "optimiser"), ("step", "elapsed")  # of 
 
 
 class Student:
-    """The network in training, and all that a training which is resumed needs of it.
+    """The network in training, with everything that is saved to resume it.
 
     Attributes:
         network: in training.
-        hints: what reads its feature maps; trained with it, not kept.
-        average: its state, averaged over the steps; this is what is exported.
-        step, elapsed: how many there were, and the seconds they took.
+        hints: what reads its feature maps; trained with it, not exported.
+        trained: both, as the optimiser has them.
+        average: the network's state, averaged over the steps; this is what is exported.
+        step: number of steps so far.
+        elapsed: seconds that they took, in all runs.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -112,6 +114,11 @@ class Student:
 
 
 def train(args: argparse.Namespace) -> None:
+    """Trains to the end of the schedule, or of ``--minutes``, and saves on the way.
+
+    Raises:
+        RuntimeError: the loss is not finite.
+    """
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(0)
@@ -164,14 +171,15 @@ def train(args: argparse.Namespace) -> None:
 
 
 def training_pictures(args: argparse.Namespace) -> TrainingPictures:
+    """All that the options name: labelled, unlabelled and doubtful pictures, crops and views."""
     is_taught = args.teacher is not None
     pictures = TrainingPictures(
-        args.data, args.seed, args.labels, args.views, is_taught, args.repeats
+        args.photos, args.seed, args.labels, args.views, is_taught, args.repeats
     )
     if args.unlabelled:
         pictures.add_unlabelled(args.unlabelled, args.teacher)
     if is_taught and args.init:
-        pictures.doubt(args.init)
+        pictures.add_doubtful(args.init)
     return pictures
 
 
@@ -182,10 +190,14 @@ class Log:
 
     def __init__(self, args: argparse.Namespace, step: int, has_hints: bool) -> None:
         names = ["box", "score", "hint"] if has_hints else ["box", "score"]
-        self.file = open(args.out / "log.csv", "a" if args.resume else "w", newline="")
+        path, kept = args.out / "log.csv", [["step", "seconds", "lr", *names]]
+        if args.resume and path.exists():  # what came after the last save is done again
+            rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
+            kept += [row for row in rows if len(row) == len(kept[0]) and int(row[0]) <= step]
+        self.file = open(path, "w", newline="")
         self.rows = csv.writer(self.file)
-        if not args.resume:
-            self.rows.writerow(["step", "seconds", "lr", *names])
+        self.rows.writerows(kept)
+        self.file.flush()
         self.bar = tqdm(total=args.steps, initial=step, desc="train")
         self.sums, self.counted = dict.fromkeys(names, 0.0), 0
 
@@ -211,6 +223,7 @@ class Log:
 
 
 def untrained() -> FaceBoxesNet:
+    """Random weights; the heads' are small, so that every anchor begins at its own box, unsure."""
     network = FaceBoxesNet()
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -266,7 +279,7 @@ def check_files(args: argparse.Namespace) -> None:
         files = ["detector/train.zip", "faces_train_labels.npz"]
         files += [f"faces_train_{i}.zip" for i in range(SHARDS)]
         files += [] if args.labels else ["detector/train.json"]
-        needed += [(args.data / name, "--data is the folder of the photos") for name in files]
+        needed += [(args.photos / name, "--photos is the folder of the photos") for name in files]
         if args.labels:
             needed.append((args.labels, "--labels is written by tools.evaluate_detector"))
         if args.views:
@@ -306,9 +319,9 @@ def export(source: Path, target: Path, other: Path | None = None, share: float =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, help="folder of detector/ and the zips of faces")
+    parser.add_argument("--photos", type=Path, help="folder of detector/ and the zips of faces")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "detector")
-    parser.add_argument("--labels", type=Path, help="in place of DATA/detector/train.json")
+    parser.add_argument("--labels", type=Path, help="in place of PHOTOS/detector/train.json")
     parser.add_argument("--views", type=Path, help="packed set of faces turned in 3D")
     parser.add_argument("--init", type=Path, help="weights to begin with")
     parser.add_argument(
@@ -317,32 +330,41 @@ def main() -> None:
     parser.add_argument(
         "--unlabelled", type=Path, help="folder of more pictures, for what the teacher says of them"
     )
-    parser.add_argument("--steps", type=int, default=16000)
-    parser.add_argument("--minutes", type=float, help="finish by then, the schedule included")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--weight-decay", type=float, default=1e-2)
-    parser.add_argument("--seed", type=int, default=20211)
+    parser.add_argument("--steps", type=at_least(1), default=16000)
+    parser.add_argument(
+        "--minutes", type=at_least(0, float), help="finish by then, the schedule included"
+    )
+    parser.add_argument("--lr", type=at_least(0, float), default=1.5e-3)
+    parser.add_argument("--weight-decay", type=at_least(0, float), default=1e-2)
+    parser.add_argument("--seed", type=at_least(0), default=20211)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=0, help="processes that make pictures")
-    parser.add_argument("--repeats", type=int, default=1, help="times that each batch is used")
+    parser.add_argument("--threads", type=at_least(1), default=1)
+    parser.add_argument(
+        "--workers", type=at_least(0), default=0, help="processes that make pictures"
+    )
+    parser.add_argument(
+        "--repeats", type=at_least(1), default=1, help="times that each batch is used"
+    )
     parser.add_argument("--bf16", action="store_true", help="half precision in the networks")
     parser.add_argument(
         "--frozen-norm", action="store_true", help="batch norm with the statistics of --init"
     )
-    parser.add_argument("--save-every", type=int, default=250, metavar="STEPS")
+    parser.add_argument("--save-every", type=at_least(1), default=250, metavar="STEPS")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--export", type=Path, help="write the averaged weights there and stop")
     parser.add_argument(
-        "--init-share", type=float, default=0.0, help="of the weights of --init in the export (0)"
+        "--init-share",
+        type=within(0, 1, float),
+        default=0.0,
+        help="of the weights of --init in the export (0)",
     )
     args = parser.parse_args()
-    if not (args.export or args.data):
-        parser.error("training needs --data")
+    if not (args.export or args.photos):
+        parser.error("training needs --photos")
     if args.unlabelled and not args.teacher:
         parser.error("--unlabelled needs --teacher: someone has to say where faces are")
-    if not 0 <= args.init_share <= 1 or (args.init_share and not (args.export and args.init)):
-        parser.error("--init-share is a share of 0 to 1 of --init in an --export: it needs both")
+    if args.init_share and not (args.export and args.init):
+        parser.error("--init-share is the share of --init in an --export: it needs both")
     if args.frozen_norm and not args.init:
         parser.error("--frozen-norm needs --init: untrained weights have no statistics")
     last = args.out / LAST

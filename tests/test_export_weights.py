@@ -47,6 +47,19 @@ def test_without_init_nothing_is_averaged(monkeypatch, tmp_path):
     assert all(torch.equal(after[k], before[k]) for k in before)
 
 
+def test_weights_that_half_precision_cannot_hold_replace_no_file(monkeypatch, tmp_path):
+    """They would become infinite, and the file one that is refused wherever it is loaded."""
+    content = read_checkpoint(SHIPPED)
+    name = next(k for k in content["state_dict"] if k.endswith("running_var"))
+    content["state_dict"][name][0] = 1e5
+    trained, out = tmp_path / "last.pth.tar", tmp_path / "out.pth"
+    write_checkpoint(trained, content)
+    out.write_bytes(b"the weights before")
+    with pytest.raises(ValueError, match=rf"last\.pth\.tar: {name} does not fit half precision"):
+        export(monkeypatch, trained, "-o", out)
+    assert out.read_bytes() == b"the weights before"
+
+
 @pytest.mark.parametrize("loop", ["backbone", "full"])
 def test_the_export_says_what_was_trained(monkeypatch, tmp_path, loop):
     """Or a refiner that still has its random weights would be taken for a trained one."""
@@ -78,6 +91,17 @@ def test_weights_of_another_network_are_refused():
         mixed_state(state, {"a": torch.zeros(2, 4), "n": torch.tensor(1)}, 0.5, "other.pth")
     with pytest.raises(ValueError, match="has not the tensors"):
         mixed_state(state, {"a": torch.zeros(2, 3)}, 0.5, "other.pth")
+
+
+@pytest.mark.parametrize("as_init", [False, True])
+def test_signed_and_published_heads_are_not_averaged(monkeypatch, tmp_path, as_init):
+    """They have the same tensors, of which the last are trained for other outputs."""
+    other, out = tmp_path / "published.pth", tmp_path / "out.pth"
+    write_checkpoint(other, read_checkpoint(SHIPPED) | {"heads": "published"})
+    line = [SHIPPED, "--init", other, "--init-share", 0.5] if as_init else [other, SHIPPED]
+    with pytest.raises(ValueError, match=r"published\.pth: has heads published, .* have signed"):
+        export(monkeypatch, *line, "-o", out)
+    assert not out.exists()
 
 
 def test_weights_that_say_nothing_of_themselves_are_the_published_kind(monkeypatch, tmp_path):

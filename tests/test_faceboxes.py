@@ -474,6 +474,14 @@ def test_evaluation_counts_each_face_once():
     assert empty.at(0.5)[0] == 0 and empty.recall_at_precision(0.9) == 0
 
 
+@pytest.mark.parametrize("right", [(True, False), (False, True)])
+def test_no_threshold_parts_detections_of_one_score(right):
+    """Whichever is listed first: at any threshold both count, or neither does."""
+    outcome = evaluate_detector.Outcome(np.array([0.9, 0.9]), np.array(right), faces=1)
+    assert outcome.recall_at_precision(0.9) == 0
+    assert outcome.recall_at_precision(0.5) == 1
+
+
 def test_evaluation_on_copies_mirrors_resizes_and_labels_anew():
     image = np.zeros((20, 40, 3), np.uint8)
     image[:, :10] = 255  # at the left, so in a copy at the right

@@ -64,6 +64,19 @@ def test_make_targets_exist():
     assert {"demo", "test", "build", "lint", "venv", "published", "clean", "help"} <= targets
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("target", "setting"), [("demo", "PHOTO"), ("demo", "OUT"), ("benchmark-demo", "BENCHMARK")]
+)
+def test_make_passes_any_name_on_as_it_is(target, setting):
+    name = "runs/o'brien"
+    command = ["make", "--dry-run", target, f"{setting}={name}"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    own = lines[lines.index("test -d" if target == "benchmark-demo" else " singleImage.py") :]
+    words = shlex.split(own.replace("\\\n", " "))
+    assert any(word in (name, f"{name}/aflw2000_data") for word in words), words
+
+
 def test_every_published_download_is_linked():
     linked = set(re.findall(r"https://drive\.google\.com/file/d/[\w-]+", README))
     assert linked == {url(file_id) for item in PUBLISHED.values() for file_id in item.ids}

@@ -255,6 +255,10 @@ def test_the_script_writes_the_views_and_the_combined_set(model, tmp_path, monke
     rotate_views.main()
     np.testing.assert_array_equal(np.load(tmp_path / "again" / "images.npy"), images)
     np.testing.assert_allclose(model.landmarks(views["parameters"]), views["landmarks"], atol=0.05)
+    # as starter_kit/HISTORY.md goes on: more views are joined with the combined set
+    rotate_views.join(tmp_path / "all", tmp_path / "views", tmp_path / "more")
+    sources = read_npz(tmp_path / "more" / "labels.npz")["source"]
+    np.testing.assert_array_equal(sources, [*both["source"], *views["source"]])
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import asset
 
-from starter_kit.landmark_statistics import load_model
+from starter_kit.landmark_statistics import LANDMARK_MODEL, load_model
+from starter_kit.make_face_model import make_model
 from utils import fitting
 from utils.augmentation import Mirror
+from utils.files import read_npz
 from utils.fitting import fit_landmarks
 from utils.morphable_model import MIRRORED_LANDMARKS, load_morphable_model
 from utils.texture import boundary_loops
@@ -31,6 +33,13 @@ def arrays():
 def test_size_and_vertex_count(model):
     assert FILE.stat().st_size <= 6e6
     assert 10_000 <= model.num_vertices <= 18_000
+
+
+def test_a_landmark_model_without_whitening_is_refused_before_the_work():
+    """As ``landmark_statistics`` leaves it."""
+    arrays = {k: v for k, v in read_npz(LANDMARK_MODEL).items() if not k.startswith("param_")}
+    with pytest.raises(ValueError, match=r"no whitening yet; starter_kit\.fit_labels adds it"):
+        make_model(arrays, seed=0, scale=1.0)
 
 
 def test_landmarks_are_the_landmark_model_bit_for_bit(model):

@@ -1,5 +1,6 @@
 """starter_kit/train_detector.py: its pictures, and that a resumed training is the same one."""
 
+import argparse
 import json
 import zipfile
 from pathlib import Path
@@ -107,23 +108,43 @@ def test_a_person_is_cut_out_of_a_picture():
 
 def test_missing_files_are_named_before_the_training(photos, tmp_path, monkeypatch):
     starter = str(ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth")
-    taught = ["--data", str(photos), "--teacher", starter]
+    taught = ["--photos", str(photos), "--teacher", starter]
     empty = tmp_path / "empty"
     empty.mkdir()
     for arguments, message in (
-        (["--data", str(tmp_path)], "train.zip: not there; --data is the folder of the photos"),
-        (["--data", str(photos), "--labels", "no.json"], "no.json: not there; --labels"),
-        (["--data", str(photos), "--views", "none"], "images.npy: not there; --views"),
-        (["--data", str(photos), "--teacher", "no.pth"], "no.pth: not there; --teacher"),
+        (["--photos", str(tmp_path)], "train.zip: not there; --photos is the folder of the photos"),
+        (["--photos", str(photos), "--labels", "no.json"], "no.json: not there; --labels"),
+        (["--photos", str(photos), "--views", "none"], "images.npy: not there; --views"),
+        (["--photos", str(photos), "--teacher", "no.pth"], "no.pth: not there; --teacher"),
         ([*taught, "--unlabelled", "no"], "no: not there; --unlabelled"),
         ([*taught, "--unlabelled", str(empty)], "empty: empty; --unlabelled"),
-        (["--data", str(photos), "--init", "no.pth"], "no.pth: not there; --init"),
-        (["--data", str(photos), "--resume"], "last.pth: not there; nothing to go on from"),
+        (["--photos", str(photos), "--init", "no.pth"], "no.pth: not there; --init"),
+        (["--photos", str(photos), "--resume"], "last.pth: not there; nothing to go on from"),
         (["--export", "e.pth", "--init", starter], "average.pth: not there; --out"),
     ):
         monkeypatch.setattr("sys.argv", ["train_detector", "--out", str(tmp_path), *arguments])
         with pytest.raises(FileNotFoundError, match=message):
             train_detector.main()
+
+
+def test_the_log_of_a_resumed_training_has_each_step_once(tmp_path):
+    class Student:
+        step, elapsed = 0, 0.0
+
+    def train(first: int, last: int, resume: bool) -> None:
+        student, args = Student(), argparse.Namespace(out=tmp_path, resume=resume, steps=500)
+        student.step = first
+        with train_detector.Log(args, first, has_hints=False) as log:
+            while student.step < last:
+                student.step += 1
+                log.add(student, 1e-3, {name: torch.tensor(1.0) for name in ("box", "score")})
+
+    train(0, 470, resume=False)  # killed there; the last save was at 250
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("470,1")  # as a kill may leave a line
+    train(250, 500, resume=True)
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", *map(str, range(50, 501, 50))]
 
 
 def test_unlabelled_pictures_are_sorted_by_what_the_teacher_sees(photos, tmp_path, monkeypatch):
@@ -160,13 +181,16 @@ def test_unlabelled_pictures_are_sorted_by_what_the_teacher_sees(photos, tmp_pat
         (["--frozen-norm"], "--frozen-norm needs --init"),
         (["--init", "w.pth", "--init-share", "0.5"], "of --init in an --export: it needs both"),
         (["--export", "w.pth", "--init-share", "0.5"], "of --init in an --export: it needs both"),
-        (["--export", "w.pth", "--init", "v.pth", "--init-share", "1.5"], "a share of 0 to 1"),
+        (["--export", "w.pth", "--init", "v.pth", "--init-share", "1.5"], "a number, 0 to 1"),
+        (["--steps", "0"], "--steps: expected a whole number, 1 or more"),
+        (["--save-every", "0"], "--save-every: expected a whole number, 1 or more"),
+        (["--repeats", "0"], "--repeats: expected a whole number, 1 or more"),
     ],
 )
 def test_options_that_need_another_say_so(
     photos, tmp_path, monkeypatch, capsys, arguments, message
 ):
-    argv = ["train_detector", "--data", str(photos), "--out", str(tmp_path), *arguments]
+    argv = ["train_detector", "--photos", str(photos), "--out", str(tmp_path), *arguments]
     monkeypatch.setattr("sys.argv", argv)
     with pytest.raises(SystemExit):
         train_detector.main()
@@ -191,7 +215,7 @@ def test_scenes_that_fool_other_weights_are_doubtful_too(photos, monkeypatch):
 
     pictures = TrainingPictures(photos, seed=0, taught=True)
     monkeypatch.setattr(detector_pictures, "FaceBoxes", Fooled)
-    pictures.doubt(Path("w.pth"))
+    pictures.add_doubtful(Path("w.pth"))
     assert len(pictures.doubtful) == 2 and len(pictures.empty) == 1  # each scene once
     boxes = pictures.doubtful[1][1]
     assert boxes.dtype == np.float32 and boxes.tolist() == [[10, 20, 60, 90, np.float32(0.15)]]
@@ -246,7 +270,7 @@ def test_a_resumed_training_is_the_same(photos, tmp_path, monkeypatch, capsys, o
     starter = str(ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth")
 
     def run(out: str, *arguments: str) -> dict[str, torch.Tensor]:
-        command = ["train_detector", "--data", str(photos), "--out", str(tmp_path / out)]
+        command = ["train_detector", "--photos", str(photos), "--out", str(tmp_path / out)]
         command += ["--init", starter, "--teacher", starter, "--repeats", "2", "--steps", "6"]
         monkeypatch.setattr("sys.argv", [*command, *arguments, *options])
         train_detector.main()

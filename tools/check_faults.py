@@ -16,8 +16,8 @@ then checks that
 
 - every file under a final name opens, is whole and equals the undisturbed run's (a training's
   checkpoints on the way: open, and know how far they are). Hidden .partial names are not final.
-- no more is lost than one unit: training the steps since the last save; packing the set under way;
-  export the network under way; folder no photo that was reported done.
+- no more is lost than one unit of work: of a training the steps since the last save; of packing the
+  set under way; of an export the network under way; of a folder the photos not yet reported done.
 - a second run ends well and leaves exactly the files of the undisturbed one.
 
 Exit code: 0 no fault, 1 faults found, 2 wrong usage. Linux and macOS.
@@ -201,6 +201,11 @@ class Kind:
     Attributes:
         unfinished: suffixes of files that a killed run may leave with another content than the
             undisturbed run's, though whole.
+        seconds: that a run takes when nobody kills it.
+        expected: name to content (``read_whole``) of every file of the undisturbed run.
+
+    Raises:
+        RuntimeError: the undisturbed run failed.
     """
 
     unfinished: tuple[str, ...] = ()

@@ -6,9 +6,9 @@
 ``--data`` names a zip of pictures and a json of boxes without their endings: file name to rows of
 x1 y1 x2 y2 score. Boxes that score 0.5 or more are the truth; a detection on a weaker one counts
 neither as right nor as wrong (``--unsure-from`` adds such boxes where the json has none). The kind
-of a picture is its name up to the first underscore. ``--copies 0.65 1.5`` takes, in place of the
-pictures, copies of them, mirrored and resized by these factors, labelled by ``--unsure-from``: few
-pictures go further so, if weights are to be compared.
+of a picture is its name up to the first underscore. ``--copies 0.65 1.5`` scores mirrored and
+resized copies of the pictures in their place, labelled by ``--unsure-from``: more to compare two
+files of weights on, where pictures are few.
 ``--faces`` names a zip of face crops with one face each beside its ``*_labels.npz`` (landmarks
 (n, 3, 68) in 1/32 pixel): how many of the faces are found, by source.
 """
@@ -38,7 +38,13 @@ LEVELS = (0.9, 0.95, 0.98, 0.99)  # precisions at which recall is told
 
 @dataclass
 class Outcome:
-    """Detections of some pictures: their scores and whether each is right; the faces there are."""
+    """What detections of some pictures were worth.
+
+    Attributes:
+        scores: (n,) of the detections that count.
+        right: (n,) bool, whether each is on a face.
+        faces: number of faces in the pictures.
+    """
 
     scores: np.ndarray
     right: np.ndarray
@@ -56,8 +62,9 @@ class Outcome:
     def recall_at_precision(self, precision: float) -> float:
         """The best recall of any threshold that reaches this precision; 0 where none does."""
         order = np.argsort(-self.scores, kind="stable")
-        found = np.cumsum(self.right[order])
-        reached = found / np.arange(1, len(order) + 1) >= precision - 1e-12
+        scores, found = self.scores[order], np.cumsum(self.right[order])
+        is_last = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # of equal ones
+        reached = is_last & (found / np.arange(1, len(order) + 1) >= precision - 1e-12)
         return float(found[reached].max() / self.faces) if reached.any() and self.faces else 0.0
 
 
@@ -147,7 +154,10 @@ def run(
 
 
 def faces_found(detectors: list[FaceBoxes], faces: Path) -> dict[str, list[str]]:
-    """By source: the share of single-face crops whose face has a box scoring above 0.5.
+    """By source: of how many single-face crops the face has a box scoring above 0.5.
+
+    Returns:
+        ``SOURCE (number of crops)`` to a percentage of each detector, as text.
 
     A box is on the face when it holds the landmarks' mean and covers their box by an
     intersection over union of 0.4 (the detector's boxes include the forehead).
@@ -180,7 +190,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         __doc__, usage="WEIGHTS [WEIGHTS] [options]", module="tools.evaluate_detector"
     )
     add = parser.add_argument
-    add("weights", type=Path, nargs="+")
+    add("weights", type=Path, nargs="+", metavar="WEIGHTS", help="of FaceBoxes; two are compared")
     add("--data", type=Path, help="PREFIX of PREFIX.zip and PREFIX.json")
     add("--unsure-from", type=Path, metavar="WEIGHTS", help="the detector that made the labels")
     add("--copies", type=float, nargs="+", metavar="SCALE",
@@ -190,7 +200,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         help="write the boxes of the (first) weights above 0.05 on the pictures, and stop",
     )  # fmt: skip
     add("--faces", type=Path, help="PREFIX of PREFIX.zip and PREFIX_labels.npz")
-    add("--device", default="cpu")
+    add("--device", default="cpu", help="auto, cpu, cuda or mps (default: cpu)")
     options = parser.parse_args(arguments)
     if not (options.data or (options.faces and not options.write_labels)):
         parser.error("nothing to evaluate on: give --data or --faces")

@@ -37,11 +37,11 @@ from utils.onnx_engine import (
 from utils.preprocessing import CROP_SIZE, PIXEL_MEAN, PIXEL_STD, normalize_crops
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
-# Of the largest magnitude: what the geometry may differ by from numpy's on the same parameters. On
-# a photo of 300 pixels it is 0.001 pixel; float32 sums in another order were seen to give 1e-7.
+# How far the geometry may be from numpy's on the same parameters, as a share of the largest number:
+# on a photo of 300 pixels 0.001 pixel. Float32 sums in another order were seen to differ by 1e-7.
 GEOMETRY_TOLERANCE = 3e-6
-# Of the face model, in the graph's shapes. Micrometres pass 65,504, where float16 ends, to which
-# many runtimes turn a graph; a power of two changes no bit in float32.
+# Micrometres in one unit of length inside the graph. Many runtimes turn a graph into float16, which
+# ends at 65,504, and a face measures more of them; a power of two changes no bit in float32.
 UNIT = 1024
 BATCHES = (2, 1, 7)  # sizes that a graph is compared on; the first is traced
 

@@ -277,22 +277,21 @@ def fetch(name: str, root: Path, force: bool = False, limits: Limits | None = No
         raise FetchError(f"cannot write the files: {error}") from error
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def main(arguments: list[str] | None = None) -> int:
     table = "\n".join(f"  {name:13} {item.about}" for name, item in PUBLISHED.items())
     parser = script_parser(
         __doc__, f"names:\n{table}", "[NAME ...] [--force]", module="tools.fetch_published"
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch (all)")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
-    args = parser.parse_args(argv)
-    if unknown := [name for name in args.names if name not in PUBLISHED]:
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in PUBLISHED]:
         parser.error(f"no such name: {', '.join(unknown)}; there are {', '.join(PUBLISHED)}")
     failed = []
-    for name in args.names or PUBLISHED:
+    for name in options.names or PUBLISHED:
         print(f"{name}: {PUBLISHED[name].about}", flush=True)
         try:
-            print(f"    {fetch(name, ROOT, args.force)}", flush=True)
+            print(f"    {fetch(name, ROOT, options.force)}", flush=True)
         except FetchError as error:
             failed.append(name)
             print(f"    FAILED: {plain(str(error))}", flush=True)

@@ -514,7 +514,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
         )
     except NoneUsable as error:
-        complain("prepare_data.py", f"{error}\n{_shown(error.samples)}")
+        complain("prepare_data.py", f"{error}\n{_reasons(error.samples)}")
         return 1
     errors = [sample.error for sample in samples if not sample.reason]
     print(f"{options.out}: {len(errors)} faces, fitted with {shown(face_model.source)}")
@@ -523,12 +523,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.whitening == "set":
         print(f"    train with --face-model {options.out / 'face_model.npz'}")
     if len(errors) < len(samples):
-        print(f"left out {len(samples) - len(errors)} (report.csv):\n{_shown(samples)}")
+        print(f"left out {len(samples) - len(errors)} (report.csv):\n{_reasons(samples)}")
         return 1
     return 0
 
 
-def _shown(samples: list[Sample]) -> str:
+def _reasons(samples: list[Sample]) -> str:
+    """Why faces were left out, the first of them a line each."""
     return first_lines(
         [
             sample.reason if sample.name in sample.reason else f"{sample.name}: {sample.reason}"

@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--seed", type=at_least(0), default=0, help="of everything random (default: 0)"
     )
     parser.add_argument("--jobs", type=at_least(1), default=2, help="threads (default: 2)")
-    parser.add_argument("--face-model", type=Path, help="3DMM folder or .npz (default: found)")
+    about = "3DMM folder or .npz (default: published, or starter)"
+    parser.add_argument("--face-model", type=Path, help=about)
     options = parser.parse_args(arguments)
     cv2.setNumThreads(1)  # one thread a picture is faster than many for a part of one
     write, count = LAYOUTS[options.layout]

@@ -4,8 +4,9 @@
 
 Two minutes or so on two cores. Left behind are the rendered sets (data/, held_out/), the run with
 its curves (run/), and held_out.png: renders the network has not seen, with the true landmarks, its
-landmarks before training and after, in crops of 64 pixels. It shows that training works; of photos
-such a network knows nothing, and for use it would have to be trained on at 120 (docs/training.md).
+landmarks before training and after, in crops of 64 pixels. It shows that training works. Such a
+network knows nothing of photos, and even for renders it would need one more epoch, at 120 pixels
+(docs/training.md).
 """
 
 from pathlib import Path
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = script_parser(__doc__, module="tools.train_demo")
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/train_demo"), help="folder to write")
-    add("--faces", type=at_least(64), default=2000, help="rendered for training (default: 2000)")
+    add("--count", type=at_least(64), default=2000, help="faces to train on (default: 2000)")
     add("--epochs", type=at_least(1), default=4, help="default: 4")
     add("--loop", choices=LOOPS, default="full", help="as main_train.py's (default: full)")
     add("--seed", type=at_least(0), default=0, help="of everything random (default: 0)")
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     cv2.setNumThreads(1)
     face_model = load_morphable_model(find_face_model())
-    sets = ((data, options.faces, options.seed), (held_out, HELD_OUT, options.seed + 1))
+    sets = ((data, options.count, options.seed), (held_out, HELD_OUT, options.seed + 1))
     for folder, count, seed in sets:
         if is_rendered(folder, face_model, count, seed):
             print(f"{folder}: rendered before, used again")
