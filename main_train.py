@@ -30,7 +30,7 @@ written to OUT:
   last.pth.tar     after every epoch: weights, optimiser, progress; what --resume goes on from
   best.pth.tar     weights of the epoch with the least validation error
   log.csv, curves.png, and tensorboard/ where that package is installed
-  SynergyNet_checkpoint_epoch_N.pth.tar   with --save_val_freq
+  SynergyNet_checkpoint_epoch_E.pth.tar   of every Nth epoch E, with --save_val_freq N
 What SLURM or torchrun start again goes on, as with --resume.
 
 exit code: 0 done, 1 stopped by a fault on the way, 2 wrong usage, 130 stopped by Ctrl-C

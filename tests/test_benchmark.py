@@ -110,6 +110,7 @@ def test_past_the_profile_published_formulas_throw_the_face_over(copy, data, tru
 @pytest.mark.parametrize("batch", [evaluation.BATCH, 7])
 def test_dense(data, truth, face_model, monkeypatch, batch):
     monkeypatch.setattr(evaluation, "BATCH", batch)
+    assert not data.dense.points.flags.writeable and not data.dense.indices.flags.writeable
     errors = evaluation.dense_errors(face_model, data.dense, data, truth)
     assert errors.shape == (COUNT,) and errors.max() < 1e-3
     size = metrics.box_size(data.landmarks["original"])

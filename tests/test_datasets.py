@@ -64,6 +64,8 @@ def test_own_landmarks_and_valid_parts(tmp_path, images, parameters, face_model)
     write_packed(tmp_path, iter(images), 6, 40, **labels)
     batch = PackedFaces(tmp_path, face_model).batch(np.arange(6))
     np.testing.assert_array_equal(batch.landmarks, landmarks)
+    write_packed(tmp_path, iter(images), 6, 40, **(labels | {"landmarks": landmarks.astype(float)}))
+    assert PackedFaces(tmp_path, face_model).landmarks(np.arange(6)).dtype == np.float32
     np.testing.assert_array_equal(batch.valid, valid)
 
 
@@ -147,6 +149,13 @@ def test_arrays_that_are_no_pictures(tmp_path, parameters, face_model, shape):
         PackedFaces(tmp_path, face_model)
 
 
+def test_a_subset_of_a_mask(folder, images, face_model):
+    """It had the parameters of the faces asked for, and the pictures of the first two."""
+    part = Subset(PackedFaces(folder, face_model), np.arange(6) % 2 == 1)
+    np.testing.assert_array_equal(part.images(np.arange(3)), images[1::2])
+    np.testing.assert_array_equal(part.landmarks(np.arange(3)), part.faces.landmarks([1, 3, 5]))
+
+
 def test_any_bad_row_of_the_published_set_is_named(root, face_model):
     whitened = np.zeros((len(PublishedFaces(root, face_model)), 62), np.float32)
     whitened[1, 5] = np.nan
@@ -164,9 +173,13 @@ def test_a_list_that_leads_elsewhere(root, face_model, name):
         PublishedFaces(root, face_model)
 
 
-def test_a_wrong_picture_leaves_no_set(tmp_path, parameters):
-    pictures = [np.zeros((40, 40, 3), np.uint8), np.zeros((40, 41, 3), np.uint8)]
-    with pytest.raises(ValueError, match="40, 41"):
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [(np.zeros((40, 41, 3), np.uint8), "40, 41"), (np.zeros((40, 40, 3)), "got float64")],
+)
+def test_a_wrong_picture_leaves_no_set(tmp_path, parameters, wrong, named):
+    pictures = [np.zeros((40, 40, 3), np.uint8), wrong]
+    with pytest.raises(ValueError, match=named):
         write_packed(tmp_path / "set", iter(pictures), 2, 40, parameters=parameters[:2])
     assert list((tmp_path / "set").iterdir()) == []
 

@@ -241,3 +241,20 @@ def test_face_that_is_not_finite_is_named(model):
 def test_flat_labels_need_their_noise(model):
     with pytest.raises(ValueError, match="need their noise"):
         fit_landmarks(model, np.zeros((1, 2, 68)))
+
+
+@pytest.mark.parametrize("noise", [0.0, -0.01, np.nan, np.inf])
+def test_a_noise_that_is_none_is_refused(model, noise):
+    """0 and NaN gave parameters that are NaN, in silence."""
+    with pytest.raises(ValueError, match="above 0, got"):
+        fit_landmarks(model, model.landmarks(random_parameters(1)), noise=noise)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_landmarks_in_one_row_or_column_are_refused(model, axis):
+    """They gave parameters that are NaN, in silence."""
+    labels = model.landmarks(random_parameters(2))
+    labels[1, axis] = 5
+    labels[1, :, 7] = np.nan  # not labelled
+    with pytest.raises(ValueError, match=r"faces \[1\] all have the same x or the same y"):
+        fit_landmarks(model, labels, noise=0.01)

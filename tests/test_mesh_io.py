@@ -133,6 +133,8 @@ def test_a_suffix_in_capitals_and_a_mesh_without_colours(tmp_path):
         ("face", {}, "model", r"\.obj, \.glb, \.ply"),
         ("face.obj", {}, "camera", "model or image, not 'camera'"),
         ("face.ply", {"texture": None, "colors": None}, "model", "has none"),
+        ("face.obj", {"uv": None}, "model", "no texture coordinates"),
+        ("face.glb", {"uv": None}, "model", "no texture coordinates"),
     ],
 )
 def test_refused(tmp_path, name, changes, frame, message):

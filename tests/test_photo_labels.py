@@ -69,7 +69,8 @@ def fits(photos, tmp_path_factory) -> Path:
     model = out / "model.npz"
     model.write_bytes(LANDMARK_MODEL.read_bytes())
     with pytest.MonkeyPatch.context() as monkeypatch:
-        run(monkeypatch, fit_labels, "--photos", photos[0], "--model", model, "--out", out)
+        options = ["--photos", photos[0], "--landmark-model", model, "--out", out]
+        run(monkeypatch, fit_labels, *options)
     return out
 
 
@@ -106,6 +107,16 @@ def test_packing_keeps_pictures_and_labels_together(photos, fits, split, tmp_pat
     np.testing.assert_allclose(packed["landmarks"][:, :2], expected, atol=0.02)
     depth = MODEL.landmarks(fitted[kept])[:, 2].mean(axis=1)
     np.testing.assert_allclose(packed["landmarks"][:, 2].mean(axis=1), depth, atol=0.02)
+
+
+@pytest.mark.parametrize("weight", ["50", "-0.1", "nan"])
+def test_a_share_is_no_percentage(photos, fits, tmp_path, monkeypatch, capsys, weight):
+    """Landmarks would lie far beyond what people have marked, and the set would be packed."""
+    options = ["--photos", photos[0], "--split", "train", "--fits", fits / "fits.npz"]
+    with pytest.raises(SystemExit):
+        run(monkeypatch, pack_photos, *options, "--out", tmp_path, f"--human-weight={weight}")
+    assert "--human-weight: expected a number, 0 to 1" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_fits_of_other_photos_are_refused(photos, fits, tmp_path, monkeypatch):

@@ -83,6 +83,23 @@ def test_a_turn_about_one_axis_is_exact(model):
     np.testing.assert_allclose(angles, np.stack([yaw, 0 * yaw, 0 * yaw], 1), atol=0.02)
 
 
+def test_faces_turned_away(model):
+    """Drawing the turns anew came to no end beyond 120 degrees."""
+
+    class Impatient(np.random.Generator):
+        draws = 0
+
+        def normal(self, *args, **kwargs):
+            self.draws += 1
+            assert self.draws < 1000
+            return super().normal(*args, **kwargs)
+
+    yaw = np.array([121.0, -130, 150, 180, 200])
+    parameters = random_parameters(model, yaw, Impatient(np.random.PCG64(0)))
+    rotation = decompose_camera(split_camera(model.dewhiten(parameters)))[1]
+    assert (rotation[:, 2, 2] < 0).all()  # the nose points away
+
+
 # ------------------------------------------------------------------ pictures
 
 

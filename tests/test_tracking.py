@@ -225,6 +225,16 @@ def test_the_first_step_is_taken_in_full_and_later_ones_in_part(pipeline):
         np.testing.assert_allclose(track.velocity, [velocity, 0], atol=1e-3)
 
 
+def test_a_first_step_that_was_taken_back_is_no_step(pipeline):
+    (face,) = pipeline([scene(MIDDLE)])[0]
+    track = Track(1, face, 0.9, None, missing=1)
+    track.see(shifted(face, np.array([50, 0])))
+    track.take_back()  # it was another one's
+    track.missing = 2
+    track.see(shifted(face, np.array([20, 0])))
+    np.testing.assert_allclose(track.velocity, [10, 0], atol=1e-3)
+
+
 def test_a_camera_that_is_shaken_or_turned_fast_makes_no_cut(pipeline):
     photo = read_image(PHOTO)
     corners = np.array([(90, 0), (30, 5), (95, 20), (40, 0), (100, 30), (100, 30), (40, 10)])

@@ -30,7 +30,7 @@ from utils.geometry import angle_differences, camera_angles
 from utils.metrics import YAW_BINS
 from utils.morphable_model import load_morphable_model, split_camera
 from utils.preprocessing import PROTOCOL_BORDER
-from utils.training_log import TrainingLog
+from utils.training_log import TrainingLog, draw_curves
 
 ROOT = Path(main_train.__file__).parent
 
@@ -868,6 +868,20 @@ def test_a_log_that_is_open_elsewhere_is_written_with_the_next_epoch(tmp_path, m
     assert not list(tmp_path.glob("*.csv"))
     log.add({"epoch": 2, "loss": 0.25})
     assert (tmp_path / "log.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"
+
+
+def test_curves_stay_where_the_last_epoch_has_no_losses(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn, legend = [], figure.Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        drawn.extend(line.get_label() for axes in self.axes for line in axes.lines)
+        legend(self, *args, **kwargs)
+
+    monkeypatch.setattr(figure.Figure, "savefig", savefig)
+    rows = [{"epoch": "1", "loss": "0.5", "lr": "0.1"}, {"epoch": "2", "lr": "0.1"}]
+    draw_curves(rows, tmp_path / "curves.png")
+    assert drawn == ["loss", "lr"]
 
 
 @pytest.mark.parametrize(

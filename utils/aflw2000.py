@@ -31,7 +31,7 @@ import numpy as np
 
 from utils import assets, metrics
 from utils.files import read_npy, read_npz, write_npz
-from utils.pictures import read_image
+from utils.pictures import read_crop, read_image
 from utils.preprocessing import CROP_SIZE, crop_faces, crop_to_image
 
 DEFAULT_FOLDER = assets.ROOT / "aflw2000_data"
@@ -90,14 +90,7 @@ class CropSet:
         """
         crops = np.empty((len(indices), CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
         for crop, index in zip(crops, indices, strict=True):
-            path = self.crop_folder / self.names[index]
-            image = read_image(path)
-            if image.shape != crop.shape:
-                height, width = image.shape[:2]
-                raise ValueError(
-                    f"{path}: {width}x{height} pixels, expected a crop of {CROP_SIZE}x{CROP_SIZE}"
-                )
-            crop[:] = image
+            crop[:] = read_crop(self.crop_folder / self.names[index])
         return crops
 
 
@@ -106,7 +99,7 @@ class DenseLabels:
     """Labels of some vertices of a face model; ``dense.npz`` holds these arrays by these names.
 
     Attributes:
-        points: (n, 3, P) float32, label frame.
+        points: (n, 3, P) floating point (our tools write float32), label frame.
         indices: (P,) int64, which vertices they are.
         num_vertices: how many the face model has that they belong to.
     """
@@ -216,15 +209,12 @@ def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:
     folder = Path(folder)
     crops = _open_crops(folder, CROPS, LIST, YAW, ROI_BOXES, WHERE)
     names, n = crops.names, len(crops)
-    landmarks = {"original": _read(folder, ORIGINAL, (n, 3, 68), "original landmarks", LIST)}
+    landmarks = {"original": _read_landmarks(folder, ORIGINAL, (n, 3, 68))}
     missing = []
     if (folder / REANNOTATED).exists():
-        landmarks["reannotated"] = _read(folder, REANNOTATED, (n, 2, 68), "landmarks", LIST)
+        landmarks["reannotated"] = _read_landmarks(folder, REANNOTATED, (n, 2, 68))
     else:
         missing.append(f"no {REANNOTATED}: nothing is scored against the re-annotated labels")
-    for name, points in landmarks.items():
-        path = folder / (ORIGINAL if name == "original" else REANNOTATED)
-        _check_rows(path, np.ptp(points[:, :2], axis=2) > 0, "landmarks that span a box")
     angles = None
     absent = [name for name in (POSE, POSE_SKIPPED) if not (folder / name).exists()]
     if absent:
@@ -383,6 +373,12 @@ def _read(
     return array
 
 
+def _read_landmarks(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    points = _read(folder, name, shape, "landmarks", LIST)
+    _check_rows(folder / name, np.ptp(points[:, :2], axis=2) > 0, "landmarks that span a box")
+    return points
+
+
 def _check_rows(path: Path, fine: np.ndarray, what: str) -> None:
     bad = np.flatnonzero(~fine.reshape(len(fine), -1).all(1))
     if len(bad):
@@ -442,5 +438,7 @@ def _read_dense(path: Path, n: int) -> DenseLabels:
             f"shape {(n, 3, len(indices))}: {LIST} names {n} faces"
         )
     _check_rows(path, np.isfinite(points), "finite numbers")
-    points.flags.writeable = False
-    return DenseLabels(points, indices.astype(np.int64), int(count))
+    indices = indices.astype(np.int64)
+    for array in (points, indices):
+        array.flags.writeable = False
+    return DenseLabels(points, indices, int(count))

@@ -5,10 +5,10 @@ Three ways, all called ``augment(batch, generator, size)`` (``make_augmentation`
 
 Geometry is exact: the camera parameters are changed by the same similarity that moves the pixels,
 so landmarks decoded from the changed parameters are the moved landmarks. Random numbers come from
-one ``torch.Generator`` on the CPU and are copied to the device asynchronously; only what is as
-large as the pictures (noise) is drawn on the device, from a generator seeded by the
-first. So a seed gives the same batch on every device but for noise and the neighbours that fill
-borders. Nothing here makes the host wait for the device.
+one ``torch.Generator`` on the CPU and are copied to the device asynchronously; only noise, as large
+as the pictures, is drawn on the device, from a generator seeded by the first. So a seed gives the
+same batch on every device, but for noise and for the neighbours that fill borders (a CPU works on
+``CPU_CHUNK`` samples at a time). Nothing here makes the host wait for the device.
 """
 
 import math
@@ -42,9 +42,9 @@ class Batch(NamedTuple):
     """Training samples; the source frame is that of the stored square pictures (S, S)."""
 
     images: Tensor  # (B, S, S, 3) uint8 BGR
-    parameters: Tensor  # (B, 62) not whitened, source frame
-    landmarks: Tensor  # (B, 3, 68) source frame
-    valid: Tensor  # (B, 4) x1 y1 x2 y2: the part that is photo, the rest is made-up border
+    parameters: Tensor  # (B, 62) float32, not whitened, source frame
+    landmarks: Tensor  # (B, 3, 68) float32, source frame
+    valid: Tensor  # (B, 4) float32 x1 y1 x2 y2: the part that is photo; made-up border around it
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(to_device(tensor, device) for tensor in self))
@@ -72,7 +72,7 @@ class StrongSettings:
     noise: float = 0.25
     fill: float = 0.5  # where it is not black: probability that what is no photo is replaced
     black: float = 0.1  # probability that it is black, as inference has it beyond a photo's edge
-    border: tuple[float, float] = (0.3, 8.0)  # probability, width: black, as the protocol has (5)
+    border: tuple[float, float] = (0.3, 8.0)  # probability, width up to: black (the protocol: 5)
 
 
 LOW_RESOLUTIONS = (0.25, 0.4, 0.6)  # of the crop's side
@@ -183,8 +183,8 @@ class Augment:
 
         Returns:
             images (B, 3, size, size) float32, normalised, in memory as ``picture_layout`` says;
-            parameters (B, 62), not whitened, crop frame;
-            landmarks (B, 3, 68), crop frame.
+            parameters (B, 62) float32, not whitened, crop frame;
+            landmarks (B, 3, 68) float32, crop frame.
         """
         count, device = len(batch.images), batch.images.device
         host = self._draw(count, generator)
@@ -209,9 +209,11 @@ class Augment:
         """All random numbers of a batch but noise: tensors (count, ...) on the CPU."""
         return {}
 
-    def _geometry(self, batch: Batch, drawn: dict[str, Tensor]):
-        """Source to crop frame, linear (B, 2, 2) and offset (B, 2), or None for 'as it is';
-        parameters and landmarks of the crops."""
+    def _geometry(
+        self, batch: Batch, drawn: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor, Tensor]:
+        """The move from source to crop frame (linear (B, 2, 2) and offset (B, 2), None where pixels
+        stay as they are), and parameters and landmarks of the crops."""
         if batch.images.shape[1] == CROP_SIZE:
             return None, batch.parameters, batch.landmarks
         move = self._centring(batch.landmarks)
@@ -242,7 +244,13 @@ class Augment:
         )
 
     def _pixels(self, batch: Batch, move, drawn, host, size: int) -> Tensor:
-        """Normalised crops (b, 3, size, size) of a part of the batch."""
+        """Normalised crops (b, 3, size, size) of a part of the batch: b of its B samples.
+
+        Args:
+            move: of ``_geometry``.
+            drawn, host: what ``_draw`` drew, on the batch's device and on the CPU. Which samples
+                something is done to is read from ``host``: the device would have to be waited for.
+        """
         crops = _normalize(self._cut(batch, move, size))
         self._blacken_border(crops)
         return crops

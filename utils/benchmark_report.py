@@ -115,6 +115,10 @@ def published_text(scores: dict) -> str:
     return "\n".join(lines)
 
 
+NME_COLUMNS = (*BINS, "balanced", "mean", "median", "failure_rate", "auc")
+NME_HEADER = ("", *DEGREES, "bins' mean", "faces' mean", "median", "> 8 %", "AUC 8 %")
+
+
 def own_tables(scores: dict) -> list[Table]:
     """What the published evaluation leaves out, and what it prints."""
     nme = {
@@ -122,14 +126,12 @@ def own_tables(scores: dict) -> list[Table]:
         for labels, found in scores["nme"].items()
         for name, numbers in found.items()
     }
-    columns = (*BINS, "balanced", "mean", "median", "failure_rate", "auc")
-    header = (*DEGREES, "bins' mean", "faces' mean", "median", "> 8 %", "AUC 8 %")
     tables = [
         Table(
             "68 landmarks, NME in % of √(w·h)",
-            ("", *header),
-            [(name, *(numbers[c] for c in columns)) for name, numbers in nme.items()],
-            note=f"{_counted(scores['counts'])} Raw: of the face model; refined: after the "
+            NME_HEADER,
+            _nme_rows(nme),
+            note=f"{_faces_in_bins(scores['counts'])} Raw: of the face model; refined: after the "
             "landmark refiner. > 8 %: share of the faces with a larger error. AUC 8 %: area under "
             "the cumulative error curve up to 8 %, of the largest possible.",
         ),
@@ -140,65 +142,79 @@ def own_tables(scores: dict) -> list[Table]:
         ),
     ]
     if "dense" in scores:
-        found = scores["dense"]["nme"]
+        dense = scores["dense"]
         tables.append(
             Table(
                 "Dense mesh, NME in % of √(w·h) of the 68 landmarks",
-                ("", *header),
-                [(f"{scores['dense']['vertices']} vertices", *(found[c] for c in columns))],
+                NME_HEADER,
+                _nme_rows({f"{dense['vertices']} vertices": dense["nme"]}),
                 note="2D, without alignment. Published dense errors have other norms and points.",
             )
         )
     if "aflw21" in scores:
-        found = scores["aflw21"]
+        aflw21 = scores["aflw21"]
         tables.append(
             Table(
                 "AFLW, NME in % of √(w·h) of the visible points",
-                ("", *header),
-                [(name, *(nme[c] for c in columns)) for name, nme in found["nme"].items()],
-                note=f"{_counted(found['counts'])} 19 of AFLW's 21 points: the 68 landmarks have "
-                "no ear lobes. Published AFLW errors are divided by AFLW's own face boxes.",
+                NME_HEADER,
+                _nme_rows(aflw21["nme"]),
+                note=f"{_faces_in_bins(aflw21['counts'])} 19 of AFLW's 21 points: the 68 landmarks "
+                "have no ear lobes. Published AFLW errors are divided by AFLW's own face boxes.",
             )
         )
     if "pose" in scores:
-        columns = (*ANGLES, "mean", *BINS)
-        tables.append(
-            Table(
-                "Head pose, mean absolute error in degrees",
-                ("", *ANGLES, "mean", *DEGREES),
-                [
-                    (name, *(pose.get(column, math.nan) for column in columns))
-                    for name, pose in scores["pose"].items()
-                ],
-                note="Published: the angle formulas behind the published tables, whose yaw mixes "
-                "in pitch and roll. Exact: the angles as the labels mean them (of the two triples "
-                "that mean a rotation the one nearer to the label), differences the short way "
-                "round. Geodesic: the single turn between both rotations.",
-            )
-        )
-    rows = []
-    for kind, boxes in scores.get("boxes", {}).items():
-        for labels, found in boxes["nme"].items():
-            for name, numbers in found.items():
-                supplied = boxes["nme_supplied"][labels][name]["balanced"]
-                values = (*(numbers[c] for c in (*BINS, "balanced")), supplied)
-                row = (f"{kind}, {LABEL_NAMES[labels]}, {name}", *values)
-                good = boxes["found"] * (1 - numbers["failure_rate"] / 100)
-                rows.append((*row, boxes["moved"], boxes["found"], good))
-    if rows:
-        header = (*DEGREES, "bins' mean", "supplied", "moved", "found", "≤ 8 %")
-        note = (
-            "Crops cut again from the whole pictures. Supplied: bins' mean of the same faces with "
-            "the supplied boxes. Moved: mean shift of the raw landmarks, % of √(w·h) of their box. "
-            "Found: % of the faces that have such a box; the errors are theirs alone. ≤ 8 %: share "
-            "of all faces that are found and have an error up to that."
-        )
-        tables.append(Table("Other boxes, NME in %", ("", *header), rows, note=note))
+        tables.append(_pose_table(scores["pose"]))
+    if scores.get("boxes"):
+        tables.append(_boxes_table(scores["boxes"]))
     return tables
 
 
-def _counted(counts: dict[str, int]) -> str:
+def _nme_rows(nme: dict[str, dict]) -> list[tuple]:
+    return [(name, *(numbers[c] for c in NME_COLUMNS)) for name, numbers in nme.items()]
+
+
+def _faces_in_bins(counts: dict[str, int]) -> str:
     return f"Faces in the yaw bins: {', '.join(map(str, counts.values()))}."
+
+
+def _pose_table(pose: dict[str, dict]) -> Table:
+    columns = (*ANGLES, "mean", *BINS)
+    return Table(
+        "Head pose, mean absolute error in degrees",
+        ("", *ANGLES, "mean", *DEGREES),
+        [(name, *(errors.get(c, math.nan) for c in columns)) for name, errors in pose.items()],
+        note="Published: the angle formulas behind the published tables, whose yaw mixes "
+        "in pitch and roll. Exact: the angles as the labels mean them (of the two triples "
+        "that mean a rotation the one nearer to the label), differences the short way "
+        "round. Geodesic: the single turn between both rotations.",
+    )
+
+
+def _boxes_table(scores: dict[str, dict]) -> Table:
+    rows = []
+    for kind, boxes in scores.items():
+        for labels, found in boxes["nme"].items():
+            for name, numbers in found.items():
+                good = boxes["found"] * (1 - numbers["failure_rate"] / 100)
+                rows.append(
+                    (
+                        f"{kind}, {LABEL_NAMES[labels]}, {name}",
+                        *(numbers[column] for column in (*BINS, "balanced")),
+                        boxes["nme_supplied"][labels][name]["balanced"],
+                        boxes["moved"],
+                        boxes["found"],
+                        good,
+                    )
+                )
+    return Table(
+        "Other boxes, NME in %",
+        ("", *DEGREES, "bins' mean", "supplied", "moved", "found", "≤ 8 %"),
+        rows,
+        note="Crops cut again from the whole pictures. Supplied: bins' mean of the same faces with "
+        "the supplied boxes. Moved: mean shift of the raw landmarks, % of √(w·h) of their box. "
+        "Found: % of the faces that have such a box; the errors are theirs alone. ≤ 8 %: share "
+        "of all faces that are found and have an error up to that.",
+    )
 
 
 def published_tables(run: dict) -> list[Table]:
@@ -230,12 +246,16 @@ def _synergynet(rows: tuple) -> list[float]:
 
 
 def comparison_table(compared: dict[str, dict[str, float]], a: str, b: str) -> Table:
-    """The result of ``utils.evaluation.compare``."""
+    """The result of ``utils.evaluation.compare`` of the runs called ``a`` and ``b``."""
     rows = []
-    for name, v in compared.items():
-        certain = v["low"] > 0 or v["high"] < 0
-        verdict = ("B is better" if v["high"] < 0 else "A is better") if certain else "not certain"
-        rows.append((name, v["a"], v["b"], v["difference"], v["low"], v["high"], verdict))
+    for name, found in compared.items():
+        verdict = "not certain"
+        if found["low"] > 0:
+            verdict = "A is better"
+        elif found["high"] < 0:
+            verdict = "B is better"
+        numbers = (found[key] for key in ("a", "b", "difference", "low", "high"))
+        rows.append((name, *numbers, verdict))
     return Table(
         "Mean of the yaw bins; NME in %, angles in degrees",
         ("", "A", "B", "B - A", "from", "to", ""),

@@ -95,6 +95,13 @@ def require_finite(state: dict[str, Tensor], path: object) -> None:
             raise ValueError(f"{path}: {key} holds negative variances; the file is damaged")
 
 
+def require_in_half(state: dict[str, Tensor], path: object) -> None:
+    """Raises ValueError where a weight that was halved is infinite: past 65,504 float16 ends."""
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {key} does not fit half precision")
+
+
 def check_face_model(content: dict[str, Any], face_model: MorphableModel, path: object) -> None:
     """Refuses weights that were trained with another face model.
 

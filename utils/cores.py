@@ -5,14 +5,14 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Logical ones that this process may use; where the system does not tell, all there are."""
+    """How many logical cores this process may use; all there are where the system does not tell."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def openmp_threads() -> int | None:
-    """What ``OMP_NUM_THREADS`` says (its first number), None where it says nothing usable."""
+    """The first number of ``OMP_NUM_THREADS``; None where it is not set, or no number above 0."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(wanted) if wanted.isdecimal() and int(wanted) else None
 

@@ -40,7 +40,7 @@ from utils.files import atomic_write, is_inside, map_npy, new_folder, read_npz
 from utils.geometry import camera_angles
 from utils.morphable_model import NUM_PARAMETERS, MorphableModel, split_camera
 from utils.parallel import in_order
-from utils.pictures import read_image
+from utils.pictures import read_crop
 from utils.preprocessing import CROP_SIZE
 
 YAW_BIN = 15.0  # degrees, of the bins that pose balancing knows
@@ -51,6 +51,12 @@ PUBLISHED_CROPS = "train_aug_120x120"
 NUM_STORED = 102  # numbers a row; after the 62 come 40 of a texture that is not used
 # Beside the published files, of sets made here (rendered, from own photos): name their face model.
 DESCRIPTIONS = ("rendered.json", "report.json")
+# Stored cameras are scaled rotations to 1e-6; another model's whitening makes it 0.1 and more.
+MAX_SKEW = 0.05
+_FROM_DOWNLOAD = (
+    "it comes with the published training data, a download (README, 'Published files'); expected "
+    f"below one folder: {PUBLISHED_LIST}, {PUBLISHED_PARAMETERS}, {PUBLISHED_CROPS}/*.jpg"
+)
 
 
 class Faces:
@@ -58,6 +64,7 @@ class Faces:
 
     Attributes:
         folder: where it lies.
+        face_model: gives the landmarks where none are stored.
         parameters: (n, 62) float32, not whitened, frame of the stored picture.
         names: n file names, or None where the set has none.
         side: of the stored pictures, pixels.
@@ -87,7 +94,7 @@ class Faces:
         return self.face_model.landmarks(self.parameters[indices])
 
     def valid(self, indices: np.ndarray) -> np.ndarray:
-        """(b, 4) x1 y1 x2 y2 of the part of each picture that is photo."""
+        """(b, 4) x1 y1 x2 y2 of the part of each picture that is photo, real or whole numbers."""
         return np.tile(np.float32([0, 0, self.side, self.side]), (len(indices), 1))
 
     def batch(self, indices: np.ndarray) -> Batch:
@@ -107,7 +114,9 @@ class PackedFaces(Faces):
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: shapes that disagree, or a set that was packed with another face model.
+        ValueError: damaged files, an empty set, another shape or dtype, numbers that are not
+            finite, cameras of zeros, landmarks in one line, empty ``valid`` parts, or a set that
+            was packed with another face model.
     """
 
     def __init__(self, folder: str | os.PathLike, face_model: MorphableModel) -> None:
@@ -147,6 +156,7 @@ class PackedFaces(Faces):
             )
         self._landmarks, self._valid = labels.get("landmarks"), labels.get("valid")
         if self._landmarks is not None:
+            self._landmarks = self._landmarks.astype(np.float32, copy=False)
             extent = np.ptp(self._landmarks[:, :2], axis=2)  # (n, 2)
             _refuse(extent.min(1) <= 0, f"{labels_file}: landmarks", "in one line")
         if self._valid is not None:
@@ -259,26 +269,12 @@ class PublishedFaces(Faces):
     def images(self, indices: np.ndarray) -> np.ndarray:
         crops = np.empty((len(indices), CROP_SIZE, CROP_SIZE, 3), np.uint8)
         for crop, index in zip(crops, indices, strict=True):
-            crop[:] = self._read_crop(self.folder / PUBLISHED_CROPS / self.names[index])
+            path = self.folder / PUBLISHED_CROPS / self.names[index]
+            try:
+                crop[:] = read_crop(path)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{path}: missing; {_FROM_DOWNLOAD}") from error
         return crops
-
-    @staticmethod
-    def _read_crop(path: Path) -> np.ndarray:
-        try:
-            crop = read_image(path)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path}: missing; {_FROM_DOWNLOAD}") from error
-        if crop.shape != (CROP_SIZE, CROP_SIZE, 3):
-            raise ValueError(f"{path}: expected a crop of 120 x 120 pixels, found {crop.shape[:2]}")
-        return crop
-
-
-_FROM_DOWNLOAD = (
-    "it comes with the published training data, a download (README, 'Published files'); expected "
-    f"below one folder: {PUBLISHED_LIST}, {PUBLISHED_PARAMETERS}, {PUBLISHED_CROPS}/*.jpg"
-)
-# Stored cameras are scaled rotations to 1e-6; another model's whitening makes it 0.1 and more.
-MAX_SKEW = 0.05
 
 
 def _check_finite(rows: np.ndarray, what: str) -> None:
@@ -305,11 +301,11 @@ def _refuse(bad: np.ndarray, what: str, how: str) -> None:
 
 
 class Subset(Faces):
-    """Some faces of a set, in the order of ``indices``."""
+    """Some faces of a set: those at ``indices`` (k,), in their order, or of a mask (n,) bool."""
 
     def __init__(self, faces: Faces, indices: np.ndarray) -> None:
         super().__init__(faces.folder, faces.face_model)
-        self.faces, self.indices = faces, np.asarray(indices)
+        self.faces, self.indices = faces, np.arange(len(faces))[indices]  # a mask's numbers too
         self.parameters, self.side = faces.parameters[self.indices], faces.side
         if faces.names is not None:
             self.names = [faces.names[index] for index in self.indices]
@@ -467,21 +463,23 @@ def batches(
 
     Args:
         faces: the set.
-        probabilities: (n,) of being drawn, with replacement; None: a permutation (the published
-            way).
+        probabilities: (n,) with which faces are drawn, with replacement; None: all in random
+            order, each once before one comes twice (the published way).
         samples: of the epoch; what does not fill a batch is dropped.
         batch_size: of all processes together.
         seed, epoch: decide the order.
         start_step: batches of the epoch that are skipped, unread.
         rank, world_size: this process takes its contiguous share of every batch.
         workers: threads; each works on a batch of its own.
-        pin_memory: for copies to a CUDA device that do not wait.
+        pin_memory: put batches into page-locked memory, from which they are copied to a CUDA
+            device while the host goes on.
 
     Yields:
         ``Batch`` of ``batch_size // world_size`` samples on the CPU.
 
     Raises:
-        ValueError: the batch cannot be shared evenly, or no worker.
+        ValueError: at once, not with the first batch: the batch cannot be shared evenly, or no
+            worker.
     """
     if batch_size % world_size:
         raise ValueError(f"a batch of {batch_size} cannot be shared by {world_size} processes")
@@ -508,7 +506,11 @@ def batches(
 def write_packed(
     folder: str | os.PathLike, images: Iterable[np.ndarray], count: int, side: int, **labels
 ) -> None:
-    """Writes a packed set; ``images`` yields ``count`` pictures (S, S, 3) uint8 BGR.
+    """Writes a packed set.
+
+    Args:
+        images: yields ``count`` pictures (side, side, 3) uint8 BGR.
+        labels: the arrays of labels.npz by name (see the module's text).
 
     Raises:
         ValueError: another shape, dtype or number of pictures.
@@ -520,7 +522,10 @@ def write_packed(
         written = 0
         for image in images:
             if image.shape != (side, side, 3) or image.dtype != np.uint8:
-                raise ValueError(f"expected ({side}, {side}, 3) uint8, got {image.shape}")
+                raise ValueError(
+                    f"{folder}: expected pictures of shape ({side}, {side}, 3) uint8, got "
+                    f"{image.dtype} of shape {image.shape}"
+                )
             file.write(np.ascontiguousarray(image).data)
             written += 1
         if written != count:
@@ -536,7 +541,7 @@ def pack(faces: Faces, folder: str | os.PathLike, workers: int = 4) -> None:
     beside it, which may be removed.
 
     Raises:
-        FileExistsError: something lies at ``folder`` already.
+        FileExistsError: ``folder`` is a file, or not empty.
         OSError: the disk has no room for it.
         FileNotFoundError, ValueError: a picture is missing or damaged; it is named.
     """

@@ -1,4 +1,4 @@
-"""One process or many: what `torchrun` sets up, and what the training loop needs of it.
+"""One process or many: what ``torchrun`` sets up, and what the training loop needs of it.
 
 Without ``torchrun`` everything here is the plain case of one process.
 """

@@ -61,27 +61,6 @@ def _no_npy(path: str | os.PathLike, error: Exception) -> ValueError:
     return ValueError(f"{path}: not a readable .npy array of numbers ({reason})")
 
 
-def is_inside(name: str) -> bool:
-    """Whether a stranger's file name stays below the folder that it is joined to."""
-    parts = name.replace("\\", "/").split("/")
-    is_rooted = not parts[0] or bool(os.path.splitdrive(name)[0])
-    return not is_rooted and ".." not in parts and any(part not in ("", ".") for part in parts)
-
-
-def require_files(needed: Iterable[tuple[Path, str]]) -> None:
-    """Before minutes are spent: every file that a command is to read is there.
-
-    Args:
-        needed: each file, and what the option that leads to it is to be.
-
-    Raises:
-        FileNotFoundError: one is not; says which, and what was expected.
-    """
-    for path, what in needed:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: not there; {what}")
-
-
 def read_npz(path: str | os.PathLike, limit: int = 4 * 2**30) -> dict[str, np.ndarray]:
     """All arrays of an ``.npz`` file by name; pickled objects are refused.
 
@@ -115,6 +94,27 @@ def _reason(path: str | os.PathLike, error: Exception, start: bytes) -> str:
     return "it holds Python objects" if known else "it begins like another kind of file"
 
 
+def is_inside(name: str) -> bool:
+    """Whether a stranger's file name stays below the folder that it is joined to."""
+    parts = name.replace("\\", "/").split("/")
+    is_rooted = not parts[0] or bool(os.path.splitdrive(name)[0])
+    return not is_rooted and ".." not in parts and any(part not in ("", ".") for part in parts)
+
+
+def require_files(needed: Iterable[tuple[Path, str]]) -> None:
+    """Refuses a command, before minutes are spent on it, where a file that it reads is missing.
+
+    Args:
+        needed: each file, and what the option that leads to it is to be.
+
+    Raises:
+        FileNotFoundError: one is not; says which, and what was expected.
+    """
+    for path, what in needed:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not there; {what}")
+
+
 def partial_beside(path: Path) -> Path:
     """A new name beside a path, for what is to become it.
 
@@ -126,7 +126,8 @@ def partial_beside(path: Path) -> Path:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = False) -> Iterator[IO]:
-    """A file that appears under its final name complete or not at all.
+    """A file that appears under its final name complete or not at all. A link of that name is
+    replaced, not followed.
 
     The content goes to a uniquely named ``.partial`` sibling, which takes the final name when the
     block ends without an exception and is removed otherwise. ``durable``: it is on the disk before
@@ -197,7 +198,7 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """A partial sibling that becomes the folder when the block ends without an exception.
 
     Raises:
-        FileExistsError: something lies at ``folder`` already.
+        FileExistsError: ``folder`` is a file, or not empty.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -14,8 +14,9 @@ LIST_NAME = "finished.jsonl"
 class FinishedPhotos:
     """The list ``OUT/finished.jsonl``: a line for each photo all of whose results are written.
 
-    A photo counts as done where the last line about results of its name has its path, size and
-    time of change and the settings of the run, and its result is still there. As soon as results
+    A photo, (name of its results, path), is ``in`` it where the last line of earlier runs about
+    results of its name has its path, size and time of change and the settings of the run, and its
+    result is still there. As soon as results
     of that name are begun again, by another photo or other settings, the line counts no more. Nor
     does one that a kill cut short. Photos of other names stay listed, whatever folder they are in.
 
@@ -41,7 +42,8 @@ class FinishedPhotos:
         self.lock = threading.Lock()
         text = json.dumps({key: str(value) for key, value in settings.items()}, sort_keys=True)
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
-        # The last line about each name: [name, *state, result], or [name] of results begun anew.
+        # Of earlier runs, the last line about each name: [name, *state, result]; [name] of results
+        # that were begun anew.
         self.lines: dict[str, list] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -60,9 +62,10 @@ class FinishedPhotos:
         return line[-1] is None or (self.out / line[-1]).exists()
 
     def has_result(self, name: str) -> bool:
-        """Whether the last line about results of that name has one.
+        """Whether the last line of earlier runs about results of that name says that there are any.
 
-        A photo without faces has none, though files of that name may lie there from an earlier run.
+        A photo without faces has none, though files of that name may lie there. What ``add`` lists
+        in this run does not count.
         """
         line = self.lines.get(name.casefold(), [])
         return len(line) > 1 and line[-1] is not None

@@ -31,7 +31,7 @@ def similarity_align(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray
 
     Returns:
         A (B, 3, 3), a scale times a proper rotation (never a reflection), and t (B, 3), such that
-        `source @ A^T + t` comes closest to target. Umeyama, PAMI 1991, eq. 40-42.
+        ``source @ A^T + t`` comes closest to target. Umeyama, PAMI 1991, eq. 40-42.
     """
     source_mean, target_mean = source.mean(1), target.mean(1)  # (B, 3)
     centred = source - source_mean[:, None]
@@ -83,7 +83,7 @@ def fit_landmarks(
         landmarks: (B, 3, K) or (B, 2, K) labels in crop pixels, or in those of any other picture:
             x right, y down, z towards the viewer in the same unit. Only differences in z count.
             NaN: not labelled.
-        noise: standard deviation of the labels, as a share of sqrt(w·h) of their box.
+        noise: standard deviation of the labels, as a share of sqrt(w·h) of their box; above 0.
         visible_contour: x and y of points 0 to 16 lie on the visible contour.
 
     Returns:
@@ -93,7 +93,8 @@ def fit_landmarks(
         far side's jaw count as much as they are certain.
 
     Raises:
-        ValueError: landmarks of another shape, faces with too few points, or what needs ``noise``.
+        ValueError: landmarks of another shape, faces with too few points or all in one row or
+            column, what needs ``noise``, or a ``noise`` that is none.
     """
     labels = np.asarray(landmarks, dtype=np.float64)
     k = NUM_LANDMARKS
@@ -105,6 +106,8 @@ def fit_landmarks(
         raise ValueError(
             "2D labels need their noise given: depth comes from the model's statistics"
         )
+    if noise is not None and not 0 < noise < np.inf:
+        raise ValueError(f"the labels' noise must be a finite number above 0, got {noise}")
     known = np.isfinite(labels).all(1)  # (B, K)
     needed = k if noise is None else MIN_POINTS
     bad = np.flatnonzero(known.sum(1) < needed)
@@ -114,6 +117,13 @@ def fit_landmarks(
         )
     if not len(labels):  # older releases of scipy rotate no empty batch
         return np.zeros((0, NUM_PARAMETERS), np.float32), np.zeros(0, np.float32)
+    marked = np.where(known[:, None], labels[:, :2], np.nan)
+    flat = np.flatnonzero((np.nanmax(marked, 2) <= np.nanmin(marked, 2)).any(1))
+    if len(flat):
+        raise ValueError(
+            f"the landmarks of faces {flat[:5].tolist()} all have the same x or the same y: their "
+            "box has no size"
+        )
     fits = [
         _Fit(face_model, part, noise, visible_contour).run()
         for part in np.array_split(labels, max(1, -(-len(labels) // BATCH)))

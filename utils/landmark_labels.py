@@ -33,6 +33,9 @@ from utils.matlab import read_mat
 from utils.morphable_model import NUM_LANDMARKS
 from utils.photos import PHOTO_SUFFIXES
 
+_FROM_ONE = np.array([[1.0], [1.0], [0.0]])  # the first pixel's centre in .pts and .mat files
+_MAT_POINTS = ("pt3d_68", "pts_3d", "pt2d", "pts_2d")  # the best first
+
 
 @dataclass(eq=False)
 class LabelledFace:
@@ -72,9 +75,6 @@ def read_pts(path: Path) -> np.ndarray:
     return _points(rows, path)[0] - _FROM_ONE[: len(rows[0])]
 
 
-_MAT_POINTS = ("pt3d_68", "pts_3d", "pt2d", "pts_2d")  # the best first
-
-
 def read_mat_labels(path: Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
     """Labels of a ``.mat`` file of AFLW2000-3D or 300W-LP.
 
@@ -105,9 +105,6 @@ def read_mat_labels(path: Path) -> tuple[np.ndarray, bool, np.ndarray | None]:
     return points, name.endswith("2d"), rotation
 
 
-_FROM_ONE = np.array([[1.0], [1.0], [0.0]])
-
-
 def _points(faces: object, source: object) -> np.ndarray:
     """(n, 2 or 3, 68) from nested rows x, y(, z); one face or several."""
     try:
@@ -126,6 +123,10 @@ def _points(faces: object, source: object) -> np.ndarray:
 
 def find_labels(source: Path, photos: Path | None = None) -> Iterator[LabelledFace]:
     """The labelled faces of a folder, a ``.json`` or a ``.csv`` file; bad ones with their reason.
+
+    Args:
+        source: a folder of photos with their labels beside them, or the file of labels.
+        photos: the folder that a file's names of photos start from; where the file lies if None.
 
     Raises:
         OSError: it cannot be read.

@@ -86,5 +86,7 @@ def _matrix(data: memoryview, order: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{name!r} takes more than {MAX_BYTES:,} bytes")
     if min(shape, default=0) < 0 or int(np.prod(shape, dtype=object)) != values.size:
         raise ValueError(f"{name!r} has {values.size} values but the shape {shape}")
-    with np.errstate(all="ignore"):  # a narrower type stores values that the class holds
+    # MATLAB stores values in the narrowest type that holds them: what overflows its class here is
+    # from a damaged file
+    with np.errstate(all="ignore"):
         return {name: values.astype(_CLASSES[flags & 0xFF]).reshape(shape, order="F")}

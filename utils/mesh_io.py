@@ -37,7 +37,7 @@ class TexturedMesh:
         vertices: (N, 3) float32, in ``frame``.
         triangles: (T, 3) int32, 0-based, outward by the right-hand rule.
         uv: (N, 2) float32 texture coordinates in [0, 1], v up; None without.
-        texture: (S, S, 3) uint8, BGR, its first row at v = 1; None without.
+        texture: (S, S, 3) uint8, BGR, its first row at v = 1; needs ``uv``; None without.
         colors: (N, 3) float32 in [0, 1], BGR; None without.
         confidence: (S, S) float32 in [0, 1], how far to trust the texture; None where not known.
         frame: ``image`` or ``model``.
@@ -97,10 +97,13 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
 
     Raises:
         OSError: it cannot be written there.
-        ValueError: another suffix or frame, or a PLY of a mesh without colours.
+        ValueError: another suffix or frame, a PLY of a mesh without colours, or a texture without
+            texture coordinates.
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if mesh.texture is not None and mesh.uv is None:
+        raise ValueError(f"{path}: the mesh has a texture, but no texture coordinates (uv)")
     mesh = mesh.to_frame(frame)
     if suffix == ".obj":
         return _save_obj(path, mesh)
@@ -109,9 +112,8 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
     if suffix == ".glb":
         content = to_trimesh(mesh).export(file_type="glb", include_normals=True)
     elif suffix == ".html":
-        from utils.html_viewer import (
-            to_html,  # imported here: scripts import this file as they start
-        )
+        # imported here: scripts import this file as they start
+        from utils.html_viewer import to_html
 
         content = to_html(to_trimesh(mesh.to_frame("model")), path.stem)
     else:

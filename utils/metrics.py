@@ -76,32 +76,39 @@ def bin_masks(yaw: np.ndarray) -> np.ndarray:
 
 
 def bin_means(errors: np.ndarray, yaw: np.ndarray) -> np.ndarray:
-    """(3,) mean error of each yaw bin |yaw| <= 30, <= 60, > 60; NaN for an empty bin.
+    """(3,) mean of the errors (n,) in each bin of the yaws (n,): |yaw| <= 30, <= 60, > 60 degrees.
 
-    The headline of the protocol is the unweighted mean of the three, its "Std" the population
-    standard deviation of the three.
+    NaN for an empty bin. The headline of the protocol is the unweighted mean of the three, its
+    "Std" the population standard deviation of the three.
     """
     return np.array([errors[c].mean() if c.any() else np.nan for c in bin_masks(yaw)])
 
 
 def bin_deviations(errors: np.ndarray, yaw: np.ndarray) -> np.ndarray:
-    """(3,) population standard deviation within each yaw bin; NaN for an empty bin."""
+    """(3,) population standard deviation of the errors (n,) within each bin of the yaws (n,); NaN
+    for an empty bin."""
     return np.array([errors[c].std() if c.any() else np.nan for c in bin_masks(yaw)])
 
 
 def failure_rate(errors: np.ndarray) -> float:
-    """Percent of the errors (n,) in percent that are above ``FAILURE``."""
+    """How many of the errors (n,) are above ``FAILURE``, in percent; NaN counts as below."""
     return float(100 * np.mean(np.asarray(errors) > FAILURE))
 
 
 def cumulative_errors(errors: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """The cumulative error distribution: percent of the errors up to each of ``limits``."""
+    """The cumulative error distribution.
+
+    Returns:
+        (L,) float64, how many of the errors (n,) are up to each of the limits (L,), in percent; NaN
+        counts as above all.
+    """
     ordered = np.sort(errors)
     return 100 * np.searchsorted(ordered, limits, side="right") / len(ordered)
 
 
 def area_under_curve(errors: np.ndarray) -> float:
-    """Area under the cumulative error curve from 0 to ``FAILURE``, percent of the largest possible.
+    """Area under the cumulative curve of the errors (n,) from 0 to ``FAILURE``, in percent of the
+    largest possible; NaN where an error is.
 
     Exact, no sampling: a face with error e is under the curve from e to ``FAILURE``.
     """
@@ -132,8 +139,10 @@ def bootstrap_balanced(
     For two runs on one set pass the differences of their errors (a paired bootstrap).
 
     Args:
-        errors: (n,) per sample; NaN is left out.
+        errors: (n,) per sample; NaN and infinite ones are left out.
         yaw: (n,) degrees.
+        rounds: how many times samples are drawn.
+        seed: the same one gives the same means.
 
     Returns:
         (rounds,) float64; its percentiles 2.5 and 97.5 bound the 95 % interval.

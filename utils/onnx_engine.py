@@ -8,9 +8,8 @@ them, if that can be written; all others in the user's cache folder, since a fol
 somebody else may bring a cache, which is not compared with them again. Their names are
 ``WEIGHTS.KEY.CHECKSUM.onnx``: the key stands for the content of the weights, the code of the
 networks and of their export, and the version of ONNX Runtime; the checksum is the file's own. So
-changed weights, changed code, or another ONNX Runtime, are exported for anew, and a damaged file
-is not used.
-Deleting a cache file only costs the time to make it.
+where weights, code or ONNX Runtime have changed, networks are exported anew, and a damaged file is
+not used. Deleting a cache file only costs the time to make it.
 """
 
 from __future__ import annotations
@@ -56,6 +55,8 @@ CACHE_FOLDER = ".onnx_cache"
 
 logger = logging.getLogger(__name__)
 _EXPORTING = threading.Lock()  # PyTorch's exporter keeps state of its own
+# While the import of onnxruntime fails in one thread, another gets a module that is empty.
+_IMPORTING = threading.Lock()
 
 
 class ExportError(UnavailableError):
@@ -99,10 +100,6 @@ def missing_packages() -> list[str]:
 
 
 # ------------------------------------------------------------------------------------- the cache
-
-
-# One thread at a time: while the import fails in one, another gets a module that is empty.
-_IMPORTING = threading.Lock()
 
 
 def open_network(
@@ -168,7 +165,7 @@ def cache_folders(weights: Path) -> list[Path]:
     """Where the cache files of a weights file may lie, best place first."""
     beside = weights.resolve().parent
     own = {path.parent for path in (assets.STARTER_WEIGHTS, assets.STARTER_DETECTOR_WEIGHTS)}
-    folders = [beside / CACHE_FOLDER] * (beside in own)
+    folders = [beside / CACHE_FOLDER] if beside in own else []
     try:
         users = _user_cache()
     except RuntimeError:  # no home, as of users that a container does not know

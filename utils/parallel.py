@@ -14,11 +14,14 @@ def in_order(
 ) -> Generator[Result, None, None]:
     """``work(task)`` of each task, ``workers`` of them at once, results in the tasks' order.
 
-    Args:
-        ahead: how many tasks more than there are workers may wait, or have their result waiting.
+    An exception of ``work``, Ctrl-C, or a caller that stops iterating ends it: what has begun is
+    finished, what has not is dropped.
 
-    An exception of ``work``, Ctrl-C, or the taker's leaving ends it: what has begun is finished,
-    what has not is dropped.
+    Args:
+        work: called in threads of its own.
+        tasks: read in the caller's thread, no further ahead than needed.
+        workers: threads, at least 1.
+        ahead: how many tasks more than there are workers may wait, or have their result waiting.
     """
     pool = ThreadPoolExecutor(workers, "ahead")
     waiting: deque[Future[Result]] = deque()

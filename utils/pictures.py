@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from utils.files import atomic_write
+from utils.preprocessing import CROP_SIZE
 
 
 def max_pixels() -> int:
@@ -40,6 +41,22 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, expected a picture file")
     return decode_image(path.read_bytes(), path)  # cv2.imread fails on some non-ASCII paths
+
+
+def read_crop(path: str | os.PathLike) -> np.ndarray:
+    """A crop of a stored data set, (120, 120, 3) uint8 BGR.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as ``decode_image``; or it has another size.
+    """
+    crop = read_image(path)
+    height, width = crop.shape[:2]
+    if (height, width) != (CROP_SIZE, CROP_SIZE):
+        raise ValueError(
+            f"{path}: {width}x{height} pixels, expected a crop of {CROP_SIZE}x{CROP_SIZE}"
+        )
+    return crop
 
 
 def decode_image(content: bytes, path: Path | str = "the picture") -> np.ndarray:

@@ -5,14 +5,14 @@ ones, so that they stay consistent with each other: filtering landmarks and vert
 face that turns, and its pose would not be the mesh's. The camera is taken apart in the image frame
 (the crop of the next frame lies elsewhere) into parts that move and shake independently:
 
-    place      where the landmarks' centre lies; the model's origin would not do, because it lies
-               behind the face: a shaking rotation moves it, and smoothing it alone breaks that tie
+    place      where the landmarks' centre lies. Not the model's origin: it lies behind the face, so
+               a shaking rotation shakes it too, and filtered apart the two would no longer fit
     depth      its z
     turn       the rotation nearest to the camera
     size       the logarithm of the camera's scale
-    stretch    what is left of the camera (unequal scales, shear), and the
-    shape      coefficients: constant for a person, so they only follow slowly
-    expression coefficients: they move with the face, and are filtered as the pose is
+    stretch    what is left of the camera (unequal scales, shear): constant, so it follows slowly
+    shape      its coefficients, constant for a person: likewise
+    expression its coefficients: they move with the face, and are filtered as the pose is
 
 The filter (Casiez, Roussel, Vogel: 1 EUR Filter, CHI 2012) is a low-pass whose cutoff rises with
 speed: still faces are smoothed heavily, moving ones hardly lag. Two things differ. Time is counted
@@ -81,7 +81,7 @@ class OneEuro:
             self.raw = self.smoothed = value
             self.speed = np.zeros_like(value)  # per frame
             self.difference, self.noise = None, 0.0  # noise: variance, summed over the vector
-            self.seen = 0  # second differences that are in it
+            self.noise_count = 0  # second differences that are in it
             return value
         difference = (value - self.raw) / frames
         self.raw = value
@@ -105,11 +105,11 @@ class OneEuro:
         # a value that is repeated, as where a video stands still, says nothing of the noise
         if self.difference is not None and difference.any():
             # a second difference (weights 1, -2, 1) has six times the variance of a value
-            seen = float(((difference - self.difference) ** 2).sum()) / 6
-            self.seen += 1
-            if self.seen > NOISE_START:
-                seen = min(seen, 4 * self.noise)  # a jump is no noise
-            self.noise += max(NOISE_SHARE, 1 / self.seen) * (seen - self.noise)
+            variance = float(((difference - self.difference) ** 2).sum()) / 6
+            self.noise_count += 1
+            if self.noise_count > NOISE_START:
+                variance = min(variance, 4 * self.noise)  # a jump is no noise
+            self.noise += max(NOISE_SHARE, 1 / self.noise_count) * (variance - self.noise)
         self.difference = difference
         if self.count <= 3:
             return 0.0

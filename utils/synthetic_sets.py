@@ -42,12 +42,12 @@ def write_training_set(
         folder: new or empty.
         face_model: numpy arrays; also whitens the parameters.
         count: of pictures, each of a person of its own.
-        seed: of everything random.
-        jobs: threads.
+        seed: of everything random, not negative.
+        jobs: threads, at least 1.
 
     Raises:
-        FileExistsError: something lies at ``folder`` already.
-        ValueError: a count below 1.
+        FileExistsError: ``folder`` is a file, or not empty.
+        ValueError: a count, seed or number of threads out of range.
         OSError: the folder cannot be written.
     """
     rng = _generator(count, seed)

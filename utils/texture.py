@@ -111,9 +111,12 @@ def sample_uv_map(uv_map: np.ndarray, uv: np.ndarray) -> np.ndarray:
 
 
 def kept_part(face_model: MorphableModel) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (K,) and triangles (T, 3) into them that textured meshes have.
+    """What textured meshes have of a face model: the part it names (``keptInd``, ``deletedTri``),
+    else all of it.
 
-    Those the model names (``keptInd``, ``deletedTri``), else all.
+    Returns:
+        The vertices (K,), as indices into the model's; the triangles (T, 3), as indices into those
+        K.
     """
     if face_model.kept_vertices is None:
         return np.arange(face_model.num_vertices), face_model.triangles
@@ -148,7 +151,7 @@ def mouth_lid(triangles: np.ndarray, uv: np.ndarray, landmarks: np.ndarray) -> n
         loop for loop in boundary_loops(triangles) if _inside(uv[loop], landmarks.mean(0))
     ]  # (k,) each
     rim = min(loops, key=lambda loop: np.ptp(uv[loop, 0]), default=None)
-    # no gap where there is none but the face's own edge
+    # a loop much wider than the lips is the face's own edge: the mesh has no gap
     if rim is None or np.ptp(uv[rim, 0]) > 2 * np.ptp(landmarks[:, 0]):
         return np.zeros((0, 3), np.int32)
     rim = np.roll(rim, -int(uv[rim, 0].argmin()))
@@ -401,7 +404,7 @@ def _in_picture(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _soften(mask: np.ndarray, width: float) -> np.ndarray:
-    """0 outside the mask, rising inwards to 1 over ``width``."""
+    """0 outside the mask, rising inwards to 1 over ``width`` texels."""
     if mask.all():
         return np.ones(mask.shape, np.float32)
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
@@ -464,9 +467,10 @@ def _mirror(photo: np.ndarray, seen: np.ndarray) -> np.ndarray:
 def _trust(photo: np.ndarray, seen: np.ndarray, contour: np.ndarray) -> np.ndarray:
     """(S, S) from 0 to 1, how far a texel's colour is the face's, not the background's.
 
-    A fit that reaches beyond the real contour takes colours from behind it. They are recognised by
-    comparing them with the mirrored texel, where that lies well inside the contour; near the
-    middle of a profile, which is at the contour itself, with the nearest texels inside.
+    A fit that reaches beyond the real contour takes colours from behind it. To recognise them they
+    are compared with the mirrored texels, where those lie well inside the contour. In a profile the
+    middle of the face lies at the contour, mirrored or not: there they are compared with the
+    nearest texels inside.
     """
     inner = smooth_step(contour, *SURE_CONTOUR)
     mirrored = _mirror(photo, seen * inner)
@@ -535,7 +539,8 @@ def fill_smoothly(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def extend(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Values (H, W, C) continued outwards from where they are known (H, W), ever more blurred.
+    """Values (H, W, C) continued outwards from where they are known (H, W), ever more blurred; as
+    float32, unchanged where they are known.
 
     Unlike ``fill_smoothly`` only what lies at the edge counts: a strip of hair goes on as hair.
     """

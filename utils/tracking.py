@@ -37,8 +37,8 @@ ROI_TOLERANCE = 0.05  # sides; crops of a face that strayed by less, and slowly,
 WEAK_SCORE, WEAK_STRETCH = 0.8, 1.12  # a new face whose detection scores less must look better
 LANDMARKS_OVER_ROI = (0.65, 1.3)  # diagonal over side; faces 0.78 to 1.15 (98 %), background 0.75
 MIN_SIDE = 12  # pixels of a roi box
-# Grey levels, standard deviation; faces in photos have 18 and more. Without this limit a plain
-# colour would be taken for a face.
+# As ``contrast`` measures it; faces in photos have 18 and more. Without this limit a plain colour
+# would be taken for a face.
 MIN_CONTRAST = 1.5
 # How much a face can change from one frame to the next:
 MAX_STEP = 0.5  # face sizes (``size_of``) from where its velocity led it
@@ -73,6 +73,7 @@ class Track:
         missing: frames since it was last seen; 0: it is in this one.
         gap: frames between the last two times it was seen; 1: it was not missing.
         unconfirmed: detections in a row that did not find it.
+        steps: times that it was seen after the first.
         before: face, velocity and missing as they were before it was last seen, for ``take_back``;
             None for a new one.
     """
@@ -85,6 +86,7 @@ class Track:
     missing: int = 0
     gap: int = 1
     unconfirmed: int = 0
+    steps: int = 0
     before: tuple[Face, np.ndarray, int] | None = None
 
     @property
@@ -94,7 +96,8 @@ class Track:
 
     def see(self, face: Face) -> None:
         """Takes the face as this one's in the present frame."""
-        share = 1 if self.before is None else VELOCITY_SHARE  # the first step is all that is known
+        share = VELOCITY_SHARE if self.steps else 1  # the first step is all that is known
+        self.steps += 1
         self.before = self.face, self.velocity, self.missing
         self.gap = self.missing
         step = (centre_of(face) - centre_of(self.face)) / self.gap
@@ -104,6 +107,7 @@ class Track:
     def take_back(self) -> None:
         """Undoes ``see``: the face was another one's."""
         self.face, self.velocity, self.missing = self.before
+        self.steps -= 1
 
 
 class FaceTracker:
@@ -245,7 +249,7 @@ class FaceTracker:
         ]
 
     def _find_again(self, found: list[tuple[Face, float]]) -> None:
-        """Gives the missing tracks those of the faces that fit to them, each at most one."""
+        """Gives each missing track the face that fits it best, if any; no face to two tracks."""
         missing = [track for track in self.tracks if track.missing]
         nearness = [[nearness_of(track, face) for face, _ in found] for track in missing]
         for i, j in pairs(np.reshape(nearness, (len(missing), len(found))), 0):
@@ -384,7 +388,8 @@ def looks_like_a_face(face: Face, image: np.ndarray, max_stretch: float = MAX_ST
 
 
 def contrast(image: np.ndarray, box: np.ndarray) -> float:
-    """Grey levels: the largest of the three channels' standard deviations in the box."""
+    """The largest of the three channels' standard deviations in a box (4,), in levels of 255; 0 for
+    a box outside the picture."""
     x1, y1, x2, y2 = np.maximum(box, 0).astype(int)
     step = max((x2 - x1) // 32, 1)  # a thousand pixels are enough
     pixels = image[y1:y2:step, x1:x2:step].reshape(-1, 3)
@@ -418,7 +423,7 @@ def same_face(a: Face, b: Face) -> bool:
 
 
 def nearness_of(track: Track, face: Face) -> float:
-    """How well a face fits to a missing one; 0 or less: not at all."""
+    """How well a face fits a missing track, at most 1; 0 or less: not at all."""
     size = size_of(track.face)
     growth = size_of(face) / size
     # it may have been seen last while another face hid part of it; the rest is fitted as smaller
@@ -429,8 +434,9 @@ def nearness_of(track: Track, face: Face) -> float:
 
 
 def distance_to(track: Track, face: Face) -> float:
-    """From where a track's face was last, or should be by now, in its sizes."""
-    # meanwhile it may have moved on, or stopped
+    """How far a face lies from where a track's was last, or should be by now, whichever is nearer;
+    in sizes of the track's."""
+    # while it was missing it may have moved on, or stopped
     places = (track.centre, centre_of(track.face))
     distance = min(float(np.linalg.norm(centre_of(face) - place)) for place in places)
     return distance / size_of(track.face)

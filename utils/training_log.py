@@ -16,8 +16,8 @@ class TrainingLog:
 
     Args:
         folder: of the run; made at the first line.
-        epochs: how many epochs of an earlier, resumed run to keep; what it logged later it did
-            not save.
+        epochs: how many are kept of the log of the run that is resumed: those in its checkpoint.
+            The lines after them are of work that was not saved.
 
     Raises:
         ValueError: their log is not as it was written.
@@ -59,13 +59,18 @@ class TrainingLog:
             self.events.flush()
 
     def _write(self) -> None:
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        names = column_names(self.rows)
         with atomic_write(self.path, "w") as file:
             writer = csv.DictWriter(file, names, restval="nan", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
         if importlib.util.find_spec("matplotlib"):
             draw_curves(self.rows, self.path.with_name("curves.png"))
+
+
+def column_names(rows: list[dict[str, str]]) -> list[str]:
+    """Of all epochs: one of skipped steps has no losses, and a resumed run may have others."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
@@ -77,7 +82,7 @@ def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
 
     means = ("original", "reannotated", "original_refined", "reannotated_refined")
     epochs = column("epoch")
-    names = list(rows[-1])
+    names = column_names(rows)
     panels = [
         ("training loss", [n for n in names if n.startswith("loss")], "log"),
         (

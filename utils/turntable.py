@@ -109,7 +109,8 @@ def save_turntable(path: str | os.PathLike, frames: Sequence[np.ndarray], fps: i
         path: ``.gif`` or ``.mp4``.
         frames: pictures of one size (H, W, 3) uint8 BGR; of an MP4 an odd last column or row is
             cut off.
-        fps: frames a second.
+        fps: frames a second. A GIF's last whole hundredths of a second, and at least two, since
+            browsers show shorter ones for ten: its rates are 50, 33.3, 25, 20, ...
 
     Raises:
         OSError: it cannot be written there.
@@ -137,9 +138,8 @@ def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     dithered = [np.round(picture + pattern).clip(0, 255).astype(np.uint8) for picture in colours]
     first, *rest = (Image.fromarray(a).quantize(palette=palette, dither=0) for a in dithered)
     content = io.BytesIO()
-    first.save(
-        content, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0
-    )
+    duration = 10 * max(round(100 / fps), 2)  # ms; Pillow would cut it off to hundredths
+    first.save(content, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
     with atomic_write(path) as file:
         file.write(content.getvalue())
 

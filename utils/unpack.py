@@ -44,7 +44,7 @@ class Limits:
 
     files: int = 1_000_000
     size: int = 64 << 30  # bytes in all
-    ratio: float = 100.0  # unpacked to packed bytes; judged above `ratio_from` only
+    ratio: float = 100.0  # unpacked to packed bytes; judged above ``ratio_from`` only
     ratio_from: int = 64 << 20  # bytes
 
 

@@ -47,7 +47,7 @@ CONTAINERS = (
     "mpegvideo,mpjpeg,mxf,nut,obu,ogg,rm,swf,vc1,wtv,yuv4mpegpipe",
 )
 PROBED_FRAMES = 25  # of a file, to learn at what rate its frames come
-# Where a file's first frames come so many times faster than its rate says, that is an average over
+# Where a file's first frames come so many times faster than it claims, the claim is an average over
 # pauses, and not the rate at which to show its frames.
 UNSTEADY = 1.5
 
@@ -63,14 +63,16 @@ class VideoReader:
     damaged end ends the video. Both are told once to ``say``.
 
     Args:
-        source: a file, the number of a camera, or the address of a stream (a text with ``://``).
+        source: a file's path, the number of a camera, or the address of a stream (a text with
+            ``://``).
         say: gets one line about anything out of the ordinary.
         capture: in place of OpenCV's ``VideoCapture``, already open.
 
     Attributes:
         size: (width, height) of the frames.
-        fps: frames a second, as the file or camera claims; where a file's frames come much
-            faster than they do on average, as a screen recording's with a pause, their own rate.
+        fps: frames a second, as the file or camera claims; ``DEFAULT_FPS`` where that cannot be
+            true. Of a file whose frames come much faster than it claims (a screen recording with
+            pauses claims the average), the rate at which they come.
         duration: seconds, as the file claims; None where it does not, and for cameras.
         count: frames, as the file claims; None where it does not, and for cameras.
         is_live: it is a camera, or a stream that claims no number of frames.
@@ -82,6 +84,8 @@ class VideoReader:
     """
 
     def __init__(self, source: Source, say: Say, capture: cv2.VideoCapture | None = None):
+        if isinstance(source, str) and "://" not in source:
+            source = Path(source)  # OpenCV would open it unchecked, a playlist too
         self.source, self.say = source, say
         self.name = name_of(source)
         is_file = isinstance(source, Path)
@@ -94,7 +98,7 @@ class VideoReader:
                 raise ValueError(f"{source}: a playlist, which names other files; give a video")
         self.capture = capture or _open_capture(source)
         self.is_damaged = self.size_changed = False
-        self.stretch = _width_of_pixels(self.capture)
+        self.pixel_aspect = _pixel_aspect(self.capture)
         self.first = self._next() if self.capture.isOpened() else None
         if self.first is None:
             self.capture.release()
@@ -118,9 +122,11 @@ class VideoReader:
         self.started = time.monotonic()
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
-        """(seconds since the first frame, (H, W, 3) uint8 BGR) of each frame; works only once."""
-        frame, number, origin, last = self.first, 0, None, -1.0
-        self.first = None
+        """(seconds since the first frame, (H, W, 3) uint8 BGR) of each frame, once."""
+        frame, self.first = self.first, None
+        if frame is None:  # read already; else the file would be called damaged
+            return
+        number, origin, last = 0, None, -1.0
         while frame is not None:
             if self.is_live:
                 seconds = time.monotonic() - self.started
@@ -154,9 +160,9 @@ class VideoReader:
 
     def _square(self, frame: np.ndarray) -> np.ndarray:
         """The frame in square pixels, as players show it."""
-        if self.stretch == 1:
+        if self.pixel_aspect == 1:
             return frame
-        width = max(round(frame.shape[1] * self.stretch), 1)
+        width = max(round(frame.shape[1] * self.pixel_aspect), 1)
         return cv2.resize(frame, (width, frame.shape[0]), interpolation=cv2.INTER_AREA)
 
     def _fit(self, frame: np.ndarray) -> np.ndarray:
@@ -208,8 +214,8 @@ def _rate_of_frames(source: Path) -> float:
     return 1 / interval if interval > 0 else 0.0
 
 
-def _width_of_pixels(capture: cv2.VideoCapture) -> float:
-    """Of a file's pixels, over their height; 1 where it tells nothing, or what cannot be true."""
+def _pixel_aspect(capture: cv2.VideoCapture) -> float:
+    """Width over height of a file's pixels; 1 where it tells nothing, or what cannot be true."""
     wide, high = (capture.get(p) for p in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
     if not (wide > 0 and high > 0 and 0.2 <= wide / high <= 5):
         return 1.0
@@ -362,6 +368,7 @@ class VideoWriter:
         self.was_stopped = False
         self.is_ending = False  # set by another thread: a gap is filled no further
         self.shown: np.ndarray | None = None  # the last frame
+        self.shape = (size[1], size[0], 3)  # of the frames that come
         self.size = (size[0] // 2 * 2, size[1] // 2 * 2)
         if min(self.size) < 2:
             raise ValueError(f"{path}: a video has at least 2x2 pixels, not {size[0]}x{size[1]}")
@@ -399,7 +406,13 @@ class VideoWriter:
 
         Raises:
             OSError: the disk is nearly full; what was written so far can be closed.
+            ValueError: another shape or dtype: ffmpeg would take its bytes for other frames.
         """
+        if frame.dtype != np.uint8 or frame.shape != self.shape:
+            raise ValueError(
+                f"{self.path}: expected a frame of shape {self.shape} uint8, got {frame.dtype} of "
+                f"shape {frame.shape}"
+            )
         if seconds - self.last > self.longest_gap:
             self.shift += seconds - self.last - 1 / self.fps
         self.last = seconds
@@ -416,7 +429,7 @@ class VideoWriter:
                 raise OSError(errno.ENOSPC, "no space left for more of the video", str(self.path))
             self.writer.write(shown)
             self.written += 1
-        self.shown = frame
+        self.shown = frame.copy()  # the caller may read the next one into the same array
 
     def _has_room(self) -> bool:
         """Whether the disk has room for one frame more and the index.
@@ -452,7 +465,8 @@ class VideoWriter:
                 self._check()
                 message = self._add_sound(sound_from) if sound_from else None
             except KeyboardInterrupt:  # the pictures are there, and were longer work
-                self.was_stopped, message = True, "the sound is not copied: stopped"
+                self.was_stopped = True
+                message = "the sound is not copied: stopped" if sound_from else None
             try:
                 replace_file(self.partial, self.path)
             except PermissionError as error:  # Windows: the old one is open in a player

@@ -51,7 +51,7 @@ class VideoNumbers:
         formats: some of ``FORMATS``.
 
     Attributes:
-        written: after the block, the files that are there now.
+        files: after the block, those that are there now.
 
     Raises:
         OSError: at the block's end: the files cannot be written there.
@@ -60,7 +60,7 @@ class VideoNumbers:
     def __init__(self, path: Path, formats: Sequence[str]) -> None:
         self.path, self.formats = path, formats
         self.times = array("d")  # seconds, of every frame
-        self.written: list[Path] = []
+        self.files: list[Path] = []
 
     def __enter__(self) -> VideoNumbers:
         self.open_files = ExitStack()  # empty: the first frame begins the files of lines
@@ -74,7 +74,7 @@ class VideoNumbers:
                 return
             if "npz" in self.formats:
                 self._write_table()
-        self.written = [file_of(self.path, form) for form in self.formats]
+        self.files = [file_of(self.path, form) for form in self.formats]
 
     def _write_table(self) -> None:
         self.rows.seek(0)
@@ -94,7 +94,12 @@ class VideoNumbers:
             self.sheet.write(",".join(CSV_COLUMNS) + "\n")
 
     def add(self, frame: int, seconds: float, tracked: Sequence[tuple[int, Face]]) -> None:
-        """Writes the faces, each with its id, of a frame.
+        """Writes the faces of a frame.
+
+        Args:
+            frame: its number, from 0.
+            seconds: its time, from the first frame.
+            tracked: (id, face), as ``FaceTracker`` gives them.
 
         Raises:
             OSError: they cannot be written.
@@ -103,18 +108,18 @@ class VideoNumbers:
             self._begin()
         self.times.append(seconds)
         if "npz" in self.formats:
-            for number, face in tracked:
+            for face_id, face in tracked:
                 row = np.zeros((), ROW)
-                row["frame"], row["time"], row["id"] = frame, seconds, number
+                row["frame"], row["time"], row["id"] = frame, seconds, face_id
                 fill_row(row, face)
                 self.rows.write(row.tobytes())
         if "jsonl" in self.formats:
-            faces = [{"id": number} | face_to_json(face) for number, face in tracked]
+            faces = [{"id": face_id} | face_to_json(face) for face_id, face in tracked]
             line = {"frame": frame, "time": round(seconds, 6), "faces": faces}
             self.lines.write(json.dumps(line, allow_nan=False) + "\n")
             self.lines.flush()
         if "csv" in self.formats:
             start = (frame, round(seconds, 6))
             table = csv.writer(self.sheet, lineterminator="\n")
-            table.writerows((*start, number, *csv_numbers(face)) for number, face in tracked)
+            table.writerows((*start, face_id, *csv_numbers(face)) for face_id, face in tracked)
             self.sheet.flush()

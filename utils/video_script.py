@@ -41,7 +41,7 @@ class FrameWriter:
 
     Attributes:
         video: the writer.
-        written: after ``finish``, the files that are there now.
+        files: after ``finish``, those that are there now.
 
     Raises:
         OSError, ValueError: of ``VideoWriter``.
@@ -51,7 +51,7 @@ class FrameWriter:
         self.video = VideoWriter(path, size, fps, longest_gap)
         self.pool = ThreadPoolExecutor(1, "writer")
         self.writing: Future[None] | None = None
-        self.written: list[Path] = []
+        self.files: list[Path] = []
 
     def __enter__(self) -> FrameWriter:
         return self
@@ -72,9 +72,11 @@ class FrameWriter:
         Raises any error that ``reason`` does not know.
         """
         error = self.writing.exception() if self.writing else None
-        if error and reason(error) is None:
+        if error is None:
+            return None
+        if (known := reason(error)) is None:
             raise error
-        return error and reason(error)
+        return known
 
     def finish(self, sound_from: Path | None) -> str | None:
         """Closes the video, as ``VideoWriter.close``; of no frames none is made."""
@@ -83,7 +85,7 @@ class FrameWriter:
             self.video.abandon()
             return None
         message = self.video.close(sound_from)
-        self.written.append(self.video.path)
+        self.files.append(self.video.path)
         return message
 
     def abandon(self) -> None:
@@ -127,8 +129,7 @@ def run_on_video(options: argparse.Namespace, model: SynergyNet) -> int:
                 for seconds, frame in frames:
                     tracked = tracker(frame, overlays.dense and wants_pictures)
                     if wants_pictures:
-                        ids, faces = [i for i, _ in tracked], [face for _, face in tracked]
-                        picture = overlays(frame, faces, ids)
+                        picture = overlays(frame, [f for _, f in tracked], [i for i, _ in tracked])
                     if writer:
                         writer.put(picture, seconds)
                     numbers.add(done, seconds, tracked)
@@ -160,7 +161,7 @@ def run_on_video(options: argparse.Namespace, model: SynergyNet) -> int:
         failure = "stopped"
     if failure:
         say(f"failed: {reader.name}: {failure}", sys.stderr)
-    written = [*(writer.written if writer else ()), *numbers.written]
+    written = [*(writer.files if writer else ()), *numbers.files]
     summary = f"{counted(tracker.last_id, 'face')} in {faces_seen} of {counted(done, 'frame')}"
     if written:
         summary += f"; written: {', '.join(map(str, written))}"
@@ -202,17 +203,17 @@ def reason(error: BaseException) -> str | None:
 def check_window() -> None:
     """Raises UnavailableError, saying what to do, where no window can be opened."""
     if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
-        reason = "this session has no display"
+        fault = "this session has no display"
         remedy = "start it in a session with one"
     else:
         try:
             cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
             return
         except cv2.error:
-            reason = "OpenCV's headless wheel opens none"
+            fault = "OpenCV's headless wheel opens none"
             remedy = "`make gui` installs the wheel that does (the `gui` extra, README 'Install')"
     raise UnavailableError(
-        f"--show needs a window, but {reason}; {remedy}; without --show the result is written to a "
+        f"--show needs a window, but {fault}; {remedy}; without --show the result is written to a "
         "file"
     )
 
