@@ -48,7 +48,7 @@ from FaceBoxes.network import FaceBoxesNet, load_weights
 from starter_kit.detector_losses import Hints, distillation_loss, multibox_loss
 from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
 from utils.assets import ROOT
-from utils.checkpoint import mixed_state, write_checkpoint
+from utils.checkpoint import mixed_state, require_in_half, write_checkpoint
 from utils.cli import at_least, run_script, within
 from utils.files import require_files
 from utils.runtime import choose_device, on_device
@@ -306,14 +306,15 @@ def export(source: Path, target: Path, other: Path | None = None, share: float =
 
     Args:
         other: weights from which the training began, of which ``share`` is mixed in.
+
+    Raises:
+        ValueError: a kernel is beyond half precision.
     """
     state = load_weights(source)
     if other:
         state = mixed_state(state, load_weights(other), share, other)
     small = {k: v.half() if v.ndim > 1 else v for k, v in state.items()}
-    for key, value in small.items():
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{source}: {key} does not fit half precision")
+    require_in_half(small, source)
     write_checkpoint(target, small)
 
 
