@@ -24,7 +24,7 @@ TORCH ?=
 PY := $(VENV)/bin/python
 # A setting as one word for the shell, whatever a photo's name holds: quotes, $(shell ...)
 # (which would run when make hands its settings on to the programs' environment)
-unexport PHOTO OUT
+unexport PHOTO OUT BENCHMARK
 quoted = '$(subst ','\'',$(value $(1)))'
 NATIVE := Sim3DR FaceBoxes backbone_nets
 SOURCES := pyproject.toml setup.py \

@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.tables import median_and_quartiles
 from singleImage import parse_options
 from synergy3DMM import SynergyNet
 from utils import assets, results
@@ -106,9 +107,9 @@ def main() -> None:
     for name, times in zip(
         ("plain loop, PyTorch", "singleImage.py"), seconds.values(), strict=True
     ):
-        low, median, high = np.percentile(args.count / np.array(times), [25, 50, 75])
-        medians.append(median)
-        print(f"| {name} | {median:.1f} | {low:.1f}–{high:.1f} |")
+        speeds = args.count / np.array(times)
+        medians.append(np.median(speeds))
+        print(f"| {name} | {median_and_quartiles(speeds, '.1f')} |")
     print(f"| ratio | {medians[1] / medians[0]:.2f} | |")
     if len(resident) > 50:
         print(f"memory after photo 50 {resident[49]:.0f} MB, after the last {resident[-1]:.0f} MB")

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import at_least, run_script, script_parser
+from utils.cli import at_least, run_script, script_parser, within
 from utils.files import read_npz, require_files, write_npz
 from utils.fitting import similarity_align
 from utils.morphable_model import (
@@ -237,7 +237,7 @@ def main() -> None:
         help="folder with faces_train_labels.npz")  # fmt: skip
     add("--max-spread", type=number, default=RELIABLE_SPREAD,
         help="leave out labels with a spread from here on (default: 0.0125)")  # fmt: skip
-    add("--share", type=number, default=0.35,
+    add("--share", type=within(0, 1, float), default=0.35,
         help="of all variance: what a person has beyond it is expression (default: 0.35)",
     )  # fmt: skip
     add("--stiffness", type=number, default=4.0,

@@ -22,16 +22,15 @@ USABLE_SPREAD = 0.035  # labels on which the labelling model disagreed with itse
 
 
 def main() -> None:
-    needed = "--photos DIR --split train|val --fits NPZ --out DIR"
+    needed = "--photos DIR --split S --fits NPZ --out DIR"  # with the rest on a line of 100
     parser = script_parser(__doc__, usage=f"{needed} [options]", module="starter_kit.pack_photos")
     add = parser.add_argument
     add("--photos", type=Path, required=True, metavar="DIR", help="photo zips and their labels")
-    add("--split", choices=["train", "val"], required=True, help="which of them")
+    add("--split", choices=["train", "val"], required=True, metavar="S", help="train or val")
     add("--fits", type=Path, required=True, metavar="NPZ", help="from starter_kit.fit_labels")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--human-weight", type=within(0, 1, float), default=0.0, metavar="SHARE",
-        help="of people's labels where there are any; the rest are the network's (default: 0)",
-    )  # fmt: skip
+        help="of people's labels where there are any; the rest is the network's (0)")  # fmt: skip
     options = parser.parse_args()
 
     labels_file = options.photos / f"faces_{options.split}_labels.npz"

@@ -185,9 +185,13 @@ def test_a_folder_goes_on_where_it_was_stopped(run_folder, tmp_path):
 
 def test_another_versions_tables_are_made_anew(run_folder, monkeypatch):
     """Their columns are others: in one faces.csv with ours, landmarks would stand for others."""
-    run_folder()
-    monkeypatch.setattr("utils.results.CSV_COLUMNS", ["photo", "face", "score"])
-    assert run_folder("--resume")[0] == [60, 70, 80]
+    table = ("--save", "csv")
+    run_folder(*table)
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.results.CSV_COLUMNS", ["photo", "face", "score"])
+        assert run_folder("--resume", *table)[0] == [60, 70, 80]
+        run_folder()
+    assert run_folder("--resume")[0] == []  # of a run without a table nothing is
 
 
 def test_another_folder_takes_over_only_the_names_that_it_writes(run_folder, tmp_path):

@@ -126,6 +126,12 @@ def test_a_suffix_in_capitals_and_a_mesh_without_colours(tmp_path):
         assert len(read(save_mesh(tmp_path / name, bare)[0]).vertices) == len(bare.vertices)
 
 
+def test_a_ply_needs_no_texture_coordinates(tmp_path):
+    """Its colours are the vertices'; the texture is left out as ever."""
+    (path,) = save_mesh(tmp_path / "a.ply", dome().replace(uv=None))
+    assert len(read(path).vertices) == len(dome().vertices)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "frame", "message"),
     [

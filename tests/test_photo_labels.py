@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from starter_kit import evaluate_network, fit_labels, pack_photos, rotate_views
+from starter_kit import evaluate_network, fit_labels, landmark_statistics, pack_photos, rotate_views
 from starter_kit.fit_labels import LABEL_SIDE
 from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_model
 from utils.files import read_npz, write_npz
@@ -109,6 +109,12 @@ def test_packing_keeps_pictures_and_labels_together(photos, fits, split, tmp_pat
     np.testing.assert_allclose(packed["landmarks"][:, 2].mean(axis=1), depth, atol=0.02)
 
 
+def test_the_help_fits_the_screen(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, pack_photos, "--help")
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
 @pytest.mark.parametrize("weight", ["50", "-0.1", "nan"])
 def test_a_share_is_no_percentage(photos, fits, tmp_path, monkeypatch, capsys, weight):
     """Landmarks would lie far beyond what people have marked, and the set would be packed."""
@@ -117,6 +123,13 @@ def test_a_share_is_no_percentage(photos, fits, tmp_path, monkeypatch, capsys, w
         run(monkeypatch, pack_photos, *options, "--out", tmp_path, f"--human-weight={weight}")
     assert "--human-weight: expected a number, 0 to 1" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_no_share_of_the_variance_is_a_percentage(photos, monkeypatch, capsys):
+    """All expression would go, and the model that ships be replaced."""
+    with pytest.raises(SystemExit):
+        run(monkeypatch, landmark_statistics, "--photos", photos[0], "--share", "35")
+    assert "--share: expected a number, 0 to 1" in capsys.readouterr().err
 
 
 def test_fits_of_other_photos_are_refused(photos, fits, tmp_path, monkeypatch):

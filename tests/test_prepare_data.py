@@ -208,6 +208,21 @@ def test_photos_in_folders_and_with_several_faces_can_be_scored_on(faces, tmp_pa
     assert sorted(path.name for path in (tmp_path / "set" / CROPS).iterdir()) == sorted(names)
 
 
+def test_photos_in_deep_folders_can_be_scored_on(faces, tmp_path):
+    photos, landmarks, _ = faces
+    deep = "/".join(["é" * 60] * 4)
+    (tmp_path / deep).mkdir(parents=True)
+    content = {}
+    for index, name in enumerate(["x.png", "y.png"]):
+        cv2.imwrite(str(tmp_path / "photo.png"), photos[index])
+        (tmp_path / "photo.png").replace(tmp_path / deep / name)
+        content[f"{deep}/{name}"] = landmarks[index].T.tolist()
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    options = ["--layout", "aflw2000", "--out", tmp_path / "set"]
+    assert run(tmp_path / "labels.json", *options) == 0
+    assert [name[-5:] for name in open_benchmark(tmp_path / "set").names] == ["x.jpg", "y.jpg"]
+
+
 def test_the_table_that_singleimage_writes_is_labels_too(faces, tmp_path):
     photos, landmarks, _ = faces
     for index in range(2):

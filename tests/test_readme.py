@@ -77,6 +77,14 @@ def test_make_passes_any_name_on_as_it_is(target, setting):
     assert any(word in (name, f"{name}/aflw2000_data") for word in words), words
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_runs_nothing_that_a_name_holds(tmp_path):
+    names = ("PHOTO", "OUT", "BENCHMARK")
+    settings = [f"{name}=$(shell touch {tmp_path / name})" for name in names]
+    subprocess.run(["make", "help", *settings], cwd=ROOT, capture_output=True, check=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_published_download_is_linked():
     linked = set(re.findall(r"https://drive\.google\.com/file/d/[\w-]+", README))
     assert linked == {url(file_id) for item in PUBLISHED.values() for file_id in item.ids}

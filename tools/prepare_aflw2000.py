@@ -266,7 +266,7 @@ def prepare(
 
     Raises:
         BadSamples: some samples cannot be used and are not to be left out, or none is left.
-        FileExistsError: something lies at ``out`` already.
+        FileExistsError: ``out`` is a file, or not empty.
         ValueError: the re-annotated landmarks or the bases are not what they should be.
         OSError: a folder cannot be read or written.
     """

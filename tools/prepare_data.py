@@ -191,7 +191,7 @@ def to_crop(parameters: np.ndarray, box: np.ndarray) -> np.ndarray:
 def name_crops(samples: list[Sample], separator: str = "/") -> None:
     """Gives each a crop of its own, named after the photo, further faces in folders face2, ...
 
-    With another separator than ``/`` folders become part of the name.
+    With another separator than ``/`` folders become part of the name, of which the end is kept.
 
     What a list of names cannot hold (line ends, spaces at the ends) becomes ``_``.
     """
@@ -199,7 +199,10 @@ def name_crops(samples: list[Sample], separator: str = "/") -> None:
     for sample in samples:
         parts = ["".join(c if c.isprintable() else "_" for c in p) for p in Path(sample.name).parts]
         parts = [part.strip() if part.strip(" .") else "_" for part in parts]
-        plain[sample] = Path(separator.join([*parts[:-1], f"{Path(parts[-1]).stem}.jpg"]))
+        name = separator.join([*parts[:-1], f"{Path(parts[-1]).stem}.jpg"])
+        if separator != "/":  # file systems take 255 bytes, and more are put before it
+            name = name.encode()[-200:].decode(errors="ignore").strip()
+        plain[sample] = Path(name)
     # a folder may be called like another photo's crop
     taken = {folder.as_posix().casefold() for path in plain.values() for folder in path.parents}
     for sample, path in plain.items():
@@ -289,7 +292,7 @@ def prepare(
         All faces found; of those left out, the reason.
 
     Raises:
-        FileExistsError: something lies at ``out`` already.
+        FileExistsError: ``out`` is a file, or not empty.
         OSError, ValueError: a source cannot be read or holds no labels, or OUT cannot be written.
     """
     faces = (face for source in sources for face in find_labels(source, photos))

@@ -97,12 +97,13 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
 
     Raises:
         OSError: it cannot be written there.
-        ValueError: another suffix or frame, a PLY of a mesh without colours, or a texture without
-            texture coordinates.
+        ValueError: another suffix or frame, a PLY of a mesh without colours, or, elsewhere, a
+            texture without texture coordinates.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if mesh.texture is not None and mesh.uv is None:
+    # a PLY has the colours alone
+    if suffix != ".ply" and mesh.texture is not None and mesh.uv is None:
         raise ValueError(f"{path}: the mesh has a texture, but no texture coordinates (uv)")
     mesh = mesh.to_frame(frame)
     if suffix == ".obj":

@@ -130,9 +130,10 @@ def finished_photos(
     read = [*model.files, *filter(Path.is_file, given)]
     settings |= {
         "model": model.description,
-        "columns": results.CSV_COLUMNS,  # another version's lines do not fit into our faces.csv
         "changed": [Path(path).stat().st_mtime_ns for path in read],
     }
+    if "csv" in settings.get("save", ()):  # another version's lines do not fit into our faces.csv
+        settings["columns"] = results.CSV_COLUMNS
     return FinishedPhotos(options.out, settings, options.resume, companion_of)
 
 

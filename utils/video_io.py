@@ -350,7 +350,7 @@ class VideoWriter:
 
     Attributes:
         written: frames, repeated ones too.
-        was_stopped: Ctrl-C came while the sound was copied; the video is there without it.
+        was_stopped: Ctrl-C came while the video was closed; it is there, without the sound.
 
     Raises:
         OSError: it cannot be written there.
