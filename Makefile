@@ -72,7 +72,7 @@ fuzz: build ## Try EXAMPLES random inputs at each door and file reader, RUNS at 
 # The inputs that it found useful stay in build/fuzz/NAME/corpus and are where the next run begins.
 define libfuzzer
 	@mkdir -p build/fuzz/$(1)/corpus
-	$(CLANG) -std=c++17 -g -O2 -pthread -Wno-parentheses -ffp-contract=off -fno-sanitize-recover=all \
+	$(CLANG) -std=c++17 -g -O2 -pthread -ffp-contract=off -fno-sanitize-recover=all \
 	    -fsanitize=fuzzer,address,undefined,float-cast-overflow -I $(2) \
 	    tests/native/fuzz_$(1).cpp $(3) -o build/fuzz/$(1)/fuzzer
 	build/fuzz/$(1)/fuzzer -runs=$(RUNS) -max_len=1024 -len_control=0 -timeout=30 \

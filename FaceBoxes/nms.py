@@ -113,15 +113,18 @@ def _checked(detections: np.ndarray) -> np.ndarray:
 
 
 def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of one row (5,) with many (n, 5), in the kernel's float32 steps."""
+    """Intersection over union of one row (5,) with many (n, 5), rounded where the kernel rounds."""
+
+    def area(rows: np.ndarray) -> np.ndarray:
+        return ((rows[..., 2:4] - rows[..., :2]).astype(np.float64) + 1).prod(-1)
+
     one = np.float32(1)
     width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0]) + one
     height = np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1]) + one
-    area = (box[2] - box[0] + one) * (box[3] - box[1] + one)
-    areas = (boxes[:, 2] - boxes[:, 0] + one) * (boxes[:, 3] - boxes[:, 1] + one)
     meets = (width > 0) & (height > 0)
     intersection = np.where(meets, width * height, np.float32(0))
-    return intersection / np.where(meets, area + areas - intersection, one)
+    union = (area(box) + area(boxes) - intersection).astype(np.float32)
+    return intersection / np.where(meets, union, one)
 
 
 def _greedy(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarray:
@@ -141,9 +144,10 @@ def _soft(
         best = i + int(np.argmax(rows[i:n, 4]))
         rows[[i, best]] = rows[[best, i]]
         rest = rows[i + 1 : n]
-        iou = _overlaps(rows[i], rest).astype(np.float64)
+        iou = _overlaps(rows[i], rest)
+        square, iou = (iou * iou).astype(np.float64), iou.astype(np.float64)
         if method == 2:
-            weight = np.exp(-(iou**2) / sigma)
+            weight = np.exp(-square / sigma)
         else:
             weight = np.where(iou > overlap_threshold, (1 - iou) * (method == 1), 1.0)
         rest[:, 4] = weight * rest[:, 4]

@@ -18,6 +18,7 @@ cdef inline float overlap(
     if width <= 0 or height <= 0:
         return 0  # also keeps the division below away from empty boxes
     intersection = width * height
+    # The ones are doubles in the C that Cython makes of this: the union is rounded to float once.
     union_ = (
         (a[2] - a[0] + 1) * (a[3] - a[1] + 1) + (b[2] - b[0] + 1) * (b[3] - b[1] + 1) - intersection
     )

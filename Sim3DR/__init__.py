@@ -47,7 +47,8 @@ __all__ = [
     "zbuffer",
 ]
 
-# Beyond this the float32 products of the barycentrics (fourth powers of pixels) would overflow.
+# Up to this no float32 product overflows: the kernel's largest are fifth powers of pixels, which
+# would from 1.7e8 on. And a pixel's place in a bounding box is an int32.
 COORDINATE_LIMIT = 1e8
 # Beyond this the float32 position of a pixel is not exact.
 SIDE_LIMIT = 2**24
@@ -146,8 +147,8 @@ def zbuffer(
     Pixels are tested at their integer position by ``u >= 0, v >= 0, u + v < 1`` in float32, where u
     and v, the shares of the third and the second corner, are their numerators times the reciprocal
     of the common denominator, as published; dividing instead rounds differently. The largest z
-    wins, of equals the first triangle. Triangles without area paint nothing. ``interpolate`` and
-    ``paint`` turn the result into pictures.
+    wins, of equals the first triangle. Triangles whose area is zero in float64 paint nothing.
+    ``interpolate`` and ``paint`` turn the result into pictures.
 
     Args:
         vertices: (N, 3) real; x, y in pixels, z towards the viewer.
@@ -167,8 +168,7 @@ def zbuffer(
     if np.may_share_memory(vertices, given):
         vertices = vertices.copy()  # the weights are computed later, and must not have moved
     height, width = _size(height, width)
-    x0 = _pixels(origin[0], "origin x", -SIDE_LIMIT, SIDE_LIMIT - width)
-    y0 = _pixels(origin[1], "origin y", -SIDE_LIMIT, SIDE_LIMIT - height)
+    x0, y0 = _origin(origin, height, width)
     return _zbuffer(vertices, triangles, x0, y0, height, width, threads)
 
 
@@ -398,12 +398,15 @@ def _interpolate(
     """``image`` (h, w, C), where triangles are visible filled with attributes (N, C)."""
     threads = _threads(threads, buffer.triangle.size)
     vertices, own = buffer.vertices, buffer.triangles
+    if vertices.shape[1:] != (3,):  # the rest of an odd buffer the binding refuses
+        raise ValueError(f"the buffer's vertices must have shape (N, 3), not {vertices.shape}")
+    origin = _origin(buffer.origin, *buffer.triangle.shape)
     given = _triangles(triangles, len(attributes))
     if given is not own or len(attributes) > len(vertices):
         # Checked again: the caller may have changed it since, and the kernel indexes memory by it.
         own = _triangles(own, len(vertices))
     count = min(len(given), len(own))
-    mesh = vertices, own[:count], *buffer.origin
+    mesh = vertices, own[:count], *origin
     values = given[:count], attributes, image
     if not image.size:
         return image
@@ -554,6 +557,13 @@ def _source(background: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 def _size(height: int, width: int) -> tuple[int, int]:
     return _pixels(height, "height", 1, SIDE_LIMIT), _pixels(width, "width", 1, SIDE_LIMIT)
+
+
+def _origin(origin: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    return (
+        _pixels(origin[0], "origin x", -SIDE_LIMIT, SIDE_LIMIT - width),
+        _pixels(origin[1], "origin y", -SIDE_LIMIT, SIDE_LIMIT - height),
+    )
 
 
 def _pixels(value: int, name: str, low: int, high: int) -> int:

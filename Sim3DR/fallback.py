@@ -29,6 +29,7 @@ def vertex_normals(vertices: np.ndarray, triangles: np.ndarray, normals: np.ndar
     normals[:] = normals / np.where(length > 0, length, 1)
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")
 def shade(vertices, normals, lighting, texture: np.ndarray | None, colors: np.ndarray) -> None:
     scaled = np.array(vertices.T, order="C")  # (3, N): numpy is much faster along the last axis
     scaled -= scaled.min(1, keepdims=True)
@@ -37,14 +38,18 @@ def shade(vertices, normals, lighting, texture: np.ndarray | None, colors: np.nd
     normals = np.ascontiguousarray(normals.T)
     to_light = _unit(np.float32(lighting.light)[:, None] - scaled)
     cosine = (normals * to_light).sum(0)  # (N,)
-    light = lighting.ambient + lighting.directional * cosine.clip(0, 1)
+    light = lighting.ambient + lighting.directional * _unit_clip(cosine)
     if lighting.specular:
         to_eye = _unit(np.float32(lighting.eye)[:, None] - scaled)
         glint = to_eye * (2 * cosine * normals - to_light)
         fifth = np.square(np.square(glint)) * glint
-        light += lighting.specular * np.where(cosine != 0, fifth.sum(0).clip(0, 1), 0)
-    light = light.clip(0, 1)[:, None]  # (N, 1); before the texture, which it may not burn through
+        light += lighting.specular * np.where(cosine != 0, _unit_clip(fifth.sum(0)), 0)
+    light = _unit_clip(light)[:, None]  # (N, 1); before the texture, which it may not burn through
     colors[:] = light if texture is None else light * texture
+
+
+def _unit_clip(x: np.ndarray) -> np.ndarray:
+    return np.fmin(np.fmax(x, 0), 1)  # of normals and lights beyond all bounds NaN: 0 then
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

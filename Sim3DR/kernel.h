@@ -1,10 +1,12 @@
 // Checks, vertex normals, lighting, z-buffer and attribute interpolation. Plain C++17, no globals,
 // thread-safe.
 //
-// The Python door (Sim3DR/__init__.py) guarantees shapes, finite coordinates up to 1e8, colours in
-// [0, 1] and, by `indices_within`, indices in range where no function says that it checks them
-// itself. Arrays are row-major and packed unless a stride is given. std::bad_alloc is the only
-// exception. The same bits come out whatever the compiler, the processor and the number of threads.
+// The Python door (Sim3DR/__init__.py) guarantees shapes, none of them empty, finite coordinates up
+// to 1e8, windows within 2^24 of the origin, colours in [0, 1], at least one thread and, by
+// `indices_within`, indices in range where no function says that it checks them itself. Arrays are
+// row-major and packed unless a stride is given, and what is written overlaps nothing but
+// Image::under. std::bad_alloc is the only exception. The same bits come out whatever the compiler,
+// the processor and the number of threads.
 #pragma once
 
 #include <cstddef>
@@ -75,11 +77,13 @@ struct Attributes {
 };
 
 // Writes the attributes, interpolated, to the covered pixels of image (h, w, channels); the others
-// keep what they hold. False if a number in triangle (h, w) is not below n_triangles.
+// keep what they hold. False, and the image unfinished, if a number in triangle (h, w) is not below
+// n_triangles.
 bool interpolate(Mesh mesh, Window window, const std::int32_t* triangle, Attributes attributes,
                  float* image, int threads);
 
-// Paints values (h, w, channels), times 255, truncated, on the covered pixels of an image.
+// Paints values (h, w, channels), times 255, clamped, truncated, on the covered pixels of an image:
+// those where triangle (h, w) is not negative.
 void blend(const std::int32_t* triangle, const float* values, int height, int width, int channels,
            Image image, int threads);
 

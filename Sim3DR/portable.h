@@ -16,7 +16,7 @@
 
 // A function compiled several times, for any x86-64, for AVX2 and for AVX-512; the loader takes what
 // the processor has. Without fused multiply-add all compute the same. SIM3DR_AVX512, where it is
-// defined, marks one for AVX-512 alone, which is the caller's business.
+// defined, marks a function for AVX-512 alone: before a call ask __builtin_cpu_supports.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #if __GNUC__ >= 12

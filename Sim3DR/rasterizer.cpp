@@ -58,7 +58,8 @@ struct Weights {
     float ax, ay, bx, by, cx, cy, d00, d01, d11, determinant, reciprocal;
 };
 
-// The same of a sliver, in double: the cross product is exact, and zero for collinear corners.
+// The same of a sliver, in double: the cross product keeps its leading digits, and it is zero for
+// collinear corners wherever double holds their differences (numbers less than 2^29 times apart).
 struct SliverWeights {
     explicit SliverWeights(Corners t)
         : ax(t.a[0]), ay(t.a[1]), bx(t.b[0] - ax), by(t.b[1] - ay), cx(t.c[0] - ax),
@@ -121,13 +122,14 @@ struct Batch {
 // separates the outward-rounded box from what lies beyond, MANY_LANES pixels farther too. So boxes
 // may be tight, and lanes beyond a box need no test of their own. (Subtracting a margin rounds
 // monotonically: it never passes a whole pixel.)
-SIM3DR_INLINE void classify(Batch& s, Window window) {
+SIM3DR_INLINE void classify(Batch& batch, Window window) {
     const float left = static_cast<float>(window.x0), top = static_cast<float>(window.y0);
     const float right = static_cast<float>(window.x0 + window.width - 1);
     const float bottom = static_cast<float>(window.y0 + window.height - 1);
     for (int k = 0; k < BLOCK; ++k) {
-        const float ax = s.a[2 * k], ay = s.a[2 * k + 1];
-        const float x2 = s.b[2 * k], y2 = s.b[2 * k + 1], x3 = s.c[2 * k], y3 = s.c[2 * k + 1];
+        const float ax = batch.a[2 * k], ay = batch.a[2 * k + 1];
+        const float x2 = batch.b[2 * k], y2 = batch.b[2 * k + 1];
+        const float x3 = batch.c[2 * k], y3 = batch.c[2 * k + 1];
         const float bx = x2 - ax, by = y2 - ay, cx = x3 - ax, cy = y3 - ay;
         const float d00 = cx * cx + cy * cy, d01 = cx * bx + cy * by, d11 = bx * bx + by * by;
         const float determinant = d00 * d11 - d01 * d01;
@@ -150,11 +152,11 @@ SIM3DR_INLINE void classify(Batch& s, Window window) {
         const bool single = (x_first == x_last) & (y_first == y_last);
         const bool empty = (x_first > x_last) | (y_first > y_last);
         const bool nothing = empty | (sound & single & outside);
-        s.x_first[k] = x_first;
-        s.x_last[k] = x_last;
-        s.y_first[k] = y_first;
-        s.y_last[k] = y_last;
-        s.fate[k] = nothing ? NOTHING : sound ? SOUND : CAREFUL;
+        batch.x_first[k] = x_first;
+        batch.x_last[k] = x_last;
+        batch.y_first[k] = y_first;
+        batch.y_last[k] = y_last;
+        batch.fate[k] = nothing ? NOTHING : sound ? SOUND : CAREFUL;
     }
 }
 
@@ -261,8 +263,8 @@ struct Canvas {
         auto narrow = [ax = weights.ax](float slope, float inverse, float value, float& begin,
                                         float& end) {
             const float x = (-0.02f - value) * inverse + ax;
-            begin = (slope > 0.0f) & (x > begin) ? x : begin;
-            end = (slope < 0.0f) & (x < end) ? x : end;
+            begin = ((slope > 0.0f) & (x > begin)) ? x : begin;
+            end = ((slope < 0.0f) & (x < end)) ? x : end;
         };
         for (int y0 = box.y_first; y0 <= box.y_last; y0 += ROWS) {
             std::int32_t first[ROWS], last[ROWS];
@@ -279,7 +281,7 @@ struct Canvas {
             const int count = std::min(ROWS, box.y_last - y0 + 1);
             for (int r = 0; r < count; ++r) {
                 int x = first[r];
-                do {  // most spans are one block: not even an empty one is worth a guess
+                do {  // most spans are one block, few are empty: not worth a branch of their own
                     lanes(weights, az, bz, cz, show, std::min(x, last_block), y0 + r);
                     x += Triangle::lanes;
                 } while (x <= last[r]);
@@ -349,12 +351,14 @@ struct Painter {
     }
 };
 
-// A triangle that was found, for later; and those that touch a strip, in their order.
+// A triangle that `find` has found, kept until its strips are painted.
 struct Found {
     std::int32_t triangle, fate;
     Box box;
 };
 
+// The triangles that touch a strip, in their order, as places in `found`. Without `found` nobody
+// has looked for them yet.
 struct Bin {
     const Found* found = nullptr;
     const std::int32_t *begin = nullptr, *end = nullptr;
@@ -373,7 +377,8 @@ bool find_all(const Mesh& mesh, Window window, Index begin, Index end, Found*& n
     return find(mesh, window, begin, end, Remember{next});
 }
 
-// Paints the triangles of a bin on a strip; without one those that are found, at once.
+// Paints the triangles of a bin on a strip, or finds them where nobody has looked yet. False if an
+// index is not one of a vertex.
 template <class Show>
 SIM3DR_INLINE bool paint(const Mesh& mesh, const Canvas& strip, const Bin& bin, const Show& show) {
     const Painter<Show> paint_triangle{mesh, strip, show};
@@ -411,8 +416,8 @@ bool paint_colors(const Mesh& mesh, const Canvas& strip, const Bin& bin, const f
     return paint(mesh, strip, bin, ShowColors<LANES>{colors, mesh.triangles});
 }
 
-// `count` bytes of a picture over an image, where `covered` is 255 and not 0: alpha times them plus
-// 1 - alpha times what lies under, rounded.
+// `count` bytes of a picture over an image: alpha times them plus 1 - alpha times what lies under,
+// rounded. `covered` is 255 where the picture shows something, else 0: the image stays there.
 SIM3DR_INLINE void put_over(const std::uint8_t* SIM3DR_RESTRICT pixels,
                             const std::uint8_t* SIM3DR_RESTRICT covered, int count,
                             const std::uint8_t* under, float alpha, std::uint8_t* image) {

@@ -1,8 +1,8 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Typed binding of kernel.h. Call it through the Sim3DR package, which checks the arguments.
 
-What is computed goes to the array given last but for ``threads`` (``fallback.py`` has the same
-functions in numpy). No array is empty.
+What is computed fills the array given last (``zbuffer``: the last two); only ``threads`` may follow
+it. ``fallback.py`` has the same functions in numpy. No array is empty.
 """
 
 from libc.stddef cimport ptrdiff_t

@@ -48,9 +48,7 @@ def forward(
     """Fills statistics (3, C) (mean, biased variance, 1 / std) and y (R, C) from x (R, C)."""
     cdef Shape shape
     shape.rows, shape.channels = x.shape[0], x.shape[1]
-    _check(shape, y.shape[0], y.shape[1], weight.shape[0], bias.shape[0])
-    if statistics.shape[0] != 3 or statistics.shape[1] != shape.channels:
-        raise ValueError(f"statistics must be (3, {shape.channels})")
+    _check(shape, y.shape[0], y.shape[1], weight, bias, statistics)
     with nogil:
         _forward(
             &x[0, 0], shape, &weight[0], &bias[0], eps, low, high, threads,
@@ -75,14 +73,11 @@ def backward(
     cdef Shape shape
     cdef Number* target = NULL
     shape.rows, shape.channels = x.shape[0], x.shape[1]
-    _check(shape, dy.shape[0], dy.shape[1], weight.shape[0], bias.shape[0])
-    if statistics.shape[0] != 3 or statistics.shape[1] != shape.channels:
-        raise ValueError(f"statistics must be (3, {shape.channels})")
+    _check(shape, dy.shape[0], dy.shape[1], weight, bias, statistics)
+    _check(shape, dy.shape[0], dy.shape[1], dweight, dbias, statistics)
     if dx is not None:
-        _check(shape, dx.shape[0], dx.shape[1], dweight.shape[0], dbias.shape[0])
+        _check(shape, dx.shape[0], dx.shape[1], weight, bias, statistics)
         target = &dx[0, 0]
-    elif dweight.shape[0] != shape.channels or dbias.shape[0] != shape.channels:
-        raise ValueError(f"dweight and dbias must be ({shape.channels},)")
     with nogil:
         _backward(
             &x[0, 0], &dy[0, 0], shape, &weight[0], &bias[0], &statistics[0, 0],
@@ -90,10 +85,21 @@ def backward(
         )
 
 
-cdef _check(Shape shape, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t first, Py_ssize_t second):
+cdef _check(
+    Shape shape,
+    Py_ssize_t rows,
+    Py_ssize_t columns,
+    const float[::1] first,
+    const float[::1] second,
+    const double[:, ::1] statistics,
+):
     if shape.rows < 1 or shape.channels < 1:
         raise ValueError(f"x must have shape (>0, >0), not ({shape.rows}, {shape.channels})")
     if rows != shape.rows or columns != shape.channels:
         raise ValueError(f"matrices differ: ({shape.rows}, {shape.channels}), ({rows}, {columns})")
-    if first != shape.channels or second != shape.channels:
-        raise ValueError(f"vectors must be ({shape.channels},), not ({first},) and ({second},)")
+    if first.shape[0] != shape.channels or second.shape[0] != shape.channels:
+        raise ValueError(
+            f"vectors must be ({shape.channels},), not ({first.shape[0]},) and ({second.shape[0]},)"
+        )
+    if statistics.shape[0] != 3 or statistics.shape[1] != shape.channels:
+        raise ValueError(f"statistics must be (3, {shape.channels})")

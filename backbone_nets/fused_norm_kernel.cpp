@@ -93,7 +93,7 @@ void normalise_rows(const Number* RESTRICT x, Index rows, Index width, const flo
 
 // The gradient through the clamp; by value, so that it is read whatever the comparison says.
 inline float passed(float dy, float y, float low, float high) {
-    return (y <= low) | (y >= high) ? 0.0f : dy;
+    return ((y <= low) | (y >= high)) ? 0.0f : dy;
 }
 
 template <class Number>

@@ -1,7 +1,9 @@
 // Batch norm and a clamp in training, forward and backward, on rows of channels. Plain C++17.
 //
-// Nothing is checked here: the binding (fused_norm_cython.pyx) guarantees the shapes. Matrices are
-// (rows, channels), row-major and packed: a channels-last tensor without its first three names.
+// Nothing is checked here: the binding (fused_norm_cython.pyx) guarantees the shapes, none of them
+// empty, and its caller that no array which is written overlaps another. Matrices are (rows,
+// channels), row-major and packed, as a channels-last tensor lies in memory: rows = B * H * W.
+// std::bad_alloc is the only exception.
 // Work is cut into the same blocks and their sums are added in the same order whatever the number
 // of threads, so results do not depend on it. Activations and their gradients are float or
 // BFloat16; everything is computed in float or double.

@@ -51,15 +51,13 @@ class StridedDepthwiseConv2d(nn.Conv2d):
     """Made by ``speed_up_strided_depthwise``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        half = torch.bfloat16
-        if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == half:
-            weight, x = self.weight.to(half), x.to(half)
-        else:
-            weight = self.weight
+        weight = self.weight
+        if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
+            weight, x = weight.bfloat16(), x.bfloat16()
         takes = (
             x.device.type == "cpu"
             and x.ndim == 4
-            and x.dtype == weight.dtype == half
+            and x.dtype == weight.dtype == torch.bfloat16
             and x.shape[1] == self.in_channels
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()

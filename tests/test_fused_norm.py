@@ -345,6 +345,24 @@ def test_binding_checks_what_memory_safety_rests_on(wrong):
         fused_norm.kernel.backward(x, y, weight, bias, statistics, *limits, None, *gradients)
 
 
+@pytest.mark.parametrize("wrong", ["bias", "statistics", "dy", "dx", "dweight", "dbias"])
+def test_binding_checks_each_array(wrong):
+    """One array is short, all others are right: no other check can stand in."""
+    forward = {name: np.ones((6, 4), np.float32) for name in ("x", "y")}
+    backward = {name: np.ones((6, 4), np.float32) for name in ("x", "dy", "dx")}
+    vectors = {name: np.ones(4, np.float32) for name in ("weight", "bias", "dweight", "dbias")}
+    arrays = forward | backward | vectors | {"statistics": np.ones((3, 4))}
+    arrays[wrong] = np.ascontiguousarray(arrays[wrong][..., :3])
+    before = [arrays[name] for name in ("x", "weight", "bias")]
+    if wrong in ("bias", "statistics"):
+        with pytest.raises(ValueError, match="must be"):
+            fused_norm.kernel.forward(*before, 1e-5, 0, 6, 1, arrays["statistics"], arrays["y"])
+    before = [arrays[name] for name in ("x", "dy", "weight", "bias", "statistics")]
+    for dx in [arrays["dx"]] if wrong == "dx" else [arrays["dx"], None]:
+        with pytest.raises(ValueError, match="must be|differ"):
+            fused_norm.kernel.backward(*before, 0, 6, 1, dx, arrays["dweight"], arrays["dbias"])
+
+
 def test_without_the_kernel_the_model_stays_and_says_so():
     code = """
 import sys, warnings

@@ -390,6 +390,15 @@ def test_buffer_keeps_its_vertices():
     np.testing.assert_array_equal(buffer.barycentric, expected)
 
 
+def test_a_buffers_triangles_are_checked_again():
+    """They may be the caller's own and have changed: 3 is an attribute's index, no vertex's."""
+    triangles = ONE.copy()
+    buffer = Sim3DR.zbuffer(TRIANGLE, triangles, 5, 5)
+    triangles[0, 1] = 3
+    with pytest.raises(ValueError, match="index the 3 vertices"):
+        Sim3DR.interpolate(buffer, triangles, np.ones((4, 2)))
+
+
 def test_other_triangles_in_the_same_order():
     """A texture seam: the corners' values are found under other numbers than their places."""
     rng = np.random.default_rng(7)
@@ -425,8 +434,9 @@ def test_threads_are_chosen_by_size_and_environment(monkeypatch):
     for unset in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", unset)
         assert 1 <= Sim3DR._threads(None, 2000 * 2000) <= os.cpu_count()
-    with pytest.raises(ValueError, match="threads must be from 1"):
-        Sim3DR.zbuffer(TRIANGLE, ONE, 5, 5, threads=0)
+    for threads in (0, Sim3DR.THREAD_LIMIT + 1):
+        with pytest.raises(ValueError, match="threads must be from 1"):
+            Sim3DR.zbuffer(TRIANGLE, ONE, 5, 5, threads=threads)
     with pytest.raises(TypeError, match="threads must be a whole"):
         Sim3DR.zbuffer(TRIANGLE, ONE, 5, 5, threads=1.5)
 
@@ -484,6 +494,19 @@ def test_shading_from_behind_equals_slow_twin():
     assert (Sim3DR.shade(flat, flat, Sim3DR.PUBLISHED) == np.float32(0.75)).all()
 
 
+@pytest.mark.parametrize("kernel", [sim3dr_cython, fallback])
+def test_light_is_within_white_whatever_the_normals_and_the_light(monkeypatch, kernel):
+    monkeypatch.setattr(Sim3DR, "_kernel", kernel)
+    vertices = sphere()[0]
+    for normals, lighting in (
+        (np.full_like(vertices, 3e38), Sim3DR.RELIEF),
+        (vertices, replace(Sim3DR.RELIEF, ambient=np.nan)),
+        (vertices, replace(Sim3DR.RELIEF, light=(np.inf, 0, 0))),
+    ):
+        colors = Sim3DR.shade(vertices, normals, lighting)
+        assert ((colors >= 0) & (colors <= 1)).all()
+
+
 def test_default_lighting_shows_relief_where_the_published_burns_out():
     vertices, triangles = sphere()
     normals = Sim3DR.vertex_normals(vertices[:-1], triangles)
@@ -519,6 +542,7 @@ def with_value(value: float) -> np.ndarray:
         (with_value(np.nan), ONE, ValueError, "row 1"),
         (with_value(np.inf), ONE, ValueError, "row 1"),
         (with_value(-1e300), ONE, ValueError, "row 1"),
+        (with_value(1.01e8), ONE, ValueError, "row 1"),  # float32 holds it, its products not
         (TRIANGLE, ONE.T, ValueError, "triangles must have shape"),
         (TRIANGLE, ONE.astype(np.float32), TypeError, "triangles must hold integers"),
         (TRIANGLE, ONE + 1, ValueError, "index the 3 vertices"),
@@ -570,6 +594,7 @@ def test_an_index_outside_leaves_the_picture_as_it_was(monkeypatch, kernel, thre
         ({"background": np.zeros((5, 5, 3))}, TypeError, "uint8"),
         ({"background": np.zeros((5, 5), np.uint8)}, ValueError, "shape"),
         ({"background": np.zeros((0, 5, 3), np.uint8)}, ValueError, "shape"),
+        ({"background": np.zeros((2**24 + 1, 1, 3), np.uint8)}, ValueError, "sides up to"),
         ({"height": 6}, ValueError, "the background is 5 x 5"),
         ({"background": None}, ValueError, "height and width"),
         ({"background": None, "height": 5, "width": 0}, ValueError, "width must be from 1"),
@@ -601,12 +626,25 @@ def test_bad_buffers_and_lights():
             Sim3DR.interpolate(changed, triangles, TRIANGLE)
     with pytest.raises(ValueError, match="buffer's size"):
         Sim3DR.paint(buffer, ONE, np.ones((3, 3)), np.zeros((5, 6, 3), np.uint8))
-    with pytest.raises(ValueError, match="origin x"):
-        Sim3DR.zbuffer(TRIANGLE, ONE, 5, 5, origin=(2**24, 0))
+    for axis in (0, 1):  # the kernel adds sizes to origins, in int
+        for outside in (2**24 - 4, -(2**24) - 1, 2**31 - 1):
+            origin = [0, 0]
+            origin[axis] = outside
+            with pytest.raises(ValueError, match=f"origin {'xy'[axis]}"):
+                Sim3DR.zbuffer(TRIANGLE, ONE, 5, 5, origin=origin)
     with pytest.raises(ValueError, match="normals must be"):
         Sim3DR.shade(TRIANGLE, TRIANGLE[:2])
     with pytest.raises(ValueError, match="texture must be"):
         Sim3DR.shade(TRIANGLE, TRIANGLE, texture=np.ones((3, 1)))
+
+
+def test_bad_buffers_made_by_hand():
+    buffer = Sim3DR.zbuffer(TRIANGLE, ONE, 5, 5)
+    flat = np.ascontiguousarray(TRIANGLE[:, :2])  # the kernel would read three a row
+    with pytest.raises(ValueError, match=r"buffer's vertices must have shape \(N, 3\)"):
+        Sim3DR.interpolate(replace(buffer, vertices=flat), buffer.triangles, TRIANGLE)
+    with pytest.raises(ValueError, match="origin x"):  # the kernel would add to it, in int
+        Sim3DR.interpolate(replace(buffer, origin=(2**31 - 1, 0)), buffer.triangles, TRIANGLE)
 
 
 # ---------------------------------------------------------------- the native code

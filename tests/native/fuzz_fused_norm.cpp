@@ -16,7 +16,7 @@ namespace {
 
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
-using Halves = std::vector<fused_norm::BFloat16>;
+using BFloat16s = std::vector<fused_norm::BFloat16>;
 
 bool same_bits(const Floats& a, const Floats& b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float x, float y) {
@@ -24,7 +24,7 @@ bool same_bits(const Floats& a, const Floats& b) {
     });
 }
 
-// The nearest half, found from the two floats that it could be.
+// The nearest BFloat16, found from the two floats that it could be.
 fused_norm::BFloat16 nearest(float value) {
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
@@ -34,15 +34,15 @@ fused_norm::BFloat16 nearest(float value) {
     return static_cast<fused_norm::BFloat16>(below + up);
 }
 
-float widened(fused_norm::BFloat16 half) {
-    const std::uint32_t bits = std::uint32_t(half) << 16;
+float widened(fused_norm::BFloat16 number) {
+    const std::uint32_t bits = std::uint32_t(number) << 16;
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-bool rounded(const Floats& full, const Halves& half) {
-    return std::equal(full.begin(), full.end(), half.begin(), half.end(),
+bool rounded(const Floats& full, const BFloat16s& shortened) {
+    return std::equal(full.begin(), full.end(), shortened.begin(), shortened.end(),
                       [](float x, fused_norm::BFloat16 y) { return nearest(x) == y; });
 }
 
@@ -75,11 +75,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     }
     for (int c = 0; c < channels; ++c) weight[c] = some[c % 16], bias[c] = some[c % 16 + 16];
 
-    const bool in_halves = flags & 16;  // numbers that halves hold, for both kernels
-    Halves half_x(count), half_dy(count);
-    for (std::size_t i = 0; in_halves && i < count; ++i) {
-        x[i] = widened(half_x[i] = nearest(x[i]));
-        dy[i] = widened(half_dy[i] = nearest(dy[i]));
+    const bool in_bfloat16 = flags & 16;  // numbers that BFloat16 holds, for both kernels
+    BFloat16s short_x(count), short_dy(count);
+    for (std::size_t i = 0; in_bfloat16 && i < count; ++i) {
+        x[i] = widened(short_x[i] = nearest(x[i]));
+        dy[i] = widened(short_dy[i] = nearest(dy[i]));
     }
 
     auto run = [&](int on, const auto& x, const auto& dy, auto& y, auto& dx, Floats& dweight,
@@ -93,15 +93,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     Floats y(count), dx(count), dweight(channels), dbias(channels);
     Doubles mean(channels), variance(channels), inverse(channels);
     run(1, x, dy, y, dx, dweight, dbias, mean, variance, inverse);
-    if (in_halves) {
-        Halves half_y(count), half_dx(count);
+    if (in_bfloat16) {
+        BFloat16s short_y(count), short_dx(count);
         Floats dweight2(channels), dbias2(channels);
         Doubles mean2(channels), variance2(channels), inverse2(channels);
-        run(threads, half_x, half_dy, half_y, half_dx, dweight2, dbias2, mean2, variance2,
+        run(threads, short_x, short_dy, short_y, short_dx, dweight2, dbias2, mean2, variance2,
             inverse2);
-        expect(same_bits(dweight, dweight2) && same_bits(dbias, dbias2) && rounded(y, half_y) &&
-                   (flags & 128 || rounded(dx, half_dx)),
-               "halves are computed as floats and rounded");
+        expect(same_bits(dweight, dweight2) && same_bits(dbias, dbias2) && rounded(y, short_y) &&
+                   (flags & 128 || rounded(dx, short_dx)),
+               "BFloat16 is computed as float and rounded");
     }
     if (threads > 1) {
         Floats y2(count), dx2(count), dweight2(channels), dbias2(channels);

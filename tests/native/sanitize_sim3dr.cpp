@@ -71,7 +71,7 @@ int main(int argc, char** argv) {
         const sim3dr::Lighting lighting = {0.2f, 0.7f, 0.1f, {-1, -3, 4}, {0, 0, 5}};
         float low[3], high[3];
         sim3dr::bounds(vertices.data(), n_vertices, low, high);
-        if (!sim3dr::values_within(vertices.data(), 3 * n_vertices, -1.2e8f, 1.2e8f)) return 2;
+        if (!sim3dr::values_within(vertices.data(), 3 * n_vertices, -1e8f, 1e8f)) return 2;
         if (!sim3dr::indices_within(triangles.data(), 3 * n_triangles, n_vertices)) return 2;
         sim3dr::vertex_normals(mesh, normals.data());
         std::vector<float> lit(3 * n_vertices);
