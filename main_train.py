@@ -146,6 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
                 trainer.dry_run()
             else:
                 trainer.run()
+            trainer.leave()
     except (OSError, ValueError, NonFiniteError) as error:
         complain("main_train.py", error)
         return 1 if trainer else 2
