@@ -1,5 +1,6 @@
 """Saves the gradients of one training step; run plainly or by torchrun (see test_training.py)."""
 
+import gc
 import sys
 
 import numpy as np
@@ -34,6 +35,8 @@ def main(path: str) -> None:
         if world.is_main:
             torch.save({n: p.grad for n, p in model.named_parameters()}, path)
         world.wait()
+        del step  # as Trainer.leave does
+        gc.collect()
 
 
 if __name__ == "__main__":
