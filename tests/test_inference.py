@@ -951,7 +951,7 @@ def test_summary(pipeline):
     parameters[4:7] *= 1.2  # the camera's second row: no turn and scale of any head
     faces[1] = with_parameters(faces[1], parameters)
     assert [face.stretch for face in faces] == pytest.approx([1, 1.2, 1])
-    assert results.summary(faces).endswith(" (1 fitted badly: upside down, or no face?)")
+    assert results.summary(faces).endswith(" (face 1 fitted badly: upside down, or no face?)")
 
 
 @pytest.mark.parametrize(

@@ -389,10 +389,12 @@ def face_to_json(face: Face) -> dict[str, object]:
 
 
 def summary(faces: Sequence[Face]) -> str:
-    """``1 face: yaw -12.3 pitch 4.5 roll 0.1``; where the first three face, degrees. Says of how
-    many the fit is doubtful."""
+    """``1 face: yaw -12.3 pitch 4.5 roll 0.1``; where the first three face, degrees; and of which
+    (from 0, as in the files) the fit is doubtful."""
     angles = ["yaw {:.1f} pitch {:.1f} roll {:.1f}".format(*face.facing) for face in faces]
     more = ["..."] if len(angles) > 3 else []
-    doubtful = sum(face.stretch > MAX_STRETCH for face in faces)
-    doubt = f" ({doubtful} fitted badly: upside down, or no face?)" if doubtful else ""
-    return f"{counted(len(faces), 'face')}: {'; '.join(angles[:3] + more)}{doubt}"
+    line = f"{counted(len(faces), 'face')}: {'; '.join(angles[:3] + more)}"
+    doubtful = [str(i) for i, face in enumerate(faces) if face.stretch > MAX_STRETCH]
+    if doubtful:
+        line += f" (face {', '.join(doubtful)} fitted badly: upside down, or no face?)"
+    return line
