@@ -161,7 +161,7 @@ def test_orientation_tag_is_obeyed(tmp_path, orientation, kind):
     np.testing.assert_array_equal(read_image(path), UPRIGHT[orientation](as_stored))
 
 
-@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+@pytest.mark.skipif("avif" not in features.get_supported(), reason="this Pillow writes no AVIF")
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_orientation_of_avif_is_obeyed(tmp_path, orientation, mode):
