@@ -445,7 +445,8 @@ def test_a_pause_in_a_file_is_shown_for_as_long_as_it_lasts(run, tmp_path):
     path = write_film(tmp_path / "in.mp4", frames)
     pause_film(path, frame=9, seconds=5)
     reader = VideoReader(path, print)
-    assert reader.capture.get(cv2.CAP_PROP_FPS) < 5  # what the file claims, on average
+    if reader.capture.get(cv2.CAP_PROP_FPS) > 5:
+        pytest.skip("this OpenCV does not tell how long the file lasts with its pause")
     assert reader.fps == pytest.approx(25) and reader.duration == pytest.approx(5.8, abs=0.1)
     times = [seconds for seconds, _ in reader]
     reader.close()
