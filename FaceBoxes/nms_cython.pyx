@@ -26,10 +26,10 @@ cdef inline float overlap(
 
 
 def greedy(
-    const float[:, ::1] boxes,
-    const Py_ssize_t[::1] order,
+    const float[:, ::1] boxes not None,
+    const Py_ssize_t[::1] order not None,
     double threshold,
-    unsigned char[::1] kept,
+    unsigned char[::1] kept not None,
 ):
     """Set ``kept[i]`` for each row, in the given order, that overlaps no kept row too much."""
     cdef Py_ssize_t n = boxes.shape[0], i, j, a, b
@@ -51,7 +51,13 @@ def greedy(
                     kept[b] = 0
 
 
-def soft(float[:, ::1] rows, double sigma, double overlap_threshold, double threshold, int method):
+def soft(
+    float[:, ::1] rows not None,
+    double sigma,
+    double overlap_threshold,
+    double threshold,
+    int method,
+):
     """Reorder and rescore ``rows`` in place; returns how many of the first rows remain."""
     cdef Py_ssize_t n = rows.shape[0], i = 0, j, best, k
     cdef float iou, swap

@@ -226,8 +226,9 @@ struct Canvas {
     template <class Triangle>
     SIM3DR_INLINE void lanes(const Weights& weights, float az, float bz, float cz,
                              const Triangle& show, int x, int y) const {
-        float* SIM3DR_RESTRICT depths = depth + row(y) + x;
-        std::int32_t* SIM3DR_RESTRICT values = shown + row(y) + x;
+        const Index at = row(y) + x;  // row(y) alone may lie before the arrays
+        float* SIM3DR_RESTRICT depths = depth + at;
+        std::int32_t* SIM3DR_RESTRICT values = shown + at;
         for (int k = 0; k < Triangle::lanes; ++k) {
             float u, v;
             weights.at(static_cast<float>(x) + static_cast<float>(k), static_cast<float>(y), u, v);

@@ -45,7 +45,7 @@ cdef extern from "kernel.h" namespace "sim3dr" nogil:
     void _blend "sim3dr::blend"(const int32_t*, const float*, int, int, int, Image, int) except +
 
 
-def values_within(const float[:, ::1] values, float low, float high):
+def values_within(const float[:, ::1] values not None, float low, float high):
     """Whether low <= value <= high for all of values (N, C); false for NaN."""
     cdef ptrdiff_t count = values.shape[0] * values.shape[1]
     with nogil:
@@ -53,21 +53,23 @@ def values_within(const float[:, ::1] values, float low, float high):
     return result
 
 
-def indices_within(const int32_t[:, ::1] triangles, ptrdiff_t limit):
+def indices_within(const int32_t[:, ::1] triangles not None, ptrdiff_t limit):
     """Whether 0 <= index < limit for all of triangles (T, 3)."""
     with nogil:
         result = _indices_within(&triangles[0, 0], 3 * triangles.shape[0], limit)
     return result
 
 
-def bounds(const float[:, ::1] vertices, float[:, ::1] ends):
+def bounds(const float[:, ::1] vertices not None, float[:, ::1] ends not None):
     """Least and greatest x, y, z of vertices (N, 3), as the rows of ends (2, 3)."""
     with nogil:
         _bounds(&vertices[0, 0], vertices.shape[0], &ends[0, 0], &ends[1, 0])
 
 
 def vertex_normals(
-    const float[:, ::1] vertices, const int32_t[:, ::1] triangles, float[:, ::1] normals
+    const float[:, ::1] vertices not None,
+    const int32_t[:, ::1] triangles not None,
+    float[:, ::1] normals not None,
 ):
     """Unit vertex normals (N, 3) of vertices (N, 3) and triangles (T, 3)."""
     with nogil:
@@ -75,11 +77,11 @@ def vertex_normals(
 
 
 def shade(
-    const float[:, ::1] vertices,
-    const float[:, ::1] normals,
+    const float[:, ::1] vertices not None,
+    const float[:, ::1] normals not None,
     lighting,
     const float[:, ::1] texture,
-    float[:, ::1] colors,
+    float[:, ::1] colors not None,
 ):
     """Colours (N, 3) of lit vertices (N, 3); ``texture`` (N, 3) may be None."""
     cdef Lighting light
@@ -94,12 +96,12 @@ def shade(
 
 
 def zbuffer(
-    const float[:, ::1] vertices,
-    const int32_t[:, ::1] triangles,
+    const float[:, ::1] vertices not None,
+    const int32_t[:, ::1] triangles not None,
     int x0,
     int y0,
-    float[:, ::1] depth,
-    int32_t[:, ::1] triangle,
+    float[:, ::1] depth not None,
+    int32_t[:, ::1] triangle not None,
     int threads,
 ):
     """Depth (h, w) and triangle (h, w) of the window whose corner is x0, y0.
@@ -115,14 +117,14 @@ def zbuffer(
 
 
 def rasterize(
-    const float[:, ::1] vertices,
-    const int32_t[:, ::1] triangles,
+    const float[:, ::1] vertices not None,
+    const int32_t[:, ::1] triangles not None,
     int x0,
     int y0,
-    const float[:, ::1] colors,
-    const uint8_t[:, :, :] under,
+    const float[:, ::1] colors not None,
+    const uint8_t[:, :, :] under not None,
     float alpha,
-    uint8_t[:, :, :] image,
+    uint8_t[:, :, :] image not None,
     int threads,
 ):
     """Colours (N, 3) painted on image (h, w, 3): alpha of them over 1 - alpha of ``under``.
@@ -139,14 +141,14 @@ def rasterize(
 
 
 def interpolate(
-    const float[:, ::1] vertices,
-    const int32_t[:, ::1] triangles,
+    const float[:, ::1] vertices not None,
+    const int32_t[:, ::1] triangles not None,
     int x0,
     int y0,
-    const int32_t[:, ::1] triangle,
-    const int32_t[:, ::1] attribute_triangles,
-    const float[:, ::1] attributes,
-    float[:, :, ::1] image,
+    const int32_t[:, ::1] triangle not None,
+    const int32_t[:, ::1] attribute_triangles not None,
+    const float[:, ::1] attributes not None,
+    float[:, :, ::1] image not None,
     int threads,
 ):
     """Attributes (N, C) over the covered pixels of image (h, w, C), which are those of zbuffer.
@@ -165,11 +167,11 @@ def interpolate(
 
 
 def blend(
-    const int32_t[:, ::1] triangle,
-    const float[:, :, ::1] values,
-    const uint8_t[:, :, :] under,
+    const int32_t[:, ::1] triangle not None,
+    const float[:, :, ::1] values not None,
+    const uint8_t[:, :, :] under not None,
     float alpha,
-    uint8_t[:, :, :] image,
+    uint8_t[:, :, :] image not None,
     int threads,
 ):
     """Values (h, w, C) in [0, 1] painted on the covered pixels of image, as by ``rasterize``."""

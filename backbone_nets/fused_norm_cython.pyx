@@ -35,15 +35,15 @@ cdef extern from "fused_norm_kernel.h" namespace "fused_norm" nogil:
 
 
 def forward(
-    Number[:, ::1] x,
-    const float[::1] weight,
-    const float[::1] bias,
+    Number[:, ::1] x not None,
+    const float[::1] weight not None,
+    const float[::1] bias not None,
     double eps,
     float low,
     float high,
     int threads,
-    double[:, ::1] statistics,
-    Number[:, ::1] y,
+    double[:, ::1] statistics not None,
+    Number[:, ::1] y not None,
 ):
     """Fills statistics (3, C) (mean, biased variance, 1 / std) and y (R, C) from x (R, C)."""
     cdef Shape shape
@@ -57,17 +57,17 @@ def forward(
 
 
 def backward(
-    Number[:, ::1] x,
-    Number[:, ::1] dy,
-    const float[::1] weight,
-    const float[::1] bias,
-    const double[:, ::1] statistics,
+    Number[:, ::1] x not None,
+    Number[:, ::1] dy not None,
+    const float[::1] weight not None,
+    const float[::1] bias not None,
+    const double[:, ::1] statistics not None,
     float low,
     float high,
     int threads,
     Number[:, ::1] dx,
-    float[::1] dweight,
-    float[::1] dbias,
+    float[::1] dweight not None,
+    float[::1] dbias not None,
 ):
     """Fills dx (R, C) unless it is None, dweight (C,) and dbias (C,) from dy (R, C)."""
     cdef Shape shape

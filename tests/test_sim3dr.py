@@ -560,6 +560,30 @@ def test_bad_meshes(vertices, triangles, error, message):
         Sim3DR.rasterize(vertices, triangles, np.ones((3, 3)), height=5, width=5)
 
 
+def test_the_kernel_itself_refuses_none():
+    """Its callers never pass it; whoever does by mistake gets an error, no crash."""
+    image = np.zeros((5, 5, 3), np.uint8)
+    values, indices, number = np.zeros((3, 3), np.float32), np.int32(ONE), 1
+    arguments = {
+        sim3dr_cython.values_within: (values, 0, 1),
+        sim3dr_cython.indices_within: (indices, 3),
+        sim3dr_cython.bounds: (values, values[:2]),
+        sim3dr_cython.vertex_normals: (values, indices, values),
+        sim3dr_cython.shade: (values, values, Sim3DR.RELIEF, values, values),
+        sim3dr_cython.zbuffer: (values, indices, 0, 0, values, indices, number),
+        sim3dr_cython.rasterize: (values, indices, 0, 0, values, image, 1.0, image, number),
+        sim3dr_cython.interpolate: (
+            values, indices, 0, 0, indices, indices, values, np.float32(image), number,
+        ),
+        sim3dr_cython.blend: (indices, np.float32(image), image, 1.0, image, number),
+    }  # fmt: skip
+    for function, given in arguments.items():
+        for k in range(len(given)):
+            if function is not sim3dr_cython.shade or k not in (2, 3):
+                with pytest.raises(TypeError):
+                    function(*given[:k], None, *given[k + 1 :])
+
+
 @pytest.mark.parametrize("kernel", [sim3dr_cython, fallback])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_index_outside_leaves_the_picture_as_it_was(monkeypatch, kernel, threads):
