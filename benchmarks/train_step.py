@@ -145,7 +145,10 @@ def main() -> None:
         )
         losses = [step() for step in steps]  # warm
         if not math.isclose(*losses, rel_tol=1e-2 if bf16 else 1e-4):
-            raise SystemExit(f"the losses of the first step disagree: {losses}")
+            raise SystemExit(
+                f"the losses of the first step disagree: {losses}; batch norm over few pixels "
+                "makes much of rounding: try a larger --batch-size or --sizes, or --float32"
+            )
         times = np.array([[milliseconds(step) for step in steps] for _ in range(args.repeats)])
         times /= args.batch
         cells = [median_and_quartiles(column, ".1f") for column in times.T]

@@ -50,7 +50,7 @@ from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
 from utils.assets import ROOT
 from utils.checkpoint import mixed_state, require_in_half, write_checkpoint
 from utils.cli import at_least, run_script, within
-from utils.files import require_files
+from utils.files import atomic_write, require_files
 from utils.runtime import choose_device, on_device
 from utils.training import make_optimizer
 
@@ -194,10 +194,10 @@ class Log:
         if args.resume and path.exists():  # what came after the last save is done again
             rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
             kept += [row for row in rows if len(row) == len(kept[0]) and int(row[0]) <= step]
-        self.file = open(path, "w", newline="")
-        self.rows = csv.writer(self.file)
-        self.rows.writerows(kept)
-        self.file.flush()
+        with atomic_write(path, "w") as file:
+            csv.writer(file, lineterminator="\n").writerows(kept)
+        self.file = open(path, "a", newline="")
+        self.rows = csv.writer(self.file, lineterminator="\n")
         self.bar = tqdm(total=args.steps, initial=step, desc="train")
         self.sums, self.counted = dict.fromkeys(names, 0.0), 0
 

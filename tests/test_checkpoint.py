@@ -133,6 +133,13 @@ def test_an_interrupted_save_keeps_the_old_weights(tmp_path, model):
 # ---------------------------------------------------------------------------------------- refusals
 
 
+def test_one_weight_under_two_names(tmp_path):
+    state = {"module.bias": torch.zeros(3), "bias": torch.ones(3)}
+    torch.save({"state_dict": state}, tmp_path / "twice.pth")
+    with pytest.raises(ValueError, match="with and without the prefix module"):
+        read_checkpoint(tmp_path / "twice.pth")
+
+
 def refused(path, face_model, *words: str, error=ValueError) -> None:
     with pytest.raises(error) as caught:
         load_synergynet(path, face_model)

@@ -80,6 +80,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         key.removeprefix("module."): value.float() if value.is_floating_point() else value
         for key, value in state.items()
     }
+    if len(content["state_dict"]) < len(state):
+        raise ValueError(f"{path}: holds the same weights with and without the prefix module.")
     return content
 
 
