@@ -25,6 +25,7 @@ from utils.aflw2000 import BenchmarkSet, open_benchmark
 from utils.evaluation import BINS, PUBLISHED_LABELS, Prediction, labels_fingerprints, score
 from utils.fitting import similarity_align
 from utils.geometry import decompose_camera, exact_angles, rotation_to_angles
+from utils.inference import faces_from_parameters
 from utils.metrics import bin_masks, bin_means, nme
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.preprocessing import crop_to_image
@@ -63,6 +64,18 @@ def test_angles(published_model):
     camera = split_camera(published_model.dewhiten(golden["param"]))
     _, rotation, _ = decompose_camera(camera)
     assert np.abs(rotation_to_angles(rotation) - golden["angles_deg"]).max() < 1e-4
+
+
+def test_translation(published_model):
+    """The published one's faults put right: its y counts from the bottom, its z in crop pixels."""
+    golden = load_golden("morphable.npz")
+    parameters, boxes = published_model.dewhiten(golden["param"]), golden["roi_box"]
+    detections = np.zeros((len(boxes), 5))
+    faces = faces_from_parameters(published_model, parameters, boxes, detections, dense=False)
+    sides = (boxes[:, 2:4] - boxes[:, :2]) / 120
+    x, y, z = golden["translation"].T
+    expected = np.stack([x, 2 * boxes[:, 1] + 121 * sides[:, 1] - y, z * sides.mean(1)], axis=1)
+    assert np.abs([face.translation for face in faces] - expected).max() < 1e-2
 
 
 # ---------------------------------------------------------------- network (network.npz)
