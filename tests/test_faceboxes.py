@@ -15,7 +15,7 @@ from reference import deterministic_state_dict
 import FaceBoxes.nms as door
 from FaceBoxes import FaceBoxes
 from FaceBoxes.anchors import anchors, decode, encode
-from FaceBoxes.network import FaceBoxesNet, TorchEngine, load_weights
+from FaceBoxes.network import FaceBoxesNet, Inception, TorchEngine, load_weights
 from FaceBoxes.nms import nms, soft_nms
 from starter_kit.detector_losses import targets
 from starter_kit.detector_pictures import paste
@@ -408,6 +408,16 @@ def test_any_size_gives_one_row_per_anchor(random_weights):
         count = len(anchors(height, width))
         assert offsets.shape == (2, count, 4) and probabilities.shape == (2, count, 2)
         np.testing.assert_allclose(probabilities.sum(axis=2), 1, atol=1e-6)
+
+
+def test_the_average_pool_counts_its_padding():
+    """As published; it is the second branch of an Inception block."""
+    block = Inception().eval()
+    torch.nn.init.constant_(block.branch1x1_2.conv.weight, 1 / 128)
+    with torch.inference_mode():
+        pooled = block(torch.full((1, 128, 3, 3), 9.0))[0, 32:64].numpy()
+    expected = np.broadcast_to([[4, 6, 4], [6, 9, 6], [4, 6, 4]], pooled.shape)
+    np.testing.assert_allclose(pooled, expected, rtol=1e-4)
 
 
 def test_what_the_network_sees():
