@@ -490,8 +490,10 @@ def test_shading_from_behind_equals_slow_twin():
     np.testing.assert_allclose(colors, slow, atol=1e-5)
     fallback.shade(vertices, normals, Sim3DR.PUBLISHED, None, colors)
     np.testing.assert_allclose(colors, slow, atol=1e-5)
-    flat = np.zeros((2, 3), np.float32)
-    assert (Sim3DR.shade(flat, flat, Sim3DR.PUBLISHED) == np.float32(0.75)).all()
+    flat = np.zeros((3, 3), np.float32)
+    across = np.float32([[0, 0, 0], [0, 0, 0.1], [0, 0, -1]])
+    levels = Sim3DR.shade(flat, across, Sim3DR.PUBLISHED)[:, 0]
+    np.testing.assert_allclose(levels, [0.75, 0.75 + 0.1 * 0.7, 0.75 + 0.2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kernel", [sim3dr_cython, fallback])
