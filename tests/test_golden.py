@@ -176,9 +176,13 @@ def test_detector_network():
     assert_close_to_largest(probabilities.numpy(), golden["raw_conf"], 1e-5)
 
 
-def test_detections():
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_detections(engine):
+    if engine == "onnx":  # the default on a CPU, where they are installed
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
     golden = load_golden("faceboxes.npz")
-    detector = FaceBoxes(asset("FaceBoxesProd.pth"))
+    detector = FaceBoxes(asset("FaceBoxesProd.pth"), engine=engine)
     five = cv2.imread(str(GOLDEN_DIR / "five.png"))
     pictures = {
         "astronaut": cv2.imread(str(GOLDEN_DIR / "astronaut.png")),
