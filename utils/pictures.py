@@ -104,7 +104,10 @@ def decode_image(content: bytes, path: Path | str = "the picture") -> np.ndarray
             )
         raise ValueError(f"{path}: {reason}") from error
     if image is None:
-        raise ValueError(f"{path}: not a picture in a format that OpenCV reads, or damaged")
+        raise ValueError(
+            f"{path}: not a picture in a format that OpenCV reads (convert HEIC and raw photos to "
+            "JPEG), or damaged"
+        )
     if image.dtype.kind == "f":
         # .hdr, .exr, .pfm: no upper end
         is_radiance = content.startswith((b"#?", b"\x76\x2f\x31\x01", b"PF", b"Pf"))
