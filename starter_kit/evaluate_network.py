@@ -33,10 +33,16 @@ from utils import assets
 from utils.cli import at_least, run_script, script_parser
 from utils.evaluation import jittered_boxes
 from utils.files import read_npz, require_files
-from utils.fitting import similarity_align
-from utils.geometry import decompose_camera, rotation_to_angles
+from utils.fitting import fit_landmarks, similarity_align
+from utils.geometry import (
+    angle_differences,
+    decompose_camera,
+    facing_angles,
+    nearest_rotation,
+    rotation_to_angles,
+)
 from utils.inference import Face, FacePipeline
-from utils.metrics import bin_means, nme
+from utils.metrics import bin_means, geodesic, nme
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.pictures import read_zipped_image
 from utils.preprocessing import crop_faces
@@ -78,19 +84,23 @@ def main() -> None:
     target = labels["landmarks"].astype(np.float64) * LABEL_UNIT
     human = labels["human_landmarks"].astype(np.float64)
 
-    def predict(images: Sequence[np.ndarray], roi_boxes: np.ndarray) -> np.ndarray:
+    def fit(images: Sequence[np.ndarray], roi_boxes: np.ndarray) -> list[Face]:
         pipeline = FacePipeline(None, regressor, face_model)  # no detector: roi boxes are given
         crops = np.concatenate(
             [crop_faces(i, b[None]) for i, b in zip(images, roi_boxes, strict=True)]
         )
         detections = np.zeros((len(images), 5))
-        faces = pipeline.faces_from_crops(crops, roi_boxes, detections, dense=False)
-        return np.stack([face.landmarks for face in faces])
+        return pipeline.faces_from_crops(crops, roi_boxes, detections, dense=False)
+
+    def predict(images: Sequence[np.ndarray], roi_boxes: np.ndarray) -> np.ndarray:
+        return np.stack([face.landmarks for face in fit(images, roi_boxes)])
 
     still = np.tile(ROI_BOX, (len(images), 1))
-    landmarks = predict(images, still)
+    faces = fit(images, still)
+    landmarks = np.stack([face.landmarks for face in faces])
     yaw = label_yaw(target, face_model)
     report("centred roi box", landmarks, target, human, yaw, labels["source"])
+    report_pose(np.stack([face.rotation for face in faces]), target, yaw, face_model)
     if options.jitter:
         moved = predict(images, jittered_boxes(still, options.seed))
         report("random roi box", moved, target, human, yaw, labels["source"])
@@ -238,6 +248,11 @@ def label_yaw(target: np.ndarray, face_model: MorphableModel) -> np.ndarray:
     return rotation_to_angles(linear / np.linalg.norm(linear, axis=2, keepdims=True))[:, 0]
 
 
+def label_rotation(target: np.ndarray, face_model: MorphableModel) -> np.ndarray:
+    """(n, 3, 3) rotations of the face model fitted to labels (n, 3, 68)."""
+    return decompose_camera(split_camera(fit_landmarks(face_model, target)[0]))[1]
+
+
 def report(
     title: str,
     landmarks: np.ndarray,
@@ -266,6 +281,24 @@ def report(
     sides = np.ptp(target[profiles, :2], axis=2)
     by_people = 100 * np.nanmean(distance, axis=1) / np.sqrt(sides.prod(1))
     print(f"  people's labels, profiles ({profiles.sum()}, visible points): {by_people.mean():.2f}")
+
+
+def report_pose(
+    rotation: np.ndarray, target: np.ndarray, yaw: np.ndarray, face_model: MorphableModel
+) -> None:
+    """Prints how far head poses are from that of the face model fitted to the labels, in degrees.
+
+    Args:
+        rotation: (n, 3, 3) as found.
+        target: (n, 3, 68) labels, pixels of the photo.
+        yaw: (n,) degrees.
+    """
+    fitted = label_rotation(target, face_model)
+    errors = {"turn": geodesic(nearest_rotation(rotation), nearest_rotation(fitted))}
+    for name, angles in (("facing", facing_angles), ("yaw, pitch, roll", rotation_to_angles)):
+        errors[name] = angle_differences(angles(rotation), angles(fitted)).mean(1)  # (n,)
+    for name, off in errors.items():
+        print(f"  pose, {name}: {off.mean():.1f}, by |yaw| {bin_means(off, yaw).round(1)} degrees")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from starter_kit.evaluate_network import ROI_BOX
+from starter_kit.evaluate_network import ROI_BOX, label_rotation
 from starter_kit.landmark_statistics import LABEL_UNIT
 from synergy3DMM import SynergyNet
 from utils.files import read_npz
-from utils.metrics import nme
+from utils.geometry import nearest_rotation
+from utils.metrics import geodesic, nme
 from utils.pictures import read_zipped_image
 
 PHOTOS = ROOT.parent / "shared" / "photos"
@@ -29,6 +30,9 @@ def test_held_out_photos():
     np.testing.assert_array_equal(faces[0].roi_box, ROI_BOX)
     found = np.stack([face.landmarks for face in faces])
     assert nme(found, target).mean() < 1.8
+    rotation = np.stack([face.rotation for face in faces])
+    fitted = label_rotation(target, model.face_model)
+    assert geodesic(nearest_rotation(rotation), nearest_rotation(fitted)).mean() < 2.6
     frames = labels["source"][some] == "p1"
     human = labels["human_landmarks"][some][frames]
     assert nme(found[frames], human).mean() < 4.2
