@@ -24,13 +24,13 @@ FORMATS = (*results.NUMBER_FORMATS, *results.TEXTURED_FORMATS, *results.MAP_FORM
 EPILOG = """\
 written for each photo NAME that has a face:
   OUT/rendering_overlay/NAME.jpg   the mesh over the photo
-  OUT/landmarks/NAME.jpg           the 68 landmarks; of small faces lines without dots
+  OUT/landmarks/NAME.jpg           the 68 landmarks; on small faces only lines, no dots
   OUT/poses/NAME.jpg               pose axes: x red, y green, z blue; yaw, pitch and roll of where
                                    the face looks (`facing` of the numbers)
 with --draw, instead of these three:
-  OUT/drawn/NAME.jpg               all that --draw names, on one picture (of mesh, depth and pncc
-                                   only the last)
-of several photos, also:
+  OUT/drawn/NAME.jpg               all that --draw names, on one picture (depth hides mesh, and
+                                   pncc hides both, in whatever order they are named)
+for several photos, also:
   OUT/contact_sheet.jpg, _2, ...   all photos with faces, small
   OUT/finished.jsonl               the photos that are done, for --resume (of any folder)
 
@@ -53,7 +53,7 @@ with --save, also:
                                    pixel lies, red x, green y, blue z, each from 0 to 255
 
 obj, glb, ply, html and uv have one file a face: NAME, NAME_1, NAME_2, ... in order of score; where
-several faces' poses or boxes are drawn, their numbers are too, 0 for NAME.
+several faces' poses or boxes are drawn, so are their numbers, 0 for NAME.
 Meshes: x right, y up, z to the viewer, metres, turned as in the photo.
 
 exit code: 0 all done, 1 some photos failed, 2 wrong usage, 130 stopped by Ctrl-C

@@ -36,8 +36,8 @@ EPILOG = """\
 Where the program ffmpeg is installed, .mp4 and .mov are H.264, and the sound of a video file is
 copied; else they are MPEG-4 Part 2, which browsers generally do not play (.webm they do).
 
-Ctrl-C (in the window q or Esc) ends; what is finished by then is kept (a camera or stream has ended
-then: exit code 0).
+Ctrl-C (in the window q or Esc) ends the run and keeps what is written by then. For a camera or a
+stream that is the normal end: exit code 0.
 
 exit code: 0 all done, 1 the video is damaged or was not finished, 2 wrong usage, 130 Ctrl-C
 """

@@ -911,6 +911,11 @@ def test_every_drawing(model, frames):
             inside[max(y1 - 40, 0) : y2 + 60, max(x1 - 40, 0) : x2 + 60] = True  # with text
         assert 100 < changed.sum() and not (changed & ~inside).any(), name
     assert not Overlays(model.face_model, ("landmarks", "box", "pose")).dense
+    hidden = [
+        Overlays(model.face_model, names)(frames[0], tracked)
+        for names in (("pncc", "depth", "mesh"), ("pncc",), ("depth", "mesh"), ("depth",))
+    ]
+    assert (hidden[0] == hidden[1]).all() and (hidden[2] == hidden[3]).all()
     everything = Overlays(model.face_model, DRAWINGS)(frames[0], tracked, [1, 2])
     assert everything.shape == frames[0].shape
 

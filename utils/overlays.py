@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from utils.inference import Face
     from utils.morphable_model import MorphableModel
 
-DENSE = ("mesh", "depth", "pncc")  # need the dense mesh; of several only the last is drawn
+DENSE = ("mesh", "depth", "pncc")  # need the dense mesh; each hides those before it here
 DRAWINGS = (*DENSE, "landmarks", "box", "pose")  # in the order of drawing
 
 
@@ -41,7 +41,8 @@ class Overlays:
     Args:
         face_model: of the faces.
         drawings: one or some of ``DRAWINGS``, in any order; ``mesh`` is shaded and half
-            transparent, ``depth`` (near is bright) and ``pncc`` (``utils.render``) hide the face.
+            transparent, ``depth`` (near is bright) and ``pncc`` (``utils.render``) hide the face,
+            and the mesh.
 
     Attributes:
         dense: the faces need their dense mesh.
