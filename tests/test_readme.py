@@ -110,6 +110,7 @@ NOT_RUN = {
         "builds; the same as singleImage.py's first command here",
         "tests/test_readme.py",
     ),
+    "make demo PHOTO=mine.jpg": ("the same", "tests/test_readme.py"),
     "make test": ("this is it", "pyproject.toml"),
     "make train-demo": ("takes minutes", "tests/test_training.py"),
     "make benchmark-demo": ("takes minutes", ".ci/run"),
