@@ -81,8 +81,8 @@ class SynergyNet:
         threads: how many the onnx engine uses for one call; None: ``OMP_NUM_THREADS``, or the
             cores at hand. Those who call from many threads at once want 1.
         detect_size: for the detector, photos are shrunk to this width in pixels, or two thirds of
-            it in height (as published: 1080 by 720). Where faces are small in large photos, more
-            finds them, in time that grows with the square.
+            it in height (as published: 1080 by 720). A larger size finds small faces in large
+            photos; the time grows with its square.
         detector: a function that takes the place of FaceBoxes, from a picture (H, W, 3) uint8 BGR
             to boxes (n, 4) or (n, 5), x1 y1 x2 y2 score, image frame, best first. Boxes reach from
             the middle of the forehead to the chin; only their height and centre count. It must not

@@ -69,10 +69,11 @@ class Face:
             pitch of where the nose points to, and the tilt about it (``geometry.facing_angles``).
         rotation: (3, 3) float64, model frame (y up) to image axes with y up; rows of length 1, not
             exactly at right angles (``geometry.nearest_rotation``).
-        scale: pixels of the image per unit of the model.
+        scale: pixels of the image per unit of the model (micrometre).
         translation: (3,) float64, image frame: where the model's origin lies.
-        stretch: how far the fitted camera is from a turn and a scale, which is 1; above
-            ``MAX_STRETCH`` the fit is doubtful, whatever the detector's score.
+        stretch: the fitted camera's largest scale along any direction over its smallest: 1 for a
+            rotation with one scale; above ``MAX_STRETCH`` (1.15) the fit is doubtful, whatever the
+            detector's score.
         face_model: the 3DMM that ``parameters`` speak of.
         fitted: of a changed face (``with_expression``, ``frontal``, ``with_parameters``) the one
             that was fitted to the photo, from which its texture is taken; None of any other.
@@ -100,7 +101,7 @@ class Face:
 
     @property
     def stretch(self) -> float:
-        """Largest over smallest singular value of the fitted camera; see above."""
+        """Largest over smallest singular value of the camera's (3, 3) part; see above."""
         camera = split_camera(self.parameters[None])[0, :, :3].astype(np.float64)
         lengths = np.linalg.svd(camera, compute_uv=False)
         with np.errstate(divide="ignore"):  # infinite without a third row
