@@ -8,14 +8,13 @@ that was stopped goes on when the script is started again; results are in OUT/re
 printed.
 """
 
-import argparse
 import csv
 from pathlib import Path
 
 import numpy as np
 
 import main_train
-from utils.cli import STOPPED, at_least, complain, run_script, say
+from utils.cli import STOPPED, at_least, complain, run_script, say, script_parser
 from utils.files import atomic_write
 
 VARIANTS = {
@@ -29,19 +28,17 @@ SCORES = ("nme_balanced", "nme", "nme_refined", "nme_60_90", "pose_mae")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="packed training set")
-    parser.add_argument("--val", type=Path, required=True, help="packed validation set")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--seeds", type=at_least(1), default=3)
-    parser.add_argument(
-        "--limit",
-        type=at_least(0),
-        default=6000,
-        help="as main_train.py's: so many faces, drawn by the run's seed; 0: all",
-    )
-    parser.add_argument("--epochs", type=at_least(1), default=10)
-    parser.add_argument("options", nargs="*", help="after --: more options of main_train.py")
+    usage = "--data SET --val SET [options] [-- options of main_train.py]"
+    parser = script_parser(__doc__, usage=usage, module="starter_kit.ablation")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="SET", help="packed training set")
+    add("--val", type=Path, required=True, metavar="SET", help="packed validation set")
+    add("--out", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
+    add("--seeds", type=at_least(1), default=3, help="runs of each variant (default: 3)")
+    add("--limit", type=at_least(0), default=6000,
+        help="train on this many faces, drawn by the seed; 0: all (default: 6000)")  # fmt: skip
+    add("--epochs", type=at_least(1), default=10, help="default: 10")
+    add("options", nargs="*", help="after --: more options of main_train.py")
     options = parser.parse_args()
 
     rows = []
