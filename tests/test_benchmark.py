@@ -488,6 +488,7 @@ def test_published_form_and_repeatable(command, done, no_plots, tmp_path, capsys
     printed = capsys.readouterr().out
     number = r"\d+\.\d{3}"
     expected = [
+        r"weights .*<weights>&\.pth, face model .*, engine torch on cpu",
         r"Facial Alignment on AFLW2000-3D \(NME\):",
         *(rf"\[{b}\]   Mean: {number}, Std: {number}" for b in (" 0, 30", "30, 60", "60, 90")),
         rf"\[ 0, 90\]   Mean: {number}, Std: {number}",

@@ -49,6 +49,7 @@ def run_benchmark(options: argparse.Namespace) -> int:
             damaged picture or a full disk, is said on stderr and gives the exit code 1.
     """
     inputs = open_inputs(options)
+    say("weights {weights}, face model {face_model}, engine {engine}".format_map(inputs.settings))
     try:
         run, prediction = score_all(inputs, options)
         report.write_results(options.out, run, inputs.data, prediction)
