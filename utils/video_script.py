@@ -202,16 +202,19 @@ def reason(error: BaseException) -> str | None:
 
 def check_window() -> None:
     """Raises UnavailableError, saying what to do, where no window can be opened."""
+    wheel = "`make gui` installs the wheel that does (the `gui` extra, README 'Install')"
     if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
         fault = "this session has no display"
-        remedy = "start it in a session with one"
+        remedy = (
+            f"start it in a session with one (OpenCV's headless wheel opens none there; {wheel})"
+        )
     else:
         try:
             cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
             return
         except cv2.error:
             fault = "OpenCV's headless wheel opens none"
-            remedy = "`make gui` installs the wheel that does (the `gui` extra, README 'Install')"
+            remedy = wheel
     raise UnavailableError(
         f"--show needs a window, but {fault}; {remedy}; without --show the result is written to a "
         "file"
