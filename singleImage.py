@@ -8,6 +8,7 @@ python singleImage.py -f photo.jpg --save glb,html,uv,depth,pncc
 """
 
 import argparse
+from functools import partial
 
 from utils import results
 from utils.cli import comma_list, run_script, script_parser
@@ -78,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         require_texture_coordinates(model.face_model)
     writer = results.PhotoResults(options, model.face_model)
-    code = run_on_photos(options, model, writer, finished_photos(options, model))
+    find_faces = partial(model, dense=writer.dense)
+    code = run_on_photos(options, find_faces, writer, finished_photos(options, model))
     is_whole = writer.close()
     return code or int(not is_whole)
 

@@ -23,8 +23,8 @@ class Model:
         self.face_model = face_model
         self.pipeline = FacePipeline(BrightSquares(), MeanColours(), face_model)
 
-    def __call__(self, image: np.ndarray) -> list:
-        return self.pipeline([image])[0]
+    def __call__(self, image: np.ndarray, dense: bool = True) -> list:
+        return self.pipeline([image], dense=dense)[0]
 
 
 @pytest.fixture

@@ -79,6 +79,35 @@ def test_one_picture_of_what_is_to_be_drawn(run):
     assert code == 2 and "moustache" in output
 
 
+@pytest.mark.parametrize(
+    ("options", "dense"),
+    [
+        ([], True),
+        (["--draw", "box,landmarks,pose", "--save", "json,csv"], False),
+        (["--draw", "box,depth"], True),
+        (["--draw", "pose", "--save", "npz"], True),
+        (["--draw", "pose", "--save", "uv"], True),
+    ],
+    ids=str,
+)
+def test_the_dense_mesh_is_made_where_something_needs_it(run, monkeypatch, options, dense):
+    write_picture(Path("a.png"), photo((20, 30, 40)))
+    monkeypatch.setattr(  # a smaller texture
+        "utils.texture.textured_face", lambda *arguments: textured_face(*arguments, size=64)
+    )
+    asked = []
+    find_faces = Model.__call__
+
+    def watched(model, image, dense=True):
+        asked.append(dense)
+        return find_faces(model, image, dense)
+
+    monkeypatch.setattr(Model, "__call__", watched)
+    code, output = run("-f", "a.png", *options)
+    assert code == 0, output
+    assert asked == [dense]
+
+
 def test_contact_sheets_show_every_photo_with_a_face_in_order(tmp_path):
     sheets = results.ContactSheets(tmp_path)
     full = sheets.COLUMNS * sheets.ROWS

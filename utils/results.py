@@ -16,7 +16,7 @@ from utils.files import atomic_write, write_npz
 from utils.inference import MAX_STRETCH, Face
 from utils.mesh_io import MESH_SUFFIXES, TexturedMesh, save_mesh
 from utils.morphable_model import NUM_LANDMARKS, NUM_PARAMETERS, MorphableModel
-from utils.overlays import Overlays, nearest_last
+from utils.overlays import DENSE, Overlays, nearest_last
 from utils.photos import PHOTO_SUFFIXES, face_names
 from utils.pictures import read_image, write_image
 from utils.render import normalized_coordinate_code, render_depth, render_pncc
@@ -126,11 +126,19 @@ class PhotoResults(PhotoWriter):
     Args:
         options: ``out``, ``photos``, ``save`` and ``draw``.
         face_model: of the faces.
+
+    Attributes:
+        dense: the faces need their dense mesh.
     """
 
     def __init__(self, options: Namespace, face_model: MorphableModel) -> None:
         super().__init__(options)
         self.formats, self.drawings, self.face_model = options.save, options.draw, face_model
+        self.dense = (
+            not self.drawings  # the published pictures, of which one shows the mesh
+            or not set(DENSE).isdisjoint(self.drawings)
+            or not {"json", "csv"}.issuperset(self.formats)
+        )
         self.sheets = ContactSheets(options.out) if len(options.photos) > 1 else None
         self.names: list[str] = []  # of the photos whose results are there
 
