@@ -2,7 +2,7 @@
 
     python -m starter_kit.ablation --data runs/starter/packed_train --val runs/starter/packed_val
 
-Runs of one seed see the same faces in the same batches; they differ in the loss terms (``LOOPS``)
+Runs of one seed see the same faces in the same batches; they differ in the loss terms (`LOOPS`)
 and in the heads alone. The last epoch is scored, so nothing is chosen on the validation set. A run
 that was stopped goes on when the script is started again; results are in OUT/results.csv and
 printed.
@@ -33,7 +33,7 @@ def main() -> int:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="SET", help="packed training set")
     add("--val", type=Path, required=True, metavar="SET", help="packed validation set")
-    add("--out", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
+    add("-o", "--out", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
     add("--seeds", type=at_least(1), default=3, help="runs of each variant (default: 3)")
     add("--limit", type=at_least(0), default=6000,
         help="train on this many faces, drawn by the seed; 0: all (default: 6000)")  # fmt: skip

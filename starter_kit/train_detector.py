@@ -1,6 +1,6 @@
 """Trains the starter kit's own FaceBoxes weights, from random initialisation.
 
-First from labels alone, then against the outputs of the detector that made the labels:
+First from labels alone, then against the outputs of the detector that made the labels.
 
     python -m tools.evaluate_detector FaceBoxes/weights/FaceBoxesProd.pth \\
         --data PHOTOS/detector/train --write-labels runs/detector/labels.json
@@ -12,20 +12,19 @@ First from labels alone, then against the outputs of the detector that made the 
     python -m starter_kit.train_detector --out runs/distilled \\
         --export FaceBoxes/weights/starter_faceboxes.pth
 
-PHOTOS holds ``detector/train.zip`` and ``.json`` (pictures; boxes ``x1 y1 x2 y2 score``,
-where a score below 0.5 means "don't know"; where the json leaves those out, the first command
-above supplies them) and ``faces_train_*.zip`` with ``faces_train_labels.npz`` (face crops with 68
-landmarks); ``--views`` is a packed set of faces turned in 3D (``rotate_views.py``);
-``--unlabelled`` is a folder of any other pictures. What is made of them:
-``detector_pictures.py``. From labels, the loss is SSD's multibox loss (Liu et al.,
-ECCV 2016) with hard negative mining. With ``--teacher`` it is the distance to another detector's
-scores, boxes and feature maps on the same pictures, so that doubt is learnt as well
-(``detector_losses.py``). Three things change with it: pictures are made up that no one could label,
+PHOTOS holds `detector/train.zip` and `.json` (pictures; boxes `x1 y1 x2 y2 score`, where a score
+below 0.5 means "don't know"; where the json leaves those out, the first example supplies them) and
+`faces_train_*.zip` with `faces_train_labels.npz` (face crops with 68 landmarks); `--views` is a
+packed set of faces turned in 3D (`rotate_views.py`); `--unlabelled` is a folder of any other
+pictures. What is made of them: `detector_pictures.py`. From labels, the loss is SSD's multibox loss
+(Liu et al., ECCV 2016) with hard negative mining. With `--teacher` it is the distance to another
+detector's scores, boxes and feature maps on the same pictures, so that doubt is learnt as well
+(`detector_losses.py`). Three things change with it: pictures are made up that no one could label,
 of several beside and over each other and of people in rows; scenes in which the weights of
-``--init`` take something for a face are shown more often; labels count only for portraits in which
-the teacher misses the face. ``--frozen-norm`` keeps the batch norm statistics of ``--init``: the
+`--init` take something for a face are shown more often; labels count only for portraits in which
+the teacher misses the face. `--frozen-norm` keeps the batch norm statistics of `--init`: the
 student is compared with its teacher as it will be used, without the noise of a batch's statistics.
-AdamW, cosine decay, averaged weights. Runs on one CPU core; ``--resume`` goes on where a run was
+AdamW, cosine decay, averaged weights. Runs on one CPU core; `--resume` goes on where a run was
 stopped.
 """
 
@@ -49,7 +48,7 @@ from starter_kit.detector_losses import Hints, distillation_loss, multibox_loss
 from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
 from utils.assets import ROOT
 from utils.checkpoint import mixed_state, require_in_half, write_checkpoint
-from utils.cli import at_least, run_script, within
+from utils.cli import at_least, run_script, script_parser, within
 from utils.files import atomic_write, require_files
 from utils.runtime import choose_device, on_device
 from utils.training import make_optimizer
@@ -319,46 +318,39 @@ def export(source: Path, target: Path, other: Path | None = None, share: float =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--photos", type=Path, help="folder of detector/ and the zips of faces")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "detector")
-    parser.add_argument("--labels", type=Path, help="in place of PHOTOS/detector/train.json")
-    parser.add_argument("--views", type=Path, help="packed set of faces turned in 3D")
-    parser.add_argument("--init", type=Path, help="weights to begin with")
-    parser.add_argument(
-        "--teacher", type=Path, help="weights of the detector whose outputs are to be learnt"
+    parser = script_parser(
+        __doc__, usage="--photos DIR [options]", module="starter_kit.train_detector"
     )
-    parser.add_argument(
-        "--unlabelled", type=Path, help="folder of more pictures, for what the teacher says of them"
+    add = parser.add_argument
+    add("--photos", type=Path, help="folder of detector/ and the zips of faces")
+    add("-o", "--out", type=Path, default=ROOT / "runs" / "detector",
+        help="folder of the training (default: runs/detector)")  # fmt: skip
+    add("--labels", type=Path, help="in place of PHOTOS/detector/train.json")
+    add("--views", type=Path, help="packed set of faces turned in 3D")
+    add("--init", type=Path, help="weights to begin with")
+    add("--teacher", type=Path, help="weights of the detector whose outputs are to be learnt")
+    add("--unlabelled", type=Path,
+        help="folder of more pictures, for what the teacher says of them")  # fmt: skip
+    add("--steps", type=at_least(1), default=16000, help="in all (default: 16000)")
+    add("--minutes", type=at_least(0, float), help="finish by then, the schedule included")
+    add(
+        "--lr", type=at_least(0, float), default=1.5e-3, help="peak learning rate (default: 0.0015)"
     )
-    parser.add_argument("--steps", type=at_least(1), default=16000)
-    parser.add_argument(
-        "--minutes", type=at_least(0, float), help="finish by then, the schedule included"
-    )
-    parser.add_argument("--lr", type=at_least(0, float), default=1.5e-3)
-    parser.add_argument("--weight-decay", type=at_least(0, float), default=1e-2)
-    parser.add_argument("--seed", type=at_least(0), default=20211)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=at_least(1), default=1)
-    parser.add_argument(
-        "--workers", type=at_least(0), default=0, help="processes that make pictures"
-    )
-    parser.add_argument(
-        "--repeats", type=at_least(1), default=1, help="times that each batch is used"
-    )
-    parser.add_argument("--bf16", action="store_true", help="half precision in the networks")
-    parser.add_argument(
-        "--frozen-norm", action="store_true", help="batch norm with the statistics of --init"
-    )
-    parser.add_argument("--save-every", type=at_least(1), default=250, metavar="STEPS")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--export", type=Path, help="write the averaged weights there and stop")
-    parser.add_argument(
-        "--init-share",
-        type=within(0, 1, float),
-        default=0.0,
-        help="of the weights of --init in the export (0)",
-    )
+    add("--weight-decay", type=at_least(0, float), default=1e-2, help="AdamW's (default: 0.01)")
+    add("--seed", type=at_least(0), default=20211, help="of everything random (default: 20211)")
+    add("--device", default="cpu", help="auto, cpu, cuda or mps (default: cpu)")
+    add("--threads", type=at_least(1), default=1, help="CPU threads of the networks (default: 1)")
+    add("--workers", type=at_least(0), default=0,
+        help="processes that make pictures (default: 0, this one)")  # fmt: skip
+    add("--repeats", type=at_least(1), default=1, help="times each batch is used (default: 1)")
+    add("--bf16", action="store_true", help="half precision in the networks")
+    add("--frozen-norm", action="store_true", help="batch norm with the statistics of --init")
+    add("--save-every", type=at_least(1), default=250, metavar="STEPS",
+        help="save OUT/last.pth, average.pth (default: 250)")  # fmt: skip
+    add("--resume", action="store_true", help="go on from OUT/last.pth")
+    add("--export", type=Path, help="write the averaged weights there and stop")
+    add("--init-share", type=within(0, 1, float), default=0.0,
+        help="of the weights of --init in the export (default: 0)")  # fmt: skip
     args = parser.parse_args()
     if not (args.export or args.photos):
         parser.error("training needs --photos")
