@@ -86,7 +86,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         type=at_least(1), default=20)  # fmt: skip
 
     run = parser.add_argument_group("the run")
-    add(run, "--out", "where the run writes", type=Path, default=Path("runs/synergynet"))
+    run.add_argument("-o", "--out", type=Path, default=Path("runs/synergynet"),
+        help="where the run writes (default: runs/synergynet)")  # fmt: skip
     add(run, "--resume", "go on from OUT/last.pth.tar", action="store_true")
     add(run, "--overwrite", "begin anew where OUT holds a run already", action="store_true")
     add(run, "--save-every-steps", "save last.pth.tar every N steps too; 0: no",

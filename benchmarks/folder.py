@@ -66,7 +66,7 @@ def main() -> None:
     parser = script_parser(__doc__, module="benchmarks.folder")
     parser.add_argument("--count", type=at_least(1), default=200, help="of photos (default: 200)")
     parser.add_argument("--repeats", type=at_least(1), default=3, help="default: 3")
-    parser.add_argument("--jobs", type=at_least(1), help="default: singleImage.py's")
+    parser.add_argument("-j", "--jobs", type=at_least(1), help="default: singleImage.py's")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

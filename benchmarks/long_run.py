@@ -93,7 +93,7 @@ def main() -> None:
     add("--photos", type=count, default=10_000, metavar="N", help="how many (default: 10,000)")
     add("--frames", type=count, default=10_000, metavar="N", help="how many (default: 10,000)")
     add("--at", type=count, default=1000, metavar="N", help="first reading (default: 1000)")
-    add("--jobs", type=count, default=2, help="photos at once (default: 2)")
+    add("-j", "--jobs", type=count, default=2, help="photos at once (default: 2)")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

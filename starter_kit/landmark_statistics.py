@@ -242,7 +242,7 @@ def main() -> None:
     )  # fmt: skip
     add("--stiffness", type=number, default=4.0,
         help="how strongly expressions leave the bones still (default: 4)")  # fmt: skip
-    add("--out", type=Path, default=LANDMARK_MODEL,
+    add("-o", "--out", type=Path, default=LANDMARK_MODEL,
         help="default: the landmark model that ships, which is replaced")  # fmt: skip
     options = parser.parse_args()
     labels = options.photos / "faces_train_labels.npz"

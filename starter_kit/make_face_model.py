@@ -183,7 +183,7 @@ def main() -> None:
     add = parser.add_argument
     add("--landmark-model", type=Path, default=LANDMARK_MODEL, metavar="NPZ",
         help="default: the one that ships")  # fmt: skip
-    add("--out", type=Path, default=FOLDER / "face_model" / "face_model.npz",
+    add("-o", "--out", type=Path, default=FOLDER / "face_model" / "face_model.npz",
         help="default: the face model that ships")  # fmt: skip
     add("--pictures", type=Path, default=FOLDER / "pictures", metavar="DIR",
         help="where its pictures go (default: starter_kit/pictures)")  # fmt: skip

@@ -28,7 +28,7 @@ def main() -> None:
     add("--photos", type=Path, required=True, metavar="DIR", help="photo zips and their labels")
     add("--split", choices=["train", "val"], required=True, metavar="S", help="train or val")
     add("--fits", type=Path, required=True, metavar="NPZ", help="from starter_kit.fit_labels")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--human-weight", type=within(0, 1, float), default=0.0, metavar="SHARE",
         help="of people's labels where there are any; the rest is the network's (0)")  # fmt: skip
     options = parser.parse_args()

@@ -380,7 +380,7 @@ def read_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--photos", type=Path, help="folder with faces_train_labels.npz, which says what to trust")
     add("--packed", type=Path, required=True, help="packed photos, from starter_kit.pack_photos")
-    add("--out", type=Path, required=True, help="folder of the views, to write")
+    add("-o", "--out", type=Path, required=True, help="folder of the views, to write")
     add("--combined", type=Path, help="folder to write photos and views to, as one set")
     add("--with", dest="join_with", type=Path, help="photos of --combined, if not --packed")
     add("--join-only", action="store_true", help="make no views: those in --out are joined")

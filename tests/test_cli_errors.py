@@ -250,6 +250,16 @@ def test_help_is_short_and_ends_with_examples_and_exit_codes(script):
     )
 
 
+def test_what_has_a_short_name_has_it_everywhere():
+    for path in ROOT.glob("*/*.py"):
+        if path.parent.name in ("utils", "tools", "starter_kit", "benchmarks"):
+            text = path.read_text(encoding="utf-8")
+            for short, long in (("-o", "--out"), ("-w", "--weights"), ("-j", "--jobs")):
+                before = re.findall(rf'add(?:_argument)?\(\s*("-\w", )?"{long}"', text)
+                assert set(before) <= {f'"{short}", '}, f"{path.name}: {long}"
+    assert main_train.parse_options(["-o", "there"]).out == Path("there")
+
+
 def test_published_folders_are_the_repositorys_wherever_one_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main_train.parse_options([]).data == ROOT

@@ -332,7 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = script_parser(__doc__, EPILOG, "--raw DIR [options]", module="tools.prepare_aflw2000")
     add = parser.add_argument
     add("--raw", type=Path, required=True, metavar="DIR", help="the unpacked download")
-    add("--out", type=Path, default=DEFAULT_FOLDER, help="where to (default: aflw2000_data)")
+    add("-o", "--out", type=Path, default=DEFAULT_FOLDER, help="where to (default: aflw2000_data)")
     add("--reannotated", type=Path, metavar="NPY", help="(2000, 2, 68) re-annotated landmarks")
     add("--bases", type=Path, metavar="NPZ", help="face model of the .mat files: dense labels")
     add("--photos", action="store_true", help="copy the pictures too")

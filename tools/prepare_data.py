@@ -468,7 +468,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("labels", type=Path, nargs="+", help="folder, .json or .csv (forms below)")
-    add("--out", type=Path, required=True, help="folder to write, new or empty")
+    add("-o", "--out", type=Path, required=True, help="folder to write, new or empty")
     add("--photos", type=Path, help="where the photos of .json and .csv lie (default: beside them)")
     about = "2D jaw points lie on the visible contour, or on the model's jaw (auto: pts_3d only)"
     add("--jaw", choices=["auto", "contour", "model"], default="auto", help=about)
@@ -491,7 +491,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="aflw2000: for benchmark.py, to be scored on",
     )
     add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
-    add("--jobs", type=at_least(1), default=2, help="threads (default: 2)")
+    add("-j", "--jobs", type=at_least(1), default=2, help="threads (default: 2)")
     add("--seed", type=at_least(0), default=0, help="of the contact sheet's choice (default: 0)")
     options = parser.parse_args(arguments)
     if options.photos and all(source.is_dir() for source in options.labels):

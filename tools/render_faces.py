@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--seed", type=at_least(0), default=0, help="of everything random (default: 0)"
     )
-    parser.add_argument("--jobs", type=at_least(1), default=2, help="threads (default: 2)")
+    parser.add_argument("-j", "--jobs", type=at_least(1), default=2, help="threads (default: 2)")
     about = "3DMM folder or .npz (default: published, or starter)"
     parser.add_argument("--face-model", type=Path, help=about)
     options = parser.parse_args(arguments)

@@ -42,12 +42,12 @@ TRAINING = (
 def main(arguments: list[str] | None = None) -> int:
     parser = script_parser(__doc__, module="tools.train_demo")
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/train_demo"), help="folder to write")
+    add("-o", "--out", type=Path, default=Path("runs/train_demo"), help="folder to write")
     add("--count", type=at_least(64), default=2000, help="faces to train on (default: 2000)")
     add("--epochs", type=at_least(1), default=4, help="default: 4")
     add("--loop", choices=LOOPS, default="full", help="as main_train.py's (default: full)")
     add("--seed", type=at_least(0), default=0, help="of everything random (default: 0)")
-    add("--jobs", type=at_least(1), default=2, help="threads that render (default: 2)")
+    add("-j", "--jobs", type=at_least(1), default=2, help="threads that render (default: 2)")
     options = parser.parse_args(arguments)
     data, held_out, run = (options.out / name for name in ("data", "held_out", "run"))
 
