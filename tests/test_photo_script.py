@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
+from tqdm import tqdm
 
 from utils.cli import (
     STOPPED,
@@ -97,6 +98,14 @@ def test_scripts_end_with_one_line_and_their_code(capsys, error, code, said):
     assert ended.value.code == code
     err = capsys.readouterr().err
     assert err.endswith(f": {said}") and err.count("\n") == 1
+
+
+def test_a_closed_stderr_ends_no_run(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)  # as where it was closed before Python began
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: sum(tqdm([0, 0])))
+    sys.stderr.close()
+    assert ended.value.code == 0
 
 
 class Saver(PhotoWriter):

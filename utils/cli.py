@@ -183,6 +183,8 @@ def run_script(main: Callable[[], int | None]) -> None:
     """
     script = Path(sys.argv[0]).name
     asked = _as_ctrl_c("SIGTERM", "SIGHUP")
+    if sys.stderr is None:  # closed before Python began (pythonw): progress bars would fail
+        sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
     try:
