@@ -433,6 +433,12 @@ def test_an_accelerator_that_does_not_work_is_said_and_the_cpu_taken(monkeypatch
         choose_device("cuda")
 
 
+def test_an_apple_gpu_needs_a_torch_that_knows_autocast_there(monkeypatch):
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: kind != "mps")
+    with pytest.raises(UnavailableError, match=r"needs torch 2\.5"):  # 2.4
+        choose_device("mps")
+
+
 def test_pictures_lie_plainly_on_an_apple_gpu():
     layouts = {name: runtime.picture_layout(name) for name in ("cpu", "cuda:1", "mps")}
     assert layouts.pop("mps") == torch.contiguous_format

@@ -96,6 +96,8 @@ def choose_device(name: str = "auto") -> torch.device:
     kind = name.split(":")[0]
     if kind not in DEVICES:
         raise ValueError(f"unknown device {name!r}; expected one of: {', '.join(DEVICES)}")
+    if kind == "mps" and not torch.amp.is_autocast_available("mps"):  # heads.full_precision asks
+        raise UnavailableError("device 'mps' needs torch 2.5 or newer, and 2.8 to train")
     try:
         torch.zeros(1, device=name)
     except Exception as error:  # drivers fail in many ways
