@@ -357,6 +357,15 @@ def test_a_user_without_a_home_has_the_cache_beside_our_own_weights_alone(monkey
     assert cache_folders(assets.STARTER_WEIGHTS) == [beside]
 
 
+def test_onnx_runtime_keeps_no_record_of_who_runs_it(tmp_path):
+    env = os.environ | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    for name in ("CI", "ORT_DISABLE_TELEMETRY"):  # each would switch it off
+        env.pop(name, None)
+    done = run_python("-c", "import utils.onnx_engine, onnxruntime", env=env)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_choices(weights):
     with pytest.raises(ValueError, match="unknown engine 'tflite'"):
         choose_engine("tflite", "cpu")

@@ -53,6 +53,10 @@ SOURCES = (
 TOLERANCE = 1e-4  # allowed difference to PyTorch, of the largest magnitude
 CACHE_FOLDER = ".onnx_cache"
 
+# Before it is imported: else the wheels from 1.29 on keep an identifier and a record of each run in
+# the user's cache folder and send them to Microsoft.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 logger = logging.getLogger(__name__)
 _EXPORTING = threading.Lock()  # PyTorch's exporter keeps state of its own
 # While the import of onnxruntime fails in one thread, another gets a module that is empty.
