@@ -255,6 +255,15 @@ def test_no_folder_at_all(face_model, weights, exports, tmp_path, monkeypatch, c
     assert f"(tried {closed}, {closed / 'deeper'}): every run exports" in caplog.text
 
 
+def test_a_system_without_a_place_for_temporary_files(face_model, weights, monkeypatch):
+    def no_place() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(onnx_engine.tempfile, "TemporaryDirectory", no_place)
+    ours = OnnxRegressor(weights, face_model)(CROPS)
+    close(ours, TorchRegressor(load_synergynet(weights, face_model), "cpu")(CROPS))
+
+
 def test_weights_of_another_face_model_are_refused_with_a_warm_cache(face_model, weights, tmp_path):
     np.savez(tmp_path / "other.npz", **tiny_face_arrays(seed=1))
     other = load_morphable_model(tmp_path / "other.npz")

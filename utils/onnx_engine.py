@@ -343,11 +343,16 @@ def _simplified(graph: bytes) -> bytes:
     """Constants folded, by ONNX Runtime's own optimiser; still plain ONNX that runs anywhere.
 
     Opening it takes a quarter less time. Optimisations for one processor are left to the opening.
+    Where nothing can be written, not even temporary files, the graph stays as it is.
     """
     import onnx
     import onnxruntime
 
-    with tempfile.TemporaryDirectory() as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory()
+    except OSError:
+        return graph
+    with temporary as folder:
         path = Path(folder) / "graph.onnx"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
