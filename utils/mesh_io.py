@@ -12,13 +12,11 @@ both: the flip of y between them reverses the order of its corners.
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 import Sim3DR
@@ -138,9 +136,9 @@ def to_trimesh(mesh: TexturedMesh):
 
     visual = None
     if mesh.texture is not None:
-        png = Image.open(io.BytesIO(_png(mesh.texture)))
+        picture = Image.fromarray(mesh.texture[..., ::-1])  # RGB
         material = trimesh.visual.material.PBRMaterial(
-            name="face", baseColorTexture=png, metallicFactor=0.0, roughnessFactor=1.0
+            name="face", baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0
         )
         visual = trimesh.visual.TextureVisuals(uv=mesh.uv, material=material)
     elif mesh.colors is not None:
@@ -155,10 +153,6 @@ def to_trimesh(mesh: TexturedMesh):
         process=False,
         validate=False,
     )
-
-
-def _png(texture: np.ndarray) -> bytes:
-    return cv2.imencode(".png", texture)[1].tobytes()
 
 
 def _save_obj(path: Path, mesh: TexturedMesh) -> list[Path]:
