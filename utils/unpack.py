@@ -59,7 +59,7 @@ def unpack(
     archive: str | os.PathLike,
     folder: str | os.PathLike,
     place: Callable[[str], str | None] = lambda name: name,
-    limits: Limits | None = None,
+    limits: Limits = Limits(),
 ) -> list[Path]:
     """Unpacks the files of a zip or a (compressed) tar.
 
@@ -68,7 +68,7 @@ def unpack(
         folder: where to; created if absent. On an error it may hold part of the files, so hand
             over a temporary folder and move the result when this function returns.
         place: gives each member's path below ``folder``, or None to leave the member out.
-        limits: on number and size of the files; the defaults of ``Limits`` if None.
+        limits: on number and size of the files.
 
     Returns:
         The written files, in the archive's order.
@@ -79,11 +79,12 @@ def unpack(
     """
     archive, folder = Path(archive), Path(folder)
     written = []
-    for member in _members(archive, limits or Limits()):
+    for member in _members(archive, limits):
         target = place(member.name)
         if target is None:
             continue
-        path = folder / _checked(target, archive)
+        _check_name(target, archive)
+        path = folder / target
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "xb") as file:
@@ -94,12 +95,12 @@ def unpack(
     return written
 
 
-def member_names(archive: str | os.PathLike, limits: Limits | None = None) -> list[str]:
+def member_names(archive: str | os.PathLike, limits: Limits = Limits()) -> list[str]:
     """Names of the files in a zip or a tar, in its order.
 
     Everything but the files' content has been judged, with the errors of ``unpack``.
     """
-    return [member.name for member in _members(Path(archive), limits or Limits())]
+    return [member.name for member in _members(Path(archive), limits)]
 
 
 def _members(archive: Path, limits: Limits) -> Iterator[_Member]:
@@ -108,11 +109,12 @@ def _members(archive: Path, limits: Limits) -> Iterator[_Member]:
     allowed = min(limits.size, max(limits.ratio_from, int(limits.ratio * packed)))
     with open(archive, "rb") as file:
         magic = file.read(4)
-    read = _read_zip if magic in (b"PK\x03\x04", b"PK\x05\x06") else _read_tar
+    is_zip = magic in (b"PK\x03\x04", b"PK\x05\x06")
+    members = _read_zip(archive) if is_zip else _read_tar(archive, magic)
     total = 0
     with _one_error(archive):
-        for count, member in enumerate(read(archive, magic), start=1):
-            name = _checked(member.name, archive)
+        for count, member in enumerate(members, start=1):
+            _check_name(member.name, archive)
             total += member.size
             if count > limits.files:
                 raise ArchiveError(f"{archive}: refused, more than {limits.files:,} files")
@@ -122,15 +124,14 @@ def _members(archive: Path, limits: Limits) -> Iterator[_Member]:
                     f"an archive of {packed:,} bytes"
                 )
             if member.open is not None:
-                yield _Member(name, member.size, member.open)
+                yield member
 
 
-def _checked(name: str, archive: Path) -> str:
-    """The name, if it leads to a place below the folder on every system."""
+def _check_name(name: str, archive: Path) -> None:
+    """Refuses a name that does not lead to a place below the folder on every system."""
     # Backslash and colon: a separator and a drive on Windows, in no honest data file's name.
     if any(part in ("", ".", "..") for part in name.split("/")) or set(name) & set("\\:\0"):
         raise ArchiveError(f"{archive}: refused, the name {name!r} leads out of its folder")
-    return name
 
 
 @contextmanager
@@ -150,7 +151,7 @@ def _one_error(archive: Path) -> Iterator[None]:
         raise ArchiveError(f"{archive}: damaged or of an unknown kind ({error})") from error
 
 
-def _read_zip(archive: Path, _: bytes) -> Iterator[_Member]:
+def _read_zip(archive: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
