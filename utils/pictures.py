@@ -91,7 +91,7 @@ def decode_image(content: bytes, path: Path | str = "the picture") -> np.ndarray
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR if is_plain else cv2.IMREAD_UNCHANGED)
         if content[4:11] == b"ftypavi":
-            image = _upright_avif(content, image)
+            image = None if image is None else _upright_avif(content, image)
         elif not is_jpeg and any(tag in content for tag in (b"eXIf", b"EXIF", b"Exif")):
             upright = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
             image = _turned_like(image, upright)
@@ -198,16 +198,16 @@ def _stated_size(content: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _upright_avif(content: bytes, image: np.ndarray | None) -> np.ndarray | None:
+def _upright_avif(content: bytes, image: np.ndarray) -> np.ndarray:
     """The stored picture turned as its ``irot`` and then ``imir`` say, which OpenCV passes over."""
     start = content.find(b"meta")  # a box of properties; those of a thumbnail are the picture's
     length = int.from_bytes(content[max(start - 4, 0) : start], "big")
     header = content[start : start + length]
-    if image is not None and (at := header.find(b"irot")) >= 0:  # quarters, counter-clockwise
+    if (at := header.find(b"irot")) >= 0:  # quarters, counter-clockwise
         image = np.rot90(image, header[at + 4] & 3)
-    if image is not None and (at := header.find(b"imir")) >= 0:
+    if (at := header.find(b"imir")) >= 0:
         image = image[:, ::-1] if header[at + 4] & 1 else image[::-1]
-    return None if image is None else np.ascontiguousarray(image)
+    return np.ascontiguousarray(image)
 
 
 def _turned_like(stored: np.ndarray | None, upright: np.ndarray | None) -> np.ndarray | None:
