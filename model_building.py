@@ -19,7 +19,13 @@ from backbone_nets import create_backbone
 from backbone_nets.heads import full_precision
 from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
 from loss_definition import LOOPS, SynergyLoss, runs_inverse, runs_refiner
-from utils.checkpoint import check_face_model, learnable_state, read_checkpoint, require_finite
+from utils.checkpoint import (
+    UNSAID,
+    check_face_model,
+    learnable_state,
+    read_checkpoint,
+    require_finite,
+)
 from utils.morphable_model import CAMERA, MorphableModel
 from utils.onnx_engine import export_onnx
 from utils.preprocessing import CROP_SIZE
@@ -178,10 +184,8 @@ def load_synergynet(weights: str | os.PathLike, face_model: MorphableModel) -> S
     """
     content = read_checkpoint(weights)
     check_face_model(content, face_model, weights)
-    # published checkpoints name none of them; they are MobileNetV2 with the published heads
-    unsaid = {"backbone": "mobilenet_v2", "heads": "published", "trained_loop": "full"}
     try:
-        model = SynergyNet(face_model, **{k: content.get(k, v) for k, v in unsaid.items()})
+        model = SynergyNet(face_model, **{k: content.get(k, v) for k, v in UNSAID.items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{weights}: not the weights of a SynergyNet ({error})") from error
     load_learnable(model, content, weights)

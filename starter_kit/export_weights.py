@@ -15,6 +15,7 @@ import numpy as np
 
 from utils import assets
 from utils.checkpoint import (
+    UNSAID,
     check_face_model,
     learnable_state,
     mixed_state,
@@ -24,9 +25,6 @@ from utils.checkpoint import (
 )
 from utils.cli import run_script, script_parser, within
 from utils.morphable_model import load_morphable_model
-
-# What checkpoints are that do not say it.
-UNSAID = {"epoch": 0, "backbone": "mobilenet_v2", "heads": "published", "trained_loop": "full"}
 
 
 def check_alike(content: dict, like: dict, path: Path) -> None:
@@ -84,7 +82,7 @@ def main() -> None:
     state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     require_in_half(state, options.checkpoints[-1])
     # what published weights and older ones of ours don't say
-    kept = {key: contents[-1].get(key, value) for key, value in UNSAID.items()}
+    kept = {k: contents[-1].get(k, v) for k, v in {"epoch": 0, **UNSAID}.items()}
     write_checkpoint(options.out, {"state_dict": state, "face_model": shipped.fingerprint, **kept})
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
 

@@ -25,6 +25,8 @@ FACE_MODEL_BUFFERS = (
     "w_shp_base",
     "w_exp_base",
 )
+# What checkpoints are that do not say it, as the published ones.
+UNSAID = {"backbone": "mobilenet_v2", "heads": "published", "trained_loop": "full"}
 _TOGETHER = (
     "Weights and face model must belong together: the published ones come together "
     '(`make published NAMES="3dmm_data weights"`), and so do the bundled ones, which are used '
