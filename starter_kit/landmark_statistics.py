@@ -35,9 +35,11 @@ from utils.cli import at_least, run_script, script_parser, within
 from utils.files import read_npz, require_files, write_npz
 from utils.fitting import similarity_align
 from utils.morphable_model import (
+    EXPRESSION,
     MIRRORED_LANDMARKS,
     NUM_LANDMARKS,
     NUM_PARAMETERS,
+    SHAPE,
     MorphableModel,
     build_morphable_model,
 )
@@ -48,7 +50,6 @@ EYE_CORNERS_UM = 90_000.0  # distance of landmarks 36 and 45
 PITCH_OF_NASION_CHIN = 7.5  # degrees
 LABEL_UNIT = 1 / 32  # pixels
 RELIABLE_SPREAD = 0.0125  # by which six predictions of a label differ, relative to the face
-SHAPE_COUNT, EXPRESSION_COUNT = 40, 10
 
 STABLE = np.r_[0, 16, 27:36, 36, 39, 42, 45]  # ears, nose, eye corners
 # what bones keep still: cheek bones, nose bridge, eye corners, and the width of jaw and brows
@@ -174,14 +175,14 @@ def split_expression(
     variance, less `stiffness` (relative to the mean variance of the 50) times the motion of bones.
     """
     values, vectors = np.linalg.eigh(total)
-    values = values[::-1][: SHAPE_COUNT + EXPRESSION_COUNT]
+    values = values[::-1][: SHAPE + EXPRESSION]
     vectors = vectors[:, ::-1][:, : len(values)]
     bones = keep_still(vectors, mean)[BONES.ravel()]
     score = vectors.T @ within @ vectors - share * np.diag(values)
     score -= stiffness * values.mean() * bones.T @ bones
     _, span = np.linalg.eigh(score)  # ascending
-    shape = vectors @ principal_axes(span[:, :SHAPE_COUNT], np.diag(values))
-    expression = vectors @ principal_axes(span[:, SHAPE_COUNT:], np.diag(values))
+    shape = vectors @ principal_axes(span[:, :SHAPE], np.diag(values))
+    expression = vectors @ principal_axes(span[:, SHAPE:], np.diag(values))
     return shape, keep_still(expression, mean)
 
 
