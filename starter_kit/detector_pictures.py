@@ -24,7 +24,7 @@ from starter_kit.detector_losses import targets
 from starter_kit.fit_labels import LABEL_SIDE
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils.boxes import intersections
-from utils.files import read_npz
+from utils.files import map_npy, read_npz
 from utils.pictures import read_zipped_image
 
 SHARDS = 4  # zip files of face crops
@@ -118,7 +118,7 @@ class TrainingPictures(Dataset):
                 image = read_zipped_image(file, name)
                 boxes = np.array(labels[name], dtype=np.float32).reshape(-1, 5)
                 self._add(name.split("_")[0], image, boxes[boxes[:, 4] >= UNSURE])
-        faces = np.load(data / "faces_train_labels.npz", allow_pickle=False)
+        faces = read_npz(data / "faces_train_labels.npz")
         shards = [zipfile.ZipFile(data / f"faces_train_{i}.zip") for i in range(SHARDS)]
         names = zip(faces["name"], faces["shard"], strict=True)
         self.crops = [shards[shard].read(name) for name, shard in names]
@@ -128,8 +128,8 @@ class TrainingPictures(Dataset):
         self.crop_valid = faces["valid"].astype(np.float32)
         self.views = None
         if views:
-            images = np.load(views / "images.npy", mmap_mode="r", allow_pickle=False)
-            self.views = images, read_npz(views / "labels.npz")["landmarks"][:, :2]
+            points = read_npz(views / "labels.npz")["landmarks"][:, :2]
+            self.views = map_npy(views / "images.npy"), points
         # Turned faces are rare: draw them more often. The nose tip's offset stands for the yaw.
         turn = np.abs(landmarks[:, 0, 30] - landmarks[:, 0].mean(axis=1)) / np.ptp(
             landmarks[:, 0], axis=1

@@ -32,7 +32,7 @@ from starter_kit.rotate_views import (
 from utils import assets
 from utils.cli import at_least, run_script, script_parser
 from utils.evaluation import jittered_boxes
-from utils.files import read_npz, require_files
+from utils.files import map_npy, read_npz, require_files
 from utils.fitting import fit_landmarks, similarity_align
 from utils.geometry import (
     angle_differences,
@@ -151,7 +151,7 @@ def score_poses(
     require_files(
         (path, "--poses is a folder that starter_kit.pack_photos wrote") for path in files
     )
-    images, labels = np.load(files[0], mmap_mode="r", allow_pickle=False), read_npz(files[1])
+    images, labels = map_npy(files[0]), read_npz(files[1])
     labels["landmarks"] = labels["landmarks"].astype(np.float64)  # (n, 3, 68)
     rng = np.random.default_rng(seed)
 

@@ -36,7 +36,7 @@ from starter_kit.landmark_statistics import RELIABLE_SPREAD
 from utils import assets
 from utils.cli import at_least, run_script, script_parser
 from utils.datasets import write_packed
-from utils.files import read_npz, require_files
+from utils.files import map_npy, read_npz, require_files
 from utils.geometry import decompose_camera
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.texture import boundary_loops, fill_smoothly, smooth_step
@@ -357,7 +357,7 @@ def join(photos: Path, views: Path, combined: Path) -> None:
     Raises:
         ValueError: the pictures of the two have different sides.
     """
-    pictures = [np.load(folder / "images.npy", mmap_mode="r") for folder in (photos, views)]
+    pictures = [map_npy(folder / "images.npy") for folder in (photos, views)]
     labels = [read_npz(folder / "labels.npz") for folder in (photos, views)]
     labels[0].setdefault("source", np.full(len(pictures[0]), -1, np.int32))
     joined = {key: np.concatenate([part[key] for part in labels]) for key in labels[1]}
@@ -404,8 +404,7 @@ def make_views(options: argparse.Namespace) -> None:
         ]
     )
     face_model = load_morphable_model(assets.STARTER_FACE_MODEL)
-    images = np.load(options.packed / "images.npy", mmap_mode="r", allow_pickle=False)
-    photos = read_npz(packed)
+    images, photos = map_npy(options.packed / "images.npy"), read_npz(packed)
     if "source" in photos:
         raise SystemExit(f"{options.packed}: holds turned views already; give the set of photos")
     side, names = images.shape[1], photos["names"]
