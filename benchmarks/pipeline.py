@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -143,13 +144,13 @@ def main() -> None:
 
     what = counted(len(faces), "face")
     steps: dict[str, tuple[Callable, Callable, int]] = {  # eager, ours, crops
-        "detector": (lambda: eager.detect(photo), lambda: detector(photo), 1),
-        f"photo to {what} with mesh": (lambda: eager(photo), lambda: ours(photo), 1),
-        "photo to landmarks": (lambda: eager(photo), lambda: ours(photo, dense=False), 1),
+        "detector": (partial(eager.detect, photo), partial(detector, photo), 1),
+        f"photo to {what} with mesh": (partial(eager, photo), partial(ours, photo), 1),
+        "photo to landmarks": (partial(eager, photo), partial(ours, photo, dense=False), 1),
     }
     for batch in args.batches:
         crops = np.random.default_rng(0).uniform(-1, 1, (batch, 3, 120, 120)).astype(np.float32)
-        ways = (lambda c=crops: eager.regress(c), lambda c=crops: regressor(c))
+        ways = partial(eager.regress, crops), partial(regressor, crops)
         steps[f"network, a crop of {batch}"] = (*ways, batch)
 
     clock = time.process_time if args.threads == 1 else time.perf_counter

@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -119,25 +120,19 @@ def against_plain(grid: int, repeats: int) -> None:
             vertices, triangles, colors, side = scattered_mesh(grid, size)
             mesh = vertices, triangles
             depth, picture = plain(*mesh, side, colors)
+            zbuffer = partial(Sim3DR.zbuffer, *mesh, side, side)
+            rasterize = partial(Sim3DR.rasterize, *mesh, colors, height=side, width=side)
             for threads in (1, 2, 3):
-                ours = Sim3DR.zbuffer(*mesh, side, side, threads=threads).depth
-                painted = Sim3DR.rasterize(*mesh, colors, height=side, width=side, threads=threads)
+                ours, painted = zbuffer(threads=threads).depth, rasterize(threads=threads)
                 if not (np.array_equal(ours, depth) and np.array_equal(painted, picture)):
                     raise SystemExit(f"{size} px, {threads} threads: not the plain loop's pixels")
 
-            def zbuffer(threads, mesh=mesh, side=side):
-                return Sim3DR.zbuffer(*mesh, side, side, threads=threads)
-
-            def rasterize(threads, mesh=mesh, side=side, colors=colors):
-                picture = {"height": side, "width": side}
-                return Sim3DR.rasterize(*mesh, colors, **picture, threads=threads)
-
             for threads, clock in ((1, time.process_time), (2, time.perf_counter)):
                 steps = {
-                    "z-buffer, plain": lambda mesh=mesh, side=side: plain(*mesh, side),
-                    "z-buffer": lambda f=zbuffer, n=threads: f(n),
-                    "picture, plain": lambda mesh=mesh, s=side, c=colors: plain(*mesh, s, c),
-                    "picture": lambda f=rasterize, n=threads: f(n),
+                    "z-buffer, plain": partial(plain, *mesh, side),
+                    "z-buffer": partial(zbuffer, threads=threads),
+                    "picture, plain": partial(plain, *mesh, side, colors),
+                    "picture": partial(rasterize, threads=threads),
                 }
                 times = milliseconds(steps, repeats, clock)
                 for name, taken in times.items():
@@ -187,10 +182,7 @@ def growth(grid: int, repeats: int) -> None:
     counts = [(side, 160) for side in (grid // 4, grid // 2, 2 * grid, 4 * grid)]
     for vertices_a_side, size in sizes + counts:
         vertices, triangles, colors, side = scattered_mesh(vertices_a_side, size)
-
-        def picture(mesh=(vertices, triangles, colors), side=side):
-            return Sim3DR.rasterize(*mesh, height=side, width=side)
-
+        picture = partial(Sim3DR.rasterize, vertices, triangles, colors, height=side, width=side)
         median = np.median(milliseconds({"picture": picture}, repeats)["picture"])
         each = f"{1e6 * median / len(triangles):.1f} | {1e6 * median / size**2:.1f}"
         print(f"| {size} | {len(vertices)} | {len(triangles)} | {median:.2f} | {each} |")
@@ -203,10 +195,7 @@ def growth(grid: int, repeats: int) -> None:
     for count in (1, 2, 4, 8, 16, 32):
         corners = [(190 * (i % 8), 200 * (i // 8)) for i in range(count)]
         faces = [(vertices + np.float32([x, y, 0])).T for x, y in corners]
-
-        def overlay(faces=faces):
-            return render_mesh_overlay(photo, faces, triangles)
-
+        overlay = partial(render_mesh_overlay, photo, faces, triangles)
         median = np.median(milliseconds({"overlay": overlay}, repeats)["overlay"])
         print(f"| {count} | {median:.1f} | {(median - copy) / count:.2f} |")
 
