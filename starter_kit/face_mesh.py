@@ -23,6 +23,7 @@ OUTLINE = np.array([
 ], float)  # fmt: skip
 # Spacing of vertices: at most COARSEST, and at lines and points of interest as given, mm
 COARSEST, GROWTH = 2.9, 0.11
+GRID = 0.4  # mm in the chart, of the points that the free vertices are spread among
 LINES = {  # landmarks along a line, spacing there; x increases
     "upper lid": ([42, 43, 44, 45], 0.85),
     "lower lid": ([42, 47, 46, 45], 0.85),
@@ -61,7 +62,7 @@ def resample(line: np.ndarray, positions: np.ndarray, spacing: np.ndarray) -> np
 class HalfMesh:
     """Points and triangles of the half x >= 0, in the chart."""
 
-    def __init__(self, sculpture: Sculpture, scale: float, seed: int, grid: float) -> None:
+    def __init__(self, sculpture: Sculpture, scale: float, seed: int) -> None:
         self.sculpture, self.scale = sculpture, scale
         chart = sculpture.chart_of(sculpture.landmarks, central=False)
         chart[27:] = sculpture.chart_of(sculpture.landmarks[27:], central=True)
@@ -98,7 +99,7 @@ class HalfMesh:
         ends = np.cumsum([len(line) for line in lines])
         inner = np.setdiff1d(np.arange(ends[-1]), ends - 1)  # all but the last point of each line
         self.edges = np.sort(np.stack([number[inner], number[inner + 1]], 1), axis=1)
-        self.chart = self.spread(points, np.random.default_rng(seed), grid)
+        self.chart = self.spread(points, np.random.default_rng(seed))
         self.position = sculpture.surface(self.chart)
         self.triangles = self.triangulate()
 
@@ -136,10 +137,10 @@ class HalfMesh:
         """Which chart points (n, 2) the mesh covers: within the outline, not in the mouth."""
         return inside(chart, self.outline) & ~inside(chart, self.gap)
 
-    def spread(self, fixed: np.ndarray, rng: np.random.Generator, grid: float) -> np.ndarray:
+    def spread(self, fixed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Fixed points (n, 2) and free ones between them, spread by Lloyd's algorithm."""
-        u = np.arange(grid / 2, OUTLINE[:, 0].max() + 1, grid)
-        y = np.arange(OUTLINE[:, 1].min() - 1, OUTLINE[:, 1].max() + 1, grid)
+        u = np.arange(GRID / 2, OUTLINE[:, 0].max() + 1, GRID)
+        y = np.arange(OUTLINE[:, 1].min() - 1, OUTLINE[:, 1].max() + 1, GRID)
         chart = np.stack(np.meshgrid(u, y), -1)  # (rows, columns, 2)
         position = self.sculpture.surface(chart.reshape(-1, 2)).reshape(*chart.shape[:2], 3)
         area = np.linalg.norm(
@@ -247,9 +248,9 @@ def flip_edges(
     return triangles
 
 
-def build_mesh(landmarks: np.ndarray, *, scale: float, seed: int, grid: float = 0.4) -> Mesh:
+def build_mesh(landmarks: np.ndarray, *, scale: float, seed: int) -> Mesh:
     """The mesh of the face sculpted around mean landmarks (68, 3) in millimetres."""
-    half = HalfMesh(Sculpture(landmarks), scale, seed, grid)
+    half = HalfMesh(Sculpture(landmarks), scale, seed)
     used = np.unique(half.triangles)
     number = np.full(len(half.chart), -1)
     number[used] = np.arange(len(used))
