@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -192,8 +193,9 @@ class TrainingPictures(Dataset):
             "rows": self.rows,
         }  # fmt: skip
         images, labels, offsets = [], [], []
-        for kind in kinds:
-            image, boxes = makers.get(str(kind), self.view)(rng, side, str(kind))
+        for kind in kinds.tolist():
+            make = makers.get(kind, partial(self.view, kind=kind))
+            image, boxes = make(rng, side)
             if self.taught and kind != "portrait" and rng.random() < TURNED:
                 image, boxes = turned(rng, image), np.empty((0, 5), np.float32)
             label, offset = targets(boxes, side)
@@ -235,7 +237,7 @@ class TrainingPictures(Dataset):
             corner = np.clip(corner, np.minimum(slack, 0), np.maximum(slack, 0))
         return canvas, paste(canvas, image, boxes, scale * stretch, scale / stretch, corner)
 
-    def tiles(self, rng: np.random.Generator, side: int, _: str) -> tuple[np.ndarray, np.ndarray]:
+    def tiles(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
         """Views of several pictures beside each other, with small faces where they belong."""
         cells = int(rng.integers(2, 2 + min(4, side // 96)))
         edges = np.linspace(0, side, cells + 1).astype(int)
@@ -250,7 +252,7 @@ class TrainingPictures(Dataset):
             placed.append(boxes)
         return canvas, np.concatenate(placed)
 
-    def mosaic(self, rng: np.random.Generator, side: int, _: str) -> tuple[np.ndarray, np.ndarray]:
+    def mosaic(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
         """Many faces of similar size, and things that are none, on one background."""
         canvas = self.background(rng, side, plain=0.25)
         least = 12 if self.taught else 20
@@ -279,7 +281,7 @@ class TrainingPictures(Dataset):
                     break
         return canvas, placed
 
-    def rows(self, rng: np.random.Generator, side: int, _: str) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
         """A made-up crowd: heads and shoulders, the nearer the larger and the lower, over others.
 
         There are no boxes: how much of whom is left to see, and is a face, is the teacher's to say.
@@ -305,9 +307,7 @@ class TrainingPictures(Dataset):
             canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 1.1))
         return canvas, np.empty((0, 5), np.float32)
 
-    def portrait(
-        self, rng: np.random.Generator, side: int, _: str
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def portrait(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
         """One face of any size, turned in the plane; what surrounds it may be made up."""
         if self.views and rng.random() < 0.3:
             i = int(rng.integers(len(self.views[0])))

@@ -71,7 +71,7 @@ def test_tiles_are_views_beside_each_other(photos):
     rng = np.random.default_rng(0)
     faces = 0
     for side in (128, 256, 416):
-        image, boxes = pictures.tiles(rng, side, "tiles")
+        image, boxes = pictures.tiles(rng, side)
         assert image.shape == (side, side, 3) and image.dtype == np.uint8
         assert (boxes[:, :4] >= 0).all() and (boxes[:, :4] <= side + 1).all()
         assert (boxes[:, 2:4] >= boxes[:, :2]).all()
@@ -84,7 +84,7 @@ def test_rows_are_people_over_each_other_for_the_teacher_to_judge(photos):
     pictures = TrainingPictures(photos, seed=0, taught=True)
     rng = np.random.default_rng(0)
     for side in (128, 320):
-        image, boxes = pictures.rows(rng, side, "rows")
+        image, boxes = pictures.rows(rng, side)
         assert image.shape == (side, side, 3) and image.dtype == np.uint8
         assert boxes.shape == (0, 5)
         below = image[side // 2 :].reshape(-1, 3)
