@@ -42,7 +42,7 @@ from utils.geometry import (
     rotation_to_angles,
 )
 from utils.inference import Face, FacePipeline
-from utils.metrics import bin_means, geodesic, nme
+from utils.metrics import bin_means, box_size, geodesic, nme
 from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
 from utils.pictures import read_zipped_image
 from utils.preprocessing import crop_faces
@@ -278,8 +278,7 @@ def report(
     by_people = nme(landmarks[frames], human[frames])
     print(f"  people's labels, video frames ({frames.sum()}): {by_people.mean():.2f}")
     distance = np.linalg.norm(landmarks[profiles, :2] - human[profiles], axis=1)
-    sides = np.ptp(target[profiles, :2], axis=2)
-    by_people = 100 * np.nanmean(distance, axis=1) / np.sqrt(sides.prod(1))
+    by_people = 100 * np.nanmean(distance, axis=1) / box_size(target[profiles])
     print(f"  people's labels, profiles ({profiles.sum()}, visible points): {by_people.mean():.2f}")
 
 

@@ -257,8 +257,7 @@ def score(
         samples: (n,) columns: ``yaw``, ``nme_LABELS_LANDMARKS``, and pose errors in degrees, which
             are NaN where a sample has no labelled angles.
     """
-    counts = metrics.bin_masks(data.yaw).sum(1).tolist()
-    scores: dict[str, dict] = {"counts": dict(zip(BINS, counts, strict=True)), "nme": {}}
+    scores: dict[str, dict] = {"counts": by_bin(metrics.bin_masks(data.yaw).sum(1)), "nme": {}}
     samples = {"yaw": data.yaw}
     for labels, target in data.landmarks.items():
         scores["nme"][labels] = {}
@@ -270,6 +269,11 @@ def score(
         scores["pose"], columns = pose_scores(data, prediction.rotation)
         samples |= columns
     return scores, samples
+
+
+def by_bin(values: np.ndarray) -> dict[str, float]:
+    """(3,) values, one for each yaw bin -> the same by the names in ``BINS``."""
+    return dict(zip(BINS, values.tolist(), strict=True))
 
 
 def nme_scores(errors: np.ndarray, yaw: np.ndarray) -> dict[str, float | dict[str, float]]:
@@ -301,8 +305,8 @@ def face_scores(errors: np.ndarray, yaw: np.ndarray) -> dict[str, float]:
     """
     means, deviations = metrics.bin_means(errors, yaw), metrics.bin_deviations(errors, yaw)
     return {
-        **dict(zip(BINS, means.tolist(), strict=True)),
-        **{f"std_{key}": v for key, v in zip(BINS, deviations.tolist(), strict=True)},
+        **by_bin(means),
+        **{f"std_{key}": v for key, v in by_bin(deviations).items()},
         "balanced": float(means.mean()),
         "std_balanced": float(means.std()),
         "mean": float(errors.mean()),
@@ -351,12 +355,11 @@ def aflw21_scores(data: Aflw21, prediction: Prediction) -> dict[str, dict]:
     Returns:
         ``counts`` of faces in each yaw bin; ``nme``: ``raw``, ``refined`` -> see ``face_scores``.
     """
-    counts = metrics.bin_masks(data.yaw).sum(1).tolist()
     nme = {
         name: face_scores(metrics.nme(metrics.to_aflw21(points), data.landmarks), data.yaw)
         for name, points in prediction.landmarks.items()
     }
-    return {"counts": dict(zip(BINS, counts, strict=True)), "nme": nme}
+    return {"counts": by_bin(metrics.bin_masks(data.yaw).sum(1)), "nme": nme}
 
 
 def pose_scores(
@@ -385,16 +388,14 @@ def pose_scores(
         full[has] = values
         return full
 
-    def with_bins(errors: np.ndarray) -> dict[str, float]:
-        return dict(zip(BINS, metrics.bin_means(errors, yaw).tolist(), strict=True))
-
     for kind, errors in (("published", published), ("exact", exact)):
         means = errors.mean(0)
         scores[kind] = dict(zip(ANGLES, means.tolist(), strict=True))
-        scores[kind] |= {"mean": float(means.mean()), **with_bins(errors.mean(1))}
+        scores[kind] |= {"mean": float(means.mean())}
+        scores[kind] |= by_bin(metrics.bin_means(errors.mean(1), yaw))
         columns |= {f"{a}_{kind}": column(e) for a, e in zip(ANGLES, errors.T, strict=True)}
     scores["geodesic"] = {"mean": float(turn.mean()), "median": float(np.median(turn))}
-    scores["geodesic"] |= with_bins(turn)
+    scores["geodesic"] |= by_bin(metrics.bin_means(turn, yaw))
     columns["geodesic"] = column(turn)
     return scores, columns
 

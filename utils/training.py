@@ -41,11 +41,11 @@ from utils.datasets import (
     split_held_out,
 )
 from utils.distributed import World
-from utils.evaluation import score_aflw2000
+from utils.evaluation import by_bin, score_aflw2000
 from utils.files import remove_partials
 from utils.geometry import angle_differences, camera_angles
 from utils.memory import keep_freed_memory
-from utils.metrics import YAW_BINS, bin_means, nme
+from utils.metrics import bin_means, nme
 from utils.morphable_model import MorphableModel, split_camera
 from utils.parallel import in_order
 from utils.preprocessing import CROP_SIZE, PROTOCOL_BORDER
@@ -247,12 +247,11 @@ def validate(
             pose.append(angle_differences(found, labelled).mean(1))
     raw = np.concatenate(raw)
     bins = bin_means(raw, faces.yaw())
-    result = {f"nme_{low}_{high}": float(v) for (low, high), v in zip(YAW_BINS, bins, strict=True)}
     return {
         "nme": float(raw.mean()),
         "nme_refined": float(np.concatenate(refined).mean()) if refined else math.nan,
         "nme_balanced": float(np.nanmean(bins)),
-        **result,
+        **{f"nme_{key}": value for key, value in by_bin(bins).items()},
         "pose_mae": float(np.concatenate(pose).mean()),
     }
 
