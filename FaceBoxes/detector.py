@@ -8,6 +8,8 @@ import numpy as np
 
 from FaceBoxes.anchors import anchors, decode
 from FaceBoxes.nms import nms
+from utils import assets
+from utils.onnx_engine import open_network
 
 MEAN_BGR = np.array([104, 117, 123], dtype=np.float32)
 
@@ -136,16 +138,13 @@ class FaceBoxes:
 def _open_engine(name: str, weights: Path | str | None, device: str, threads: int | None) -> Engine:
     """The engine of that name; torch is imported only where it is used."""
     if weights is None:
-        from utils.assets import find_detector_weights
-
-        weights = find_detector_weights()
+        weights = assets.find_detector_weights()
     if name == "torch":
         from FaceBoxes.network import TorchEngine
 
         return TorchEngine(weights, device)
     if name != "onnx":
         raise ValueError(f"unknown engine {name!r}; expected torch or onnx")
-    from utils.onnx_engine import open_network
 
     def export() -> bytes:
         from FaceBoxes.network import export_detector
