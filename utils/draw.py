@@ -84,8 +84,8 @@ def draw_landmarks(image: np.ndarray, landmarks: np.ndarray, copy: bool = True) 
     for colour, thickness in _strokes(unit, LINE):
         for part, line in zip(PARTS, lines, strict=True):
             cv2.polylines(canvas, [line], part.closed, colour, thickness, cv2.LINE_AA, SHIFT)
-    for part in PARTS:
-        for centre in fixed[part.first : part.last + 1]:
+    for part, line in zip(PARTS, lines, strict=True):
+        for centre in line:
             _dot(canvas, centre, 1.6 * unit, part.colour)
     return canvas
 
@@ -355,8 +355,7 @@ def put_lines(canvas: np.ndarray, lines: list[str], x: float, y: float, height: 
     top = round(max(min(y, canvas.shape[0] - panel_h), 0))
     panel = canvas[top : round(top + panel_h), left : round(left + panel_w)]
     panel[:] = panel // 3
+    scale, thickness = _font(height)
     for i, line in enumerate(lines):
         baseline = (round(left + pad), round(top + pad + height + i * pitch))
-        cv2.putText(
-            canvas, line, baseline, FONT, _font(height)[0], LINE, _font(height)[1], cv2.LINE_AA
-        )
+        cv2.putText(canvas, line, baseline, FONT, scale, LINE, thickness, cv2.LINE_AA)
