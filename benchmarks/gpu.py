@@ -25,6 +25,7 @@ import copy
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -59,8 +60,7 @@ def folded(module: nn.Module) -> nn.Module:
     """A copy with each batch norm merged into the convolution before it."""
     module = copy.deepcopy(module)
     for parent in list(module.modules()):
-        names = list(parent._modules)
-        for first, second in zip(names, names[1:], strict=False):
+        for first, second in pairwise(list(parent._modules)):
             pair = parent._modules[first], parent._modules[second]
             if isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d):
                 parent._modules[first] = fuse_conv_bn_eval(*pair)

@@ -8,6 +8,7 @@ the rim of a hole, rolled inward a little.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.spatial import Delaunay, cKDTree
@@ -121,7 +122,7 @@ class HalfMesh:
         at = np.array([np.argmin(np.linalg.norm(line - stop, axis=1)) for stop in stops])
         order = np.argsort(at)
         parts = []
-        for i, j in zip(order[:-1], order[1:], strict=True):
+        for i, j in pairwise(order):
             span = slice(at[i], at[j] + 1)
             part = resample(line[span], position[span], spacing[span])
             part[0], part[-1] = stops[i], stops[j]

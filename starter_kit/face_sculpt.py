@@ -10,6 +10,7 @@ right, y up, z towards the viewer, origin at the centroid of the mean landmarks)
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator, RBFInterpolator
@@ -155,13 +156,8 @@ class Sculpture:
     def curve(self, indices: list[int], per_span: int) -> np.ndarray:
         """(n, 2) x, y of a smooth line through landmarks with increasing x."""
         x, y = self.landmarks[indices, 0], self.landmarks[indices, 1]
-        fine = np.concatenate(
-            [
-                np.linspace(a, b, per_span, endpoint=False)
-                for a, b in zip(x[:-1], x[1:], strict=True)
-            ]
-            + [x[-1:]]
-        )
+        spans = [np.linspace(a, b, per_span, endpoint=False) for a, b in pairwise(x)]
+        fine = np.concatenate([*spans, x[-1:]])
         return np.stack([fine, CubicSpline(x, y)(fine)], 1)
 
     def _round_jaw(self, chart: np.ndarray) -> np.ndarray:
