@@ -39,8 +39,8 @@ def targets(boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     label = np.zeros(len(priors), np.int64)
     offset = np.zeros((len(priors), 4), np.float32)
     cut = np.clip(boxes[:, :4], 0, side)
-    cut = cut[(visible := areas(cut) > 0)]
-    boxes = boxes[visible]
+    visible = areas(cut) > 0
+    cut, boxes = cut[visible], boxes[visible]
     if not len(boxes):
         return label, offset
     centre = (boxes[:, :2] + boxes[:, 2:4]) / 2

@@ -107,7 +107,7 @@ def procrustes_mean(faces: np.ndarray, rounds: int = 8) -> tuple[np.ndarray, np.
     mean = faces[0] - faces[0].mean(0)
     weights = np.ones(len(faces))
     for _ in range(rounds):
-        aligned, yaw = align(faces, mean)
+        aligned, _ = align(faces, mean)
         mean = np.average(aligned, axis=0, weights=weights)
         mirrored = mirror(mean)[None]
         mean = model_frame((mean + align(mirrored, mean)[0][0]) / 2)

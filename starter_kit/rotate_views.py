@@ -203,7 +203,7 @@ def turn_labels(
         the model's origin as the parameters do.
     """
     camera = split_camera(parameters[None])
-    scale, rotation, _ = decompose_camera(camera)
+    _, rotation, _ = decompose_camera(camera)
     flip, offset = np.diag(face_model.flip[:, 0]), face_model.flip_offset.astype(np.float64)
     # moves of the crop frame, y down: first about the landmarks' centroid, framed afterwards
     move = flip @ euler_to_rotation(*angles) @ rotation[0].T @ flip
