@@ -137,11 +137,11 @@ def find_labels(source: Path, photos: Path | None = None) -> Iterator[LabelledFa
     if source.is_dir():
         yield from _of_folder(source)
         return
-    kind = source.suffix.lower()
-    if kind not in (".json", ".csv"):
+    read = {".json": _of_json, ".csv": _of_csv}.get(source.suffix.lower())
+    if read is None:
         raise ValueError(f"{source}: expected a folder of photos, a .json or a .csv file")
     folder = photos or source.parent
-    for place, name, rows in (_of_json if kind == ".json" else _of_csv)(source):
+    for place, name, rows in read(source):
         try:
             if not is_inside(name):
                 raise ValueError(f"{place}: the photo must lie in {folder}; --photos names another")

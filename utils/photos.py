@@ -37,9 +37,7 @@ def find_photos(
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        files = [path]
-        if path.is_dir():
-            files = _pictures_of(path, png_only, recursive, results)
+        files = _pictures_of(path, png_only, recursive, results) if path.is_dir() else [path]
         for file in files:
             found.setdefault(os.path.abspath(file), file)
     files = list(found.values())
