@@ -406,14 +406,15 @@ def _interpolate(
         # Checked again: the caller may have changed it since, and the kernel indexes memory by it.
         own = _triangles(own, len(vertices))
     count = min(len(given), len(own))
-    mesh = vertices, own[:count], *origin
-    values = given[:count], attributes, image
     if not image.size:
         return image
-    if not count:
-        done = not buffer.covered.any()
+    if count:
+        own, given = own[:count], given[:count]
+        done = _kernel.interpolate(
+            vertices, own, *origin, buffer.triangle, given, attributes, image, threads
+        )
     else:
-        done = _kernel.interpolate(*mesh, buffer.triangle, *values, threads)
+        done = not buffer.covered.any()
     if not done:
         raise ValueError(
             f"the buffer shows triangle {buffer.triangle.max()} but there are {len(triangles)}: "

@@ -148,8 +148,7 @@ def rasterize(
     if not zbuffer(vertices, triangles, x0, y0, depth, triangle, threads):
         return False
     values = np.zeros(image.shape, np.float32)
-    window = x0, y0, triangle
-    interpolate(vertices, triangles, *window, triangles, colors, values, threads)
+    interpolate(vertices, triangles, x0, y0, triangle, triangles, colors, values, threads)
     blend(triangle, values, under, alpha, image, threads)
     return True
 
