@@ -95,16 +95,14 @@ def crop_faces(image: np.ndarray, roi_boxes: np.ndarray) -> np.ndarray:
             f"roi box {bad} cannot be cropped: expected finite numbers and sides of at most "
             f"{MAX_ROI_SIDE} pixels"
         )
-    corners = corners.astype(np.int64)
+    corners = corners.astype(np.int64).tolist()
     for crop, (x1, y1, x2, y2) in zip(crops, corners, strict=True):
         inside = image[max(y1, 0) : max(min(y2, height), 0), max(x1, 0) : max(min(x2, width), 0)]
         if inside.size == 0:
             continue  # the roi lies outside the picture: a black crop, as zero filling says
-        if inside.shape[:2] != (y2 - y1, x2 - x1):
-            padded = np.zeros((y2 - y1, x2 - x1, 3), dtype=np.uint8)
-            top, left = max(-y1, 0), max(-x1, 0)
-            padded[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-            inside = padded
+        beyond = (max(-y1, 0), max(y2 - height, 0), max(-x1, 0), max(x2 - width, 0))
+        if any(beyond):
+            inside = cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT)  # black
         cv2.resize(inside, (CROP_SIZE, CROP_SIZE), dst=crop, interpolation=cv2.INTER_LINEAR)
     return crops
 
