@@ -23,9 +23,8 @@ EVERYWHERE = 0.1
 def targets(boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     """What each anchor of a square picture should say.
 
-    Faces count when their centre is in the picture, and are cut at its border. Neither
-    face nor background are other faces that reach into it, those that are too small, and "don't
-    know" boxes.
+    Faces count when their centre is in the picture, and are cut at its border. Neither face nor
+    background are other faces that reach into it, those that are too small, and "don't know" boxes.
 
     Args:
         boxes: (n, 5) x1 y1 x2 y2 score, pixels; a score below 0.5 is "don't know".

@@ -90,10 +90,10 @@ def mean_face(
     (turn,) = angles_to_rotation([[yaw, pitch, roll]])
     low, high = face_model.mean.min(1), face_model.mean.max(1)
     matrix = turn * fill * CROP_SIZE / (high[1] - low[1])
-    # the camera has y up (utils/morphable_model.py)
     # what crop_to_image maps to the picture's middle, (side - 1) / 2
     is_exact = face_model.pixel_centres
     middle = (CROP_SIZE - 1) / 2 if is_exact else (side - 1) / 2 * CROP_SIZE / side
+    # the camera has y up (utils/morphable_model.py)
     shift = np.array([middle, Y_FLIP - middle, 0]) - matrix @ ((low + high) / 2)
     parameters = np.zeros((1, len(face_model.param_mean)), np.float32)  # no shape, no expression
     parameters[0, :CAMERA] = np.column_stack([matrix, shift]).ravel()

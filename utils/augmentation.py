@@ -175,7 +175,8 @@ class Augment:
     def __call__(
         self, batch: Batch, generator: torch.Generator, size: int = CROP_SIZE
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """
+        """Crops of a batch, and its labels in their frame.
+
         Args:
             batch: on any device; left alone.
             generator: on the CPU.

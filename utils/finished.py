@@ -16,9 +16,9 @@ class FinishedPhotos:
 
     A photo, (name of its results, path), is ``in`` it where the last line of earlier runs about
     results of its name has its path, size and time of change and the settings of the run, and its
-    result is still there. As soon as results
-    of that name are begun again, by another photo or other settings, the line counts no more. Nor
-    does one that a kill cut short. Photos of other names stay listed, whatever folder they are in.
+    result is still there. As soon as results of that name are begun again, by another photo or
+    other settings, the line counts no more. Nor does one that a kill cut short. Photos of other
+    names stay listed, whatever folder they are in.
 
     Args:
         out: the folder of the results.
