@@ -308,7 +308,8 @@ def write_numbers(
         with atomic_write(path, "w") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(CSV_COLUMNS)
-            table.writerows(csv_row(face, i, about) for i, face in enumerate(faces))
+            photo = no_formula(about.get("photo", ""))
+            table.writerows([photo, i, *csv_numbers(face)] for i, face in enumerate(faces))
     elif suffix == ".npz":
         rows = np.zeros(len(faces), FACE_ROW)
         for row, face in zip(rows, faces, strict=True):
@@ -329,11 +330,6 @@ def no_formula(name: str) -> str:
     """A file's name as a csv may hold it: what spreadsheets take for a formula begins otherwise."""
     name = printable(name)
     return f"./{name}" if name[:1] in set("=+-@\t\r") else name
-
-
-def csv_row(face: Face, number: int, about: dict[str, str]) -> list[object]:
-    """A face's line, the values of ``CSV_COLUMNS``."""
-    return [no_formula(about.get("photo", "")), number, *csv_numbers(face)]
 
 
 def csv_numbers(face: Face) -> list[float | None]:
