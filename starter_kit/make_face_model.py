@@ -41,6 +41,7 @@ from starter_kit.landmark_statistics import LANDMARK_MODEL
 from starter_kit.mesh_smoothing import fair, interpolate, thin_plate_energy
 from utils.cli import at_least, run_script, script_parser
 from utils.files import read_npz, require_files, write_npz
+from utils.morphable_model import CAMERA, SHAPE
 from utils.pictures import write_image
 
 FOLDER = Path(__file__).parent
@@ -168,7 +169,7 @@ def pictures(model: dict[str, np.ndarray], folder: Path) -> None:
     rows = []
     for amount in (-2.0, 2.0):
         row = []
-        for key, first in (("w_shp", 12), ("w_exp", 52)):
+        for key, first in (("w_shp", CAMERA), ("w_exp", CAMERA + SHAPE)):
             for i in range(4):
                 column = model[f"{key}_sim"][:, i].astype(np.float32) * model[f"{key}_scale"][i]
                 sigma = model["param_std"][first + i]

@@ -38,7 +38,7 @@ from utils.cli import at_least, run_script, script_parser
 from utils.datasets import write_packed
 from utils.files import map_npy, read_npz, require_files
 from utils.geometry import decompose_camera
-from utils.morphable_model import MorphableModel, load_morphable_model, split_camera
+from utils.morphable_model import CAMERA, MorphableModel, load_morphable_model, split_camera
 from utils.texture import boundary_loops, fill_smoothly, smooth_step
 
 FACE_SIDE = 0.565  # longer side of the landmarks' box over the picture's, as in the photos
@@ -219,7 +219,7 @@ def turn_labels(
     shift[2] -= new_t[2]
     new_t[2] = 0
     new_camera = np.concatenate([flip @ move @ flip @ linear, new_t], 1)
-    new = np.concatenate([new_camera.ravel(), parameters[12:]])
+    new = np.concatenate([new_camera.ravel(), parameters[CAMERA:]])
     return new.astype(np.float32), (turned + shift).astype(np.float32)
 
 
