@@ -180,17 +180,18 @@ def row(title: str, results: list[tuple[np.ndarray, float]], floor: float, allow
     for rates, _ in results:
         low, median, high = np.percentile(rates, [25, 50, 75])
         cells.append(f"{median:,.0f} ({low:,.0f}–{high:,.0f})")
-    medians, distances = [np.median(rates) for rates, _ in results], [far for _, far in results]
+    medians = np.array([np.median(rates) for rates, _ in results])
+    distances = np.array([far for _, far in results])
     ran = ~np.isnan(medians)
     if not ran.any():
         print(f"| {title} | {' | '.join(cells)} | | no memory |", flush=True)
         return
-    share, worst = np.max(np.array(medians)[ran]) * floor, np.max(np.array(distances)[ran])
-    share = f"{share:.0%}" if floor else ""
-    is_right = bool((np.array(distances)[ran] <= allowed).all())  # NaN is not
+    share = f"{medians[ran].max() * floor:.0%}" if floor else ""
+    worst = distances[ran].max()
     print(f"| {title} | {' | '.join(cells)} | {share} | {worst:.3f} px |", flush=True)
-    if not is_right:
-        raise SystemExit(f"{title}: landmarks {distances} pixels from fp32's, at most {allowed}")
+    if not worst <= allowed:  # NaN is not
+        far = distances.tolist()
+        raise SystemExit(f"{title}: landmarks {far} pixels from fp32's, at most {allowed}")
 
 
 def plainly(run: Callable[[], Tensor]) -> Tensor:
@@ -300,19 +301,18 @@ def main() -> None:
     for title, (module, dtype) in ways.items():
         torch.backends.cudnn.benchmark = title != "fp32"
         torch.set_float32_matmul_precision("highest" if title == "fp32" else "high")
-        results = []
-        for batch in args.batches:
-            results.append(
-                measured(
-                    module,
-                    lambda seed, n=batch, kind=dtype: (some_crops(n, kind, device, seed),),
-                    partial(decoded, module),
-                    lambda crops: plainly(partial(decoded, plain, crops.float())),
-                    batch,
-                    device,
-                    args.repeats,
-                )
+        results = [
+            measured(
+                module,
+                lambda seed, n=batch, kind=dtype: (some_crops(n, kind, device, seed),),
+                partial(decoded, module),
+                lambda crops: plainly(partial(decoded, plain, crops.float())),
+                batch,
+                device,
+                args.repeats,
             )
+            for batch in args.batches
+        ]
         row(title, results, floors[dtype], ALLOWED[dtype])
 
     module, dtype = list(ways.values())[-1]

@@ -543,12 +543,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if "training" in options.only:  # torch imports it at the first step, and needs seconds
         _context().set_forkserver_preload([*_IMPORTS, "torch._dynamo"])
-    tallies = []
     with tempfile.TemporaryDirectory(prefix="check_faults_") as folder:
-        for name in options.only:
-            tallies.append(
-                check_kind(name, options.rounds, options.seed, Path(folder), options.minutes)
-            )
+        tallies = [
+            check_kind(name, options.rounds, options.seed, Path(folder), options.minutes)
+            for name in options.only
+        ]
     print(table(tallies))
     return 1 if any(tally.faults for tally in tallies) else 0
 
