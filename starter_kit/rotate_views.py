@@ -29,6 +29,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from scipy.interpolate import PchipInterpolator
+from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 import Sim3DR
@@ -166,14 +167,9 @@ def euler_to_rotation(yaw: float, pitch: float, roll: float, lean: float = 0.0) 
     Without a lean and up to 90 degrees the yaw is the one that
     `utils.geometry.rotation_to_angles` reads, exactly.
     """
-    (cy, cp), (sy, sp) = (f(np.radians([yaw, pitch])) for f in (np.cos, np.sin))
-    nod = np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]])
-    turn = np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
-    lean_of_head, tilt = (
-        np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
-        for c, s in ((np.cos(a), np.sin(a)) for a in np.radians([lean, roll]))
-    )
-    return tilt @ turn @ nod @ lean_of_head
+    lean_of_head = Rotation.from_euler("z", -lean, degrees=True)
+    turn = Rotation.from_euler("xyz", [-pitch, -yaw, -roll], degrees=True)  # nod, turn, tilt
+    return (turn * lean_of_head).as_matrix()
 
 
 def rotation_to_euler(rotation: np.ndarray) -> np.ndarray:
