@@ -10,7 +10,7 @@ python singleImage.py -f photo.jpg --save glb,html,uv,depth,pncc
 import argparse
 from functools import partial
 
-from utils import results
+from utils import photo_numbers, results
 from utils.cli import comma_list, run_script, script_parser
 from utils.overlays import DRAWINGS
 from utils.photo_script import (
@@ -21,7 +21,7 @@ from utils.photo_script import (
     run_on_photos,
 )
 
-FORMATS = (*results.NUMBER_FORMATS, *results.TEXTURED_FORMATS, *results.MAP_FORMATS)
+FORMATS = (*photo_numbers.FORMATS, *results.TEXTURED_FORMATS, *results.MAP_FORMATS)
 EPILOG = """\
 written for each photo NAME that has a face:
   OUT/rendering_overlay/NAME.jpg   the mesh over the photo

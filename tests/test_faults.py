@@ -188,7 +188,7 @@ def test_another_versions_tables_are_made_anew(run_folder, monkeypatch):
     table = ("--save", "csv")
     run_folder(*table)
     with monkeypatch.context() as patch:
-        patch.setattr("utils.results.CSV_COLUMNS", ["photo", "face", "score"])
+        patch.setattr("utils.photo_numbers.CSV_COLUMNS", ["photo", "face", "score"])
         assert run_folder("--resume", *table)[0] == [60, 70, 80]
         run_folder()
     assert run_folder("--resume")[0] == []  # of a run without a table nothing is

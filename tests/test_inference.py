@@ -33,6 +33,7 @@ from utils.inference import (
 )
 from utils.morphable_model import MIRRORED_LANDMARKS
 from utils.overlays import Overlays
+from utils.photo_numbers import CSV_COLUMNS, FACE_ROW, join_tables, save_numbers, write_numbers
 from utils.pictures import read_image, write_image
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image, normalize_crops
 from utils.runtime import choose_engine
@@ -107,7 +108,7 @@ def test_each_picture_shows_what_it_is_called(pipeline):
 def assert_same_face(a: Face, b: Face, tolerance: float = 0.0) -> None:
     assert (a.vertices is None) == (b.vertices is None)
     names = [
-        *results.FACE_ROW.names,
+        *FACE_ROW.names,
         "triangles",
         *(["vertices"] if a.vertices is not None else []),
     ]
@@ -673,7 +674,7 @@ def test_wrong_options_of_the_model_are_refused(options, message):
 def test_numbers_round_trip(pipeline, tmp_path, dense):
     (faces,) = pipeline([PHOTOS[3]], dense=dense)
     photo = tmp_path / "Zoë.jpg"
-    results.save_numbers(tmp_path, "Zoë", photo, faces, ("npz", "json", "csv"), pipeline.face_model)
+    save_numbers(tmp_path, "Zoë", photo, faces, ("npz", "json", "csv"), pipeline.face_model)
     with np.load(tmp_path / "numbers" / "Zoë.npz", allow_pickle=False) as file:
         stored = {name: file[name] for name in file.files}
     assert ("vertices" in stored) == dense
@@ -688,7 +689,7 @@ def test_numbers_round_trip(pipeline, tmp_path, dense):
     assert content["photo"] == str(tmp_path / "Zoë.jpg")
     assert len(content["faces"]) == 3
     for record, face in zip(content["faces"], faces, strict=True):
-        assert set(record) == set(results.FACE_ROW.names)
+        assert set(record) == set(FACE_ROW.names)
         for name, value in record.items():
             exact = name in ("scale", "parameters")
             np.testing.assert_allclose(
@@ -699,7 +700,7 @@ def test_numbers_round_trip(pipeline, tmp_path, dense):
         lines = list(csv.DictReader(file))
     assert [(line["photo"], line["face"]) for line in lines] == [(str(photo), c) for c in "012"]
     for line, face in zip(lines, faces, strict=True):
-        values = {key: float(line[key]) for key in results.CSV_COLUMNS[2:]}
+        values = {key: float(line[key]) for key in CSV_COLUMNS[2:]}
         np.testing.assert_allclose(
             [values[f"box_{key}"] for key in ("x1", "y1", "x2", "y2")], face.box
         )
@@ -722,10 +723,10 @@ def test_a_camera_of_two_rows_is_written(pipeline, tmp_path):
 
 def test_a_photos_name_is_no_formula(pipeline, tmp_path):
     (faces,) = pipeline([PHOTOS[0]])
-    results.write_numbers(tmp_path / "a.csv", faces, {"photo": "=1+1, 2.jpg"}, faces[0].face_model)
+    write_numbers(tmp_path / "a.csv", faces, {"photo": "=1+1, 2.jpg"}, faces[0].face_model)
     with open(tmp_path / "a.csv", newline="") as file:
         assert {line["photo"] for line in csv.DictReader(file)} == {"./=1+1, 2.jpg"}
-    results.write_numbers(tmp_path / "b.csv", faces, {"photo": "b\udcff.jpg"}, faces[0].face_model)
+    write_numbers(tmp_path / "b.csv", faces, {"photo": "b\udcff.jpg"}, faces[0].face_model)
     assert "b?.jpg" in (tmp_path / "b.csv").read_text()
 
 
@@ -733,22 +734,22 @@ def test_one_table_of_all_photos(pipeline, tmp_path):
     tables = []
     for name, image in zip("abc", PHOTOS[:3], strict=True):
         (faces,) = pipeline([image], dense=False)
-        results.save_numbers(tmp_path, name, Path(name), faces, ("csv",), pipeline.face_model)
+        save_numbers(tmp_path, name, Path(name), faces, ("csv",), pipeline.face_model)
         tables.append((tmp_path / "numbers" / f"{name}.csv").read_text().splitlines())
     assert [len(table) for table in tables] == [3, 1, 2]  # one has no face
-    results.join_tables(tmp_path, ["a", "b", "failed", "c"])
+    join_tables(tmp_path, ["a", "b", "failed", "c"])
     expected = [tables[0][0], *(line for table in tables for line in table[1:])]
     assert (tmp_path / "faces.csv").read_text().splitlines() == expected
 
 
 def test_numbers_of_a_photo_without_faces_and_of_given_boxes(pipeline, tmp_path):
     face_model, formats = pipeline.face_model, ("npz", "json")
-    results.save_numbers(tmp_path, "none", tmp_path / "none.jpg", [], formats, face_model)
+    save_numbers(tmp_path, "none", tmp_path / "none.jpg", [], formats, face_model)
     assert json.loads((tmp_path / "numbers" / "none.json").read_text())["faces"] == []
     with np.load(tmp_path / "numbers" / "none.npz", allow_pickle=False) as file:
         none = {name: file[name] for name in file.files}
     (faces,) = pipeline([PHOTOS[0]], [[[10, 10, 50, 50]]])
-    results.save_numbers(tmp_path, "own", tmp_path / "own.jpg", faces, formats, face_model)
+    save_numbers(tmp_path, "own", tmp_path / "own.jpg", faces, formats, face_model)
     with np.load(tmp_path / "numbers" / "own.npz", allow_pickle=False) as file:
         assert file.files == list(none)
         for name in set(none) - {"triangles"}:  # as those who put many files together count on

@@ -23,8 +23,8 @@ from utils.geometry import camera_angles, decompose_camera, exact_angles
 from utils.landmark_labels import find_labels, read_mat_labels, read_pts
 from utils.metrics import geodesic, nme
 from utils.morphable_model import load_morphable_model, split_camera
+from utils.photo_numbers import CSV_COLUMNS
 from utils.pictures import read_image
-from utils.results import CSV_COLUMNS
 from utils.synthetic import FaceRenderer, random_background, random_parameters
 
 COUNT = 8

@@ -39,9 +39,9 @@ from utils.morphable_model import (
     split_camera,
 )
 from utils.parallel import in_order
+from utils.photo_numbers import no_formula
 from utils.pictures import read_image, write_image
 from utils.preprocessing import CROP_SIZE, MAX_COORDINATE, crop_faces
-from utils.results import no_formula
 
 EPILOG = """\
 labels, 68 points of the 300-W scheme, x right, y down, z (if any) to the viewer in pixels:

@@ -24,10 +24,10 @@ from utils.aflw2000 import BenchmarkSet
 from utils.draw import draw_landmarks, printable
 from utils.evaluation import ANGLES, BINS, PUBLISHED_LABELS, Prediction
 from utils.files import atomic_write
+from utils.photo_numbers import no_formula
 from utils.photos import result_names
 from utils.pictures import write_image
 from utils.preprocessing import CROP_SIZE
-from utils.results import no_formula
 
 PICTURES = 50  # crops drawn, as published
 WORST = 20

@@ -175,7 +175,7 @@ class Face:
     def to_dict(self) -> dict[str, object]:
         """The numbers of a ``.json`` file: lists and numbers, None for those not finite, no dense
         mesh."""
-        from utils.results import face_to_json  # imported here, as in ``save``
+        from utils.photo_numbers import face_to_json  # imported here, as in ``save``
 
         return face_to_json(self)
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from FaceBoxes import detection_scale
-from utils import results
+from utils import photo_numbers, results
 from utils.cli import STOPPED, at_least, counted, say
 from utils.cores import cpu_threads, usable_cores
 from utils.files import check_writable
@@ -133,7 +133,7 @@ def finished_photos(
         "changed": [Path(path).stat().st_mtime_ns for path in read],
     }
     if "csv" in settings.get("save", ()):  # another version's lines do not fit into our faces.csv
-        settings["columns"] = results.CSV_COLUMNS
+        settings["columns"] = photo_numbers.CSV_COLUMNS
     return FinishedPhotos(options.out, settings, options.resume, companion_of)
 
 

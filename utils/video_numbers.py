@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.files import atomic_write, write_npz
 from utils.inference import Face
-from utils.results import CSV_NUMBERS, FACE_ROW, csv_numbers, face_to_json, fill_row
+from utils.photo_numbers import CSV_NUMBERS, FACE_ROW, csv_numbers, face_to_json, fill_row
 from utils.video_io import CODECS
 
 FORMATS = ("jsonl", "csv", "npz")
