@@ -166,6 +166,13 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
     return state
 
 
+def load_network(weights: Path | str) -> FaceBoxesNet:
+    """The network with the weights of a file, on the CPU; raises what ``load_weights`` does."""
+    network = FaceBoxesNet()
+    network.load_state_dict(load_weights(weights))
+    return network
+
+
 class TorchEngine:
     """The network as a function from numpy to numpy; safe to call from several threads.
 
@@ -176,9 +183,8 @@ class TorchEngine:
 
     def __init__(self, weights: Path | str, device: str = "cpu") -> None:
         self.device = torch.device(device)
-        network = FaceBoxesNet()
-        network.load_state_dict(load_weights(weights))
-        self.network = WithProbabilities(on_device(network, self.device)).eval()
+        network = on_device(load_network(weights), self.device)
+        self.network = WithProbabilities(network).eval()
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3, H, W) float32 to offsets (B, A, 4) and probabilities (B, A, 2), float32."""
@@ -199,8 +205,7 @@ def export_detector(weights: Path | str) -> bytes:
         FileNotFoundError, ValueError: see ``load_weights``.
         ExportError, UnavailableError: see ``export_onnx``.
     """
-    network = FaceBoxesNet()
-    network.load_state_dict(load_weights(weights))
+    network = load_network(weights)
     reference = WithProbabilities(copy.deepcopy(network))
     network.eval()
     # The first CReLU as one convolution with both signs of the weights: its larger product takes

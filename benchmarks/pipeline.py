@@ -29,7 +29,7 @@ from benchmarks.tables import median_and_quartiles
 from FaceBoxes import FaceBoxes
 from FaceBoxes.anchors import anchors, decode
 from FaceBoxes.detector import MEAN_BGR
-from FaceBoxes.network import FaceBoxesNet, load_weights
+from FaceBoxes.network import load_network
 from FaceBoxes.nms import nms
 from model_building import load_synergynet
 from synergy3DMM import SynergyNet
@@ -47,8 +47,7 @@ class EagerPipeline:
     """What one writes first: no batches, no caches, one product after the other."""
 
     def __init__(self, face_model: MorphableModel) -> None:
-        self.detector = FaceBoxesNet().eval()
-        self.detector.load_state_dict(load_weights(assets.find_detector_weights()))
+        self.detector = load_network(assets.find_detector_weights()).eval()
         self.network = load_synergynet(assets.find_weights(), face_model).I2P
         self.face_model = face_model
         basis = face_model.basis.reshape(len(face_model.basis), -1)

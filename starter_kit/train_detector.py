@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from FaceBoxes.detector import MEAN_BGR
-from FaceBoxes.network import FaceBoxesNet, load_weights
+from FaceBoxes.network import FaceBoxesNet, load_network, load_weights
 from starter_kit.detector_losses import Hints, distillation_loss, multibox_loss
 from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
 from utils.assets import ROOT
@@ -125,8 +125,7 @@ def train(args: argparse.Namespace) -> None:
     student, teacher = Student(args), None
     args.out.mkdir(parents=True, exist_ok=True)
     if args.teacher:
-        teacher = on_device(FaceBoxesNet(), device).eval()
-        teacher.load_state_dict(load_weights(args.teacher))
+        teacher = on_device(load_network(args.teacher), device).eval()
     loader = DataLoader(
         training_pictures(args),
         batch_size=None,
