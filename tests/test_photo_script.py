@@ -274,6 +274,8 @@ def test_results_do_not_fall_on_the_photos(tmp_path):
         (out / "landmarks" / "mine", True, False),
     ):
         assert would_overwrite(out, photos, with_sheet) == expected, photos
+    if os.name == "nt":  # links need a right of their own there
+        return
     (tmp_path / "link").symlink_to(out)
     assert would_overwrite(tmp_path / "link", out / "uv", False)
 
