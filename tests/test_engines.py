@@ -183,7 +183,8 @@ def test_no_memory_for_the_detector_is_one_line(monkeypatch):
         FaceBoxes(engine="torch")
 
 
-def test_changed_code_is_exported_anew(face_model, weights, exports, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["backbone_nets/mobilenet_v2.py", "utils/checkpoint.py"])
+def test_changed_code_is_exported_anew(face_model, weights, exports, monkeypatch, tmp_path, name):
     OnnxRegressor(weights, face_model)
     for pattern in onnx_engine.SOURCES:  # the same code elsewhere
         for path in assets.ROOT.glob(pattern):
@@ -195,8 +196,8 @@ def test_changed_code_is_exported_anew(face_model, weights, exports, monkeypatch
     try:
         OnnxRegressor(weights, face_model)
         assert len(exports) == 1
-        with open(tmp_path / "backbone_nets" / "mobilenet_v2.py", "a") as file:
-            file.write("# another network\n")
+        with open(tmp_path / name, "a") as file:  # the network; what is taken for its backbone
+            file.write("# another\n")
         onnx_engine.code_digest.cache_clear()
         OnnxRegressor(weights, face_model)
     finally:

@@ -48,6 +48,7 @@ SOURCES = (
     "backbone_nets/*.py",
     "model_building.py",
     "FaceBoxes/network.py",
+    "utils/checkpoint.py",
     "utils/onnx_engine.py",
 )
 TOLERANCE = 1e-4  # allowed difference to PyTorch, of the largest magnitude
