@@ -245,6 +245,16 @@ def test_kernel_refuses_indices_out_of_range():
         door.kernel.soft(narrow, 0.5, 0.3, 0.001, 1)
 
 
+@pytest.mark.skipif(door.kernel is None, reason="FaceBoxes.nms_cython is not compiled")
+def test_kernel_refuses_none():
+    given = random_rows(3).astype(np.float32), np.arange(3), 0.3, np.empty(3, np.uint8)
+    for k in range(len(given)):
+        with pytest.raises(TypeError):
+            door.kernel.greedy(*given[:k], None, *given[k + 1 :])
+    with pytest.raises(TypeError):
+        door.kernel.soft(None, 0.5, 0.3, 0.001, 1)
+
+
 # --------------------------------------------------------------------------------------- detector
 
 

@@ -363,6 +363,20 @@ def test_binding_checks_each_array(wrong):
             fused_norm.kernel.backward(*before, 0, 6, 1, dx, arrays["dweight"], arrays["dbias"])
 
 
+def test_binding_refuses_none():
+    many, few, statistics = np.ones((6, 4), np.float32), np.ones(4, np.float32), np.ones((3, 4))
+    forward, backward, how = fused_norm.kernel.forward, fused_norm.kernel.backward, (0, 6, 1)
+    arguments = {
+        forward: (many, few, few, 1e-5, *how, statistics, many),
+        backward: (many, many, few, few, statistics, *how, many, few, few),
+    }
+    for function, given in arguments.items():
+        for k in range(len(given)):
+            if (function, k) != (backward, 8):  # dx, which may be None
+                with pytest.raises(TypeError):
+                    function(*given[:k], None, *given[k + 1 :])
+
+
 def test_without_the_kernel_the_model_stays_and_says_so():
     code = """
 import sys, warnings
