@@ -43,7 +43,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds code, or no state dict.
+        ValueError: the file is damaged, holds code, or no state dict, or a weight under two names.
     """
     stored = io.BytesIO(read_weights_file(path))
     try:

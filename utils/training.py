@@ -144,7 +144,7 @@ def make_optimizer(
             model.parameters(), rate, 0.9, weight_decay=weight_decay, nesterov=True
         )
     groups = decay_groups(model.parameters(), weight_decay)
-    # not on Apple's GPU: torch 2.4 has none there
+    # not on Apple's GPU: nobody has tried it there
     is_fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     return torch.optim.AdamW(groups, rate, fused=is_fused)
 
