@@ -2,7 +2,8 @@
 
     python -m starter_kit.evaluate_network --photos DIR --jitter --end-to-end
 
-The roi box is the middle of each picture; the photos are not part of this repository (CARD.md).
+Prints how far landmarks and head poses are off, the latter against fits to the labels. The roi box
+is the middle of each picture; the photos are not part of this repository (CARD.md).
 ``--jitter`` moves the roi boxes by up to 10 % and scales them by up to 10 % at random, and also
 tells how far the landmarks move. ``--end-to-end`` gives no box: the detector finds the face.
 ``--poses`` names a packed set of these photos and scores poses that they lack: photos turned in the
