@@ -119,7 +119,7 @@ class Seen:
         self.files = [weights] if weights else []
         self.widths: list[int] = []
 
-    def __call__(self, image: np.ndarray) -> list:
+    def __call__(self, image: np.ndarray, dense: bool = True) -> list:
         self.widths.append(image.shape[1])
         return []
 
