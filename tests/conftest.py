@@ -190,3 +190,17 @@ def run_python(*arguments: object, **options: object) -> subprocess.CompletedPro
     command = [sys.executable, *map(str, arguments)]
     options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300} | options
     return subprocess.run(command, **options)
+
+
+def build_sanitized(program: Path, sanitizers: str, folder: str, sources: list[str]) -> None:
+    """Compiles C++ with sanitizers; skips the test where there is no compiler that has them."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("needs g++ or clang++")
+    build = [compiler, "-std=c++17", "-g1", "-O0", "-pthread", "-I", folder, "-o", program]
+    build += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-ffp-contract=off"]
+    english = os.environ | {"LC_ALL": "C"}  # what the linker misses is read from its message
+    done = subprocess.run([*build, *sources], cwd=ROOT, env=english, capture_output=True, text=True)
+    if "cannot find" in done.stderr and "san" in done.stderr:
+        pytest.skip(f"{compiler} has no sanitizer libraries")
+    assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, build_sanitized, run_python
 from reference import shade_slowly
 
 import Sim3DR
@@ -694,17 +694,9 @@ print(said, np.count_nonzero(image[..., 0] == 255))
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined,float-cast-overflow", "thread"])
 def test_kernel_under_sanitizers(tmp_path, sanitizers):
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("needs g++ or clang++")
     program = tmp_path / "sanitize_sim3dr"
-    build = [compiler, "-std=c++17", "-g1", "-O0", "-pthread", "-I", "Sim3DR", "-o", program]
-    build += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-ffp-contract=off"]
-    build += ["tests/native/sanitize_sim3dr.cpp", "Sim3DR/mesh.cpp", "Sim3DR/rasterizer.cpp"]
-    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
-    if "cannot find" in built.stderr and "san" in built.stderr:
-        pytest.skip(f"{compiler} has no sanitizer libraries")
-    assert built.returncode == 0, built.stderr
+    kernel = ["Sim3DR/mesh.cpp", "Sim3DR/rasterizer.cpp"]
+    build_sanitized(program, sanitizers, "Sim3DR", ["tests/native/sanitize_sim3dr.cpp", *kernel])
     run = subprocess.run([program, "300"], capture_output=True, text=True)
     if "unexpected memory mapping" in run.stderr:
         pytest.skip("the thread sanitizer does not work with this kernel's address layout")
