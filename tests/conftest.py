@@ -29,9 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
 ASSETS_DIR = Path(os.environ.get("ASSETS_DIR", ROOT.parent / "shared" / "assets"))
 
-# of networks exported by tests, and by what they start
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="synergynet-cache-")
-atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+# the cache of exported networks, also of the programs that tests start, and their temporary folder:
+# torchrun, and a browser that is killed, leave something there
+_own = tempfile.mkdtemp(prefix="synergynet-tests-")
+os.environ["XDG_CACHE_HOME"] = os.environ["TMPDIR"] = _own
+atexit.register(shutil.rmtree, _own, ignore_errors=True)
 
 torch.set_num_threads(1)  # the networks here are small; threads would only wait for each other
 
