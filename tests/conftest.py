@@ -35,6 +35,8 @@ _own = tempfile.mkdtemp(prefix="synergynet-tests-")
 os.environ["XDG_CACHE_HOME"] = os.environ["TMPDIR"] = _own
 atexit.register(shutil.rmtree, _own, ignore_errors=True)
 
+os.environ.pop("SYNERGYNET_MAX_PIXELS", None)  # of whoever runs the tests
+
 torch.set_num_threads(1)  # the networks here are small; threads would only wait for each other
 
 # whatever published files lie in this checkout (`make published`), which win over the starter kit
