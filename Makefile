@@ -105,7 +105,7 @@ gui: build ## Swap OpenCV's headless wheel for the one that opens windows
 	$(PY) -m pip install --quiet --force-reinstall --no-deps opencv-python
 
 clean: ## Remove what the build and the tools left (keeps the environment and results)
-	rm -rf build *.egg-info pretrained/.onnx_cache FaceBoxes/weights/.onnx_cache .pytest_cache .ruff_cache .coverage htmlcov .ci/tmp.*
+	rm -rf build *.egg-info pretrained/.onnx_cache FaceBoxes/weights/.onnx_cache .hypothesis .pytest_cache .ruff_cache .coverage htmlcov .ci/tmp.*
 	rm -f $(foreach folder,$(NATIVE),$(folder)/*.so $(folder)/*_cython.cpp) $(VENV)/.built
 	find . -path './.*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
