@@ -690,7 +690,8 @@ def run_script(script: Path, *arguments: str, processes: int) -> None:
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", str(processes)]
+        # not by the machine's name, which need not lead to an address: it would be waited for
+        command += ["--local-addr", "127.0.0.1", "--nproc_per_node", str(processes)]
     done = subprocess.run(
         [*command, str(script), *arguments],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
