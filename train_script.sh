@@ -47,7 +47,9 @@ elif [ "$gpus" -eq 0 ]; then
 fi
 
 if [ "$gpus" -gt 1 ]; then
-    exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" \
+    # an address, because the machine's own name need not lead to one: it would be waited for
+    exec "$python" -m torch.distributed.run --standalone --local-addr 127.0.0.1 \
+        --nproc_per_node "$gpus" \
         "$root/main_train.py" "${settings[@]}" "$@"
 fi
 exec "$python" "$root/main_train.py" "${settings[@]}" "$@"

@@ -959,7 +959,8 @@ def test_the_recipe_of_train_script_sh(tmp_path, gpus, cpu):
     assert done.returncode == 0, done.stderr
     arguments = json.loads(calls.read_text())
     at = arguments.index(str(ROOT / "main_train.py"))
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
+    several = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    several += ["--nproc_per_node", "4"]
     assert arguments[:at] == (several if gpus > 1 else [])
     found = main_train.parse_options(arguments[at + 1 :])
     assert found.seed == 3
