@@ -40,10 +40,10 @@ exit code: 0 done, 1 stopped by a fault on the way, 2 wrong usage, 130 stopped b
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = script_parser(__doc__, EPILOG)
 
-    def add(group, name: str, help: str, **settings) -> None:
+    def add(group, names: str, help: str, **settings) -> None:
         default = settings.get("default")
         shown = f" (default: {default})" if default not in (None, []) else ""
-        group.add_argument(name, help=help + shown, **settings)
+        group.add_argument(*names.split(), help=help + shown, **settings)
 
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, default=ROOT,
@@ -86,8 +86,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         type=at_least(1), default=20)  # fmt: skip
 
     run = parser.add_argument_group("the run")
-    run.add_argument("-o", "--out", type=Path, default=Path("runs/synergynet"),
-        help="where the run writes (default: runs/synergynet)")  # fmt: skip
+    add(run, "-o --out", "where the run writes", type=Path, default=Path("runs/synergynet"))
     add(run, "--resume", "go on from OUT/last.pth.tar", action="store_true")
     add(run, "--overwrite", "begin anew where OUT holds a run already", action="store_true")
     add(run, "--save-every-steps", "save last.pth.tar every N steps too; 0: no",

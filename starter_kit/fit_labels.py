@@ -89,13 +89,8 @@ def main() -> None:
     add("--photos", type=Path, required=True, metavar="DIR", help="folder with faces_*_labels.npz")
     add("--landmark-model", type=Path, default=LANDMARK_MODEL, metavar="NPZ",
         help="what is fitted, and gets the whitening (default: the one that ships)")  # fmt: skip
-    add(
-        "-o",
-        "--out",
-        type=Path,
-        default=Path("runs/starter"),
-        help="folder of the fits (runs/starter)",
-    )
+    add("-o", "--out", type=Path, default=Path("runs/starter"),
+        help="folder of the fits (default: runs/starter)")  # fmt: skip
     add("--seed", type=at_least(0), default=0, help="of the simulated crops (default: 0)")
     options = parser.parse_args()
     labels = {split: options.photos / f"faces_{split}_labels.npz" for split in ("train", "val")}

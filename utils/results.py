@@ -3,6 +3,7 @@
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,8 @@ class PhotoResults(PhotoWriter):
     def __init__(self, options: Namespace, face_model: MorphableModel) -> None:
         super().__init__(options)
         self.formats, self.drawings, self.face_model = options.save, options.draw, face_model
-        self.dense = (
-            not self.drawings  # the published pictures, of which one shows the mesh
-            or not set(DENSE).isdisjoint(self.drawings)
-            or not {"json", "csv"}.issuperset(self.formats)
-        )
+        drawn = set(self.drawings or chain(*PICTURES.values()))
+        self.dense = not (drawn.isdisjoint(DENSE) and {"json", "csv"}.issuperset(self.formats))
         self.sheets = ContactSheets(options.out) if len(options.photos) > 1 else None
         self.names: list[str] = []  # of the photos whose results are there
 
