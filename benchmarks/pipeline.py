@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.tables import median_and_quartiles
+from benchmarks.tables import SETTLE, median_and_quartiles
 from FaceBoxes import FaceBoxes
 from FaceBoxes.anchors import anchors, decode
 from FaceBoxes.detector import MEAN_BGR
@@ -107,6 +107,7 @@ def compare(
     times = np.empty((repeats, len(ways)))
     for i in range(repeats):
         for k, way in enumerate(ways):
+            time.sleep(SETTLE)
             way()  # what the other way left in the caches is not counted
             start = clock()
             way()

@@ -1,6 +1,9 @@
-"""What the tables of the benchmarks are made of."""
+"""What the benchmarks share."""
 
 import numpy as np
+
+# Seconds between two ways: so long the threads of numpy's BLAS may spin on after a large product.
+SETTLE = 0.2
 
 
 def median_and_quartiles(values: np.ndarray, form: str = ".2f") -> str:

@@ -144,7 +144,12 @@ class MorphableModel:
     def _shape(parameters: Array, mean: Array, basis: Array) -> Array:
         """mean + W_shp alpha + W_exp beta as one matrix product for all faces."""
         coefficients = parameters[:, CAMERA:NUM_PARAMETERS]  # (B, 50)
-        offsets = coefficients @ basis.reshape(len(basis), -1)  # (B, 3 * N)
+        basis = basis.reshape(len(basis), -1)  # (50, 3 * N)
+        if isinstance(coefficients, np.ndarray):
+            # without BLAS: its threads spin on for 0.1 s after a large product, one on each core
+            offsets = np.einsum("bk,kn->bn", coefficients, basis)  # (B, 3 * N)
+        else:
+            offsets = coefficients @ basis
         return mean + offsets.reshape(-1, 3, mean.shape[1])  # (B, 3, N)
 
     # ------------------------------------------------------------------ conversion and identity
