@@ -68,6 +68,24 @@ def test_torch_equals_numpy(face_model, parameters, what):
     np.testing.assert_allclose(theirs.numpy() / scale, ours / scale, atol=1e-6)
 
 
+class Watched(np.ndarray):
+    """Refuses products that numpy leaves to the threads of its BLAS, which spin on after them."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        assert ufunc is not np.matmul or inputs[0].shape[-1] == 3, "no camera's product"
+        inputs = [np.asarray(array) for array in inputs]
+        return np.asarray(getattr(ufunc, method)(*inputs, **options)).view(Watched)
+
+
+def test_the_bases_are_not_multiplied_by_blas(face_model, parameters):
+    watched = face_model.map(lambda array: np.asarray(array).view(Watched))
+    vertices = watched.vertices(parameters)
+    assert isinstance(vertices, Watched)
+    np.testing.assert_allclose(np.asarray(vertices), face_model.vertices(parameters), atol=1e-4)
+    with pytest.raises(AssertionError, match="camera"):
+        parameters[:, 12:] @ watched.basis.reshape(50, -1)
+
+
 def test_no_face_gives_no_vertices(face_model, parameters):
     assert face_model.vertices(parameters[:0]).shape == (0, 3, 150)
     assert face_model.landmarks(parameters[:0]).shape == (0, 3, 68)

@@ -977,6 +977,7 @@ def test_make_train_demo_gives_options_that_main_train_has():
     assert (options.clip_norm, options.train_size) == (5, 64)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_a_compiled_step_trains_alike(options, whole_run, tmp_path, monkeypatch):
     traced = []
 
