@@ -445,6 +445,16 @@ def done(command, folder, tmp_path_factory):
     return data, out
 
 
+def test_faces_that_other_boxes_miss_count_as_failures(done):
+    scores = json.loads((done[1] / "results.json").read_text())["scores"]
+    scores["boxes"]["jitter"]["found"] = 60
+    for labels in scores["boxes"]["jitter"]["nme"].values():
+        for numbers in labels.values():
+            numbers["failure_rate"] = 25
+    (table,) = (t for t in benchmark_report.own_tables(scores) if "boxes" in t.title)
+    assert [row[-2:] for row in table.rows] == [(60, 45)] * len(table.rows) and table.rows
+
+
 def test_what_a_run_writes(done):
     data, out = done
     run = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN

@@ -17,6 +17,7 @@ from utils.draw import (
     draw_landmarks,
     draw_pose_axes,
     put_lines,
+    text_height,
 )
 from utils.geometry import rotation_to_angles
 
@@ -33,6 +34,13 @@ def ring(x: float = 120.0, y: float = 100.0, size: float = 100.0) -> np.ndarray:
     points = np.stack([np.cos(turn), np.sin(turn), np.zeros(68)]) * size / 2
     points[:, NOSE_TIP] = 0
     return (points + [[x], [y], [0]]).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("side", "face", "height"), [(1000, 400, 25), (1000, 5000, 50), (1000, 10, 9), (4000, 10, 25)]
+)
+def test_letters_are_a_sixteenth_of_the_face_where_that_is_readable(side, face, height):
+    assert text_height(np.empty((side, side, 3), np.uint8), face) == height
 
 
 def turned(axis: int, degrees: float) -> np.ndarray:

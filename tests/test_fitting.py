@@ -1,5 +1,7 @@
 """Fitting a 3DMM's landmarks to labels: round trips, and the same by a slow twin."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -173,6 +175,24 @@ def test_slips_and_missing_points_hardly_matter(starter, dims, noise):
     assert nme(starter.landmarks(fitted), landmarks).mean() < plain.mean() + 0.15  # percent
     assert turns(fitted, parameters).max() < 2.5
     assert error.min() > 0.02  # and it shows
+
+
+def test_labels_that_say_next_to_nothing_leave_the_coefficients_at_their_mean(starter):
+    mean = starter.param_mean.copy()
+    mean[12:] = np.random.default_rng(0).normal(size=50) * starter.param_std[12:]
+    elsewhere = replace(starter, param_mean=mean)
+    _, landmarks, _ = made_up_labels(starter, np.zeros(2))
+    fitted, _ = fit_landmarks(elsewhere, landmarks, noise=100.0)
+    away = (fitted - mean)[:, 12:] / starter.param_std[12:]  # standard deviations
+    assert np.abs(away).max() < 0.01
+
+
+def test_no_jaw_label_is_uncertain_on_a_face_from_the_front(starter):
+    _, landmarks, size = made_up_labels(starter, np.full(4, 0.5))
+    labels = landmarks[:, :2] + 0.02 * size * np.random.default_rng(3).normal(size=(4, 2, 68))
+    plain, _ = fit_landmarks(starter, labels, noise=0.02)
+    contour, _ = fit_landmarks(starter, labels, noise=0.02, visible_contour=True)
+    assert nme(starter.landmarks(contour), starter.landmarks(plain)).max() < 0.01  # percent
 
 
 @pytest.mark.parametrize("yaw", [0, 15, 30, 45, 60])
