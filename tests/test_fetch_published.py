@@ -14,7 +14,7 @@ import pytest
 
 from tools import fetch_published
 from tools.fetch_published import FetchError, fetch
-from utils.unpack import ArchiveError, Limits, unpack
+from utils.unpack import LARGEST_READ, ArchiveError, Limits, _BoundedReads, unpack
 
 TAR_MODES = {"tar": "w", "tar.gz": "w:gz", "tar.bz2": "w:bz2", "tar.xz": "w:xz"}
 
@@ -165,6 +165,15 @@ def test_tar_header_of_gigabytes_is_refused_without_reading_it(tmp_path):
     archive.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(32 << 20)))
     with pytest.raises(ArchiveError, match="header of"):
         unpack(archive, tmp_path / "out")
+
+
+def test_no_header_in_pieces_is_read_beyond_the_limit_either(tmp_path):
+    with open(tmp_path / "x.tar", "w+b") as file:
+        file.truncate(LARGEST_READ + 1)
+        reads = _BoundedReads(file)
+        assert len(reads.read(LARGEST_READ - 1)) == LARGEST_READ - 1
+        with pytest.raises(ArchiveError, match=r"x\.tar: refused, it holds a header of more"):
+            reads.read(2)
 
 
 def test_zip_that_lies_about_its_sizes_is_refused(tmp_path):

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import main_train
+from backbone_nets.fused_norm import FusedBatchNorm2d
 from backbone_nets.strided_depthwise import StridedDepthwiseConv2d
 from model_building import load_synergynet
 from tools import train_demo
@@ -661,7 +662,7 @@ def test_bfloat16_touches_the_image_encoder_only(options, tmp_path):
     for name, value in losses[0].items():
         assert losses[1][name] == pytest.approx(value, rel=0.05) and losses[1][name] != value
     layers = {type(layer) for layer in trainers[1].model.modules()}
-    assert StridedDepthwiseConv2d in layers
+    assert {StridedDepthwiseConv2d, FusedBatchNorm2d} <= layers  # what makes a CPU's step fast
     assert seen["encoder"] == torch.bfloat16
     assert seen["refiner"] == seen["inverse"] == torch.float32
 

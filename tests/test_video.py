@@ -28,7 +28,7 @@ from synergy3DMM import SynergyNet
 from utils import assets, files, model_options, video_io, video_numbers, video_script
 from utils.overlays import DRAWINGS, Overlays
 from utils.tracking import FaceTracker
-from utils.video_io import CODECS, VideoReader, VideoWriter
+from utils.video_io import CODECS, H264Writer, VideoReader, VideoWriter
 from utils.video_numbers import ROW, VideoNumbers, file_of
 
 TWO = [(20, 30), (200, 40)]
@@ -226,6 +226,15 @@ def test_an_ffmpeg_that_ends_early_is_told(tmp_path):
         writer.write(np.zeros((480, 640, 3), np.uint8), 0.0)
     writer.abandon()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not WRITES_H264, reason="no ffmpeg that encodes H.264")
+def test_what_ffmpeg_says_is_passed_on(tmp_path):
+    writer = H264Writer(shutil.which("ffmpeg"), tmp_path / "none" / "o.mp4", 25, (640, 480))
+    frames = [np.zeros((480, 640, 3), np.uint8)] * 1000  # it takes some before it opens the file
+    with pytest.raises(OSError, match="ffmpeg ended: .*No such file or directory"):
+        list(map(writer.write, frames))
+    writer.release()
 
 
 @pytest.mark.skipif(not WRITES_H264, reason="no ffmpeg that encodes H.264")
