@@ -1,5 +1,6 @@
 """Augmentation: pixels, landmarks and parameters move together, exactly."""
 
+import math
 from dataclasses import fields, replace
 
 import numpy as np
@@ -303,6 +304,47 @@ def test_made_up_border_is_covered_and_the_photo_is_not(face_model, parameters, 
         border, photo = photo, border
     assert (photo == 200 + own).all()
     assert not (border == 10 + own).any()
+
+
+def test_what_is_random_follows_the_settings(face_model):
+    """Shares and ranges of 20,000 draws."""
+    drawn = StrongAugmentation(face_model)._draw(20_000, generator())
+    s = NORMAL
+
+    def share(what: Tensor, expected: float) -> None:
+        assert float(what.float().mean()) == pytest.approx(expected, abs=0.012)
+
+    def spans(name: str, low: float, high: float) -> None:
+        found = drawn[name].double()
+        slack = 0.02 * (high - low)
+        assert low <= found.min() < low + slack and high - slack < found.max() <= high, name
+
+    for name in ("mirrored", "occluded", "noisy"):
+        share(drawn[name], {"mirrored": s.mirror, "occluded": s.occlusion, "noisy": s.noise}[name])
+    share(drawn["low resolution"] >= 0, s.low_resolution)
+    share(drawn["blur"] >= 0, s.blur)
+    share(drawn["saturation"] == 0, s.grey)
+    share(drawn["border"] > 0, s.border[0])
+    share(drawn["filling"] == 3, s.black)
+    for kind in range(3):
+        share(drawn["filling"] == kind, (1 - s.black) * s.fill / 3)
+    angle = torch.rad2deg(drawn["angle"]).abs()
+    assert angle.max() <= s.far_rotation[1]
+    beyond = 60.0  # four standard deviations of the near ones
+    share(angle > beyond, s.far_rotation[0] * (1 - beyond / s.far_rotation[1]))
+    near = angle[angle < s.rotation]
+    assert len(near) / 20_000 == pytest.approx(0.85 * 0.683 + 0.15 * 0.15, abs=0.012)
+    torch.testing.assert_close(
+        drawn["shift"].mean(0), torch.tensor([0.0, s.drop]), atol=2e-3, rtol=0
+    )
+    torch.testing.assert_close(drawn["shift"].std(0), torch.tensor(s.shift), atol=0, rtol=0.04)
+    spans("face size", *s.face_size)
+    spans("brightness", 1 - s.brightness, 1 + s.brightness)
+    spans("contrast", 1 - s.contrast, 1 + s.contrast)
+    spans("tint", 1 - s.tint, 1 + s.tint)
+    spans("gamma", math.exp(-s.gamma), math.exp(s.gamma))
+    for name in ("fill colour", "occluder colour"):
+        spans(name, 0, 255)
 
 
 def test_black_border_as_in_the_protocol(face_model, batch):

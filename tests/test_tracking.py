@@ -20,6 +20,7 @@ from utils.tracking import (
     box_of,
     centre_of,
     continues,
+    contrast,
     looks_like_a_face,
     pairs,
     roi_box_of,
@@ -119,6 +120,24 @@ def test_a_plain_colour_is_no_face_and_a_dark_face_is_one(pipeline, light):
     for grey in range(0, 256, 15):
         plain = np.full_like(image, int(light * grey))
         assert not looks_like_a_face(tracker._fit(plain, [face.roi_box])[0], plain), grey
+
+
+def test_no_face_is_where_no_picture_is(pipeline):
+    image = scene(MIDDLE)
+    ((face,),) = pipeline([image], dense=False)
+    width, height = image.shape[1::-1]
+    x, y = centre_of(face)
+    assert width > height and looks_like_a_face(shifted(face, np.zeros(2)), image)
+    for by in ((-x - 1, 0), (0, -y - 1), (width - x + 1, 0), (0, height - y + 1)):
+        assert not looks_like_a_face(shifted(face, np.float64(by)), image), by
+
+
+def test_contrast_is_that_of_one_channel():
+    plain = np.full((60, 60, 3), (10, 100, 250), np.uint8)
+    assert contrast(plain, np.float32([0, 0, 60, 60])) == 0
+    plain[::2, :, 1] += 20
+    assert contrast(plain, np.float32([-5, 10, 60, 70])) == pytest.approx(10, abs=0.5)
+    assert contrast(plain, np.float32([70, 70, 90, 90])) == 0
 
 
 def test_nobody(pipeline):
