@@ -475,6 +475,8 @@ def test_what_a_run_writes(done):
     assert height > 500 and width > 1000
     page = (out / "report.html").read_text()
     assert page.count("<figure>") == 20
+    for told in ("68 landmarks", "part of the face", "Dense mesh", "Head pose", "Other boxes"):
+        assert told in page
     shown = [float(error) for error in re.findall(r": NME ([\d.]+) %, yaw", page)]
     worst = sorted(run["samples"]["nme_original_raw"], reverse=True)[:20]
     np.testing.assert_allclose(shown, worst, atol=0.0051)

@@ -145,7 +145,13 @@ def test_angles_stand_out_on_any_background(background):
 def test_boxes():
     boxes = np.array([[20, 30, 120, 150], [-50, -50, 40, 60]], np.float32)
     picture = draw_boxes(grey(), boxes)
-    assert changed(picture)[30, 20:121].all() and changed(picture)[30:151, 120].all()
+    for edge in (
+        (30, slice(20, 121)),
+        (150, slice(20, 121)),
+        (slice(30, 151), 20),
+        (slice(30, 151), 120),
+    ):
+        assert changed(picture)[edge].all()
     assert not changed(picture)[80:100, 50:100].any()
     assert changed(picture)[60, :40].all()
     assert np.array_equal(draw_boxes(grey(), np.zeros((0, 4))), grey())

@@ -133,12 +133,14 @@ def test_layout_of_the_arrays(face_folder):
         np.testing.assert_array_equal(model.basis[i].T.ravel(), column)
 
 
-def test_textured_mesh_lists_and_uv_may_be_absent(tmp_path):
+@pytest.mark.parametrize("absent", [["keptInd"], ["deletedTri"], ["uv", "keptInd", "deletedTri"]])
+def test_textured_mesh_lists_and_uv_may_be_absent(tmp_path, absent):
     arrays = tiny_face_arrays()
-    for name in ("uv", "keptInd", "deletedTri"):
+    for name in absent:
         del arrays[name]
     model = load_morphable_model(write_face_folder(tmp_path, arrays))
-    assert model.uv is model.kept_vertices is model.kept_triangles is None
+    assert (model.uv is None) == ("uv" in absent)
+    assert model.kept_vertices is model.kept_triangles is None
 
 
 def test_how_crops_are_counted_is_the_files_word(tmp_path):

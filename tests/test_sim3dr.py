@@ -452,6 +452,9 @@ def test_normals_of_a_sphere_point_outward(scale):
     assert ((normals * vertices).sum(1)[inner] > 0.99).all()
     np.testing.assert_allclose(np.linalg.norm(normals[:-1], axis=1), 1, atol=1e-6)
     assert (normals[-1] == 0).all()  # the vertex in no triangle
+    twin = np.empty_like(normals)
+    fallback.vertex_normals(np.float32(vertices * scale), np.int32(triangles), twin)
+    np.testing.assert_array_equal(twin, normals)
 
 
 def test_normals_are_weighted_by_area():
