@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pretend_gpu import GPU, GpuTensor, pretend_gpu
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import main_train
 from benchmarks.gpu import FramesToLandmarks, plainly
@@ -107,6 +108,24 @@ def test_training_waits_once_a_step(face_npz, face_model, tmp_path, more):
         momentum = next(iter(resumed.optimizer.state.values()))
         assert all(isinstance(v, GpuTensor) for v in momentum.values() if v.ndim)
     assert resumed.progress.epoch == 2 and resumed.progress.skipped == 0
+
+
+class TimesInverse(TorchDispatchMode):
+    """Divides by a number as CUDA does: multiplies with its inverse, which is rounded."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.div_.Tensor and not isinstance(args[1], torch.Tensor):
+            inverse = 1 / torch.tensor(float(args[1]))
+            func, args = torch.ops.aten.mul_.Tensor, (args[0], inverse.item())
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_mean_of_what_all_processes_have_is_it(monkeypatch):
+    """Or a run is not resumed: "not every process found the same one"."""
+    counts = torch.arange(1.0, 100.0)
+    monkeypatch.setattr("utils.distributed.dist.all_reduce", lambda values: values.mul_(7))
+    with TimesInverse():
+        assert torch.equal(World(size=7).mean(counts), counts)
 
 
 def test_networks_on_the_device(face_model):

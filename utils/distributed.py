@@ -33,7 +33,9 @@ class World(NamedTuple):
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
-            values /= self.size
+            # by a tensor: GPUs multiply with a number's rounded inverse, and the mean of seven
+            # threes would not be three
+            values /= torch.full_like(values, self.size)
         return values
 
     def wait(self) -> None:
