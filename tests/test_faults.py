@@ -428,6 +428,8 @@ def test_other_errors_of_the_network_are_not_taken_for_it(monkeypatch):
     assert not is_out_of_memory(caught.value)
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    cudnn = "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_{}_ALLOCATION_FAILED"
+    assert all(is_out_of_memory(RuntimeError(cudnn.format(who))) for who in ("HOST", "DEVICE"))
 
 
 def test_too_little_memory_in_onnx_runtime_is_told_from_other_faults():

@@ -10,7 +10,8 @@ _NO_MEMORY = (
     "can't allocate memory",
     "Failed to allocate memory",
     "bad_alloc",
-    "ALLOC_FAILED",  # cuBLAS and cuDNN, for what they need themselves
+    "ALLOC_FAILED",  # cuBLAS and cuDNN 8, for what they need themselves
+    "ALLOCATION_FAILED",  # cuDNN 9
 )
 
 
