@@ -91,9 +91,9 @@ def test_training_waits_once_a_step(face_npz, face_model, tmp_path, more):
         "--samples-per-epoch", "8", "--device", "cpu", "--out", str(tmp_path / "run"), *more,
     ]  # fmt: skip
 
-    def trainer(*arguments: str) -> training.Trainer:
+    def trainer(*arguments: str, device: torch.device = GPU) -> training.Trainer:
         options = main_train.parse_options([*command, *arguments])
-        return training.Trainer(options, load_morphable_model(face_npz), World(device=GPU))
+        return training.Trainer(options, load_morphable_model(face_npz), World(device=device))
 
     with pretend_gpu() as gpu:
         first = trainer("--epochs", "1")
@@ -108,6 +108,13 @@ def test_training_waits_once_a_step(face_npz, face_model, tmp_path, more):
         momentum = next(iter(resumed.optimizer.state.values()))
         assert all(isinstance(v, GpuTensor) for v in momentum.values() if v.ndim)
     assert resumed.progress.epoch == 2 and resumed.progress.skipped == 0
+
+    trainer("--epochs", "3", "--resume", device=torch.device("cpu")).run()
+    with pretend_gpu() as gpu:
+        moved = trainer("--epochs", "4", "--resume")
+        gpu.waits.clear()
+        moved.train_step(batch)
+        assert gpu.waits == ["aten::_to_copy"]
 
 
 class TimesInverse(TorchDispatchMode):

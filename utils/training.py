@@ -428,9 +428,10 @@ class Trainer:
             for group in self.optimizer.param_groups
         ]
         try:
+            # as they are given now; before, since "fused" decides where the counters of steps lie
+            for group, own in zip(state["optimizer"]["param_groups"], settings, strict=False):
+                group.update(own)
             self.optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-                group.update(own)  # as they are given now
         except ValueError as error:
             raise ValueError(
                 f"{self.last}: its optimiser's state does not fit --optimizer "
