@@ -860,6 +860,13 @@ def test_a_batch_larger_than_the_set_is_refused(options, tmp_path, capsys):
     assert "no full batch of 64" in capsys.readouterr().err
 
 
+def test_a_gpu_with_batch_norm_of_its_own_needs_two_samples():
+    world = World(size=4, device=torch.device("cuda", 0))
+    training.check_batch_size(4, 100, world, "all")
+    with pytest.raises(ValueError, match="single sample; give 8 or more"):
+        training.check_batch_size(4, 100, world, "own")
+
+
 def test_a_log_that_is_open_elsewhere_is_written_with_the_next_epoch(tmp_path, monkeypatch, capsys):
     log = TrainingLog(tmp_path)
     with monkeypatch.context() as patch:

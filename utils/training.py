@@ -149,8 +149,10 @@ def make_optimizer(
     return torch.optim.AdamW(groups, rate, fused=is_fused)
 
 
-def check_batch_size(batch_size: int, samples: int, world: World) -> None:
+def check_batch_size(batch_size: int, samples: int, world: World, norm: str) -> None:
     """Refuses batches that an epoch of ``samples``, batch norm or the processes cannot work with.
+
+    ``norm`` is ``all``, or ``own`` where each GPU has its own batch norm.
 
     Raises:
         ValueError: what is wrong with it, and what to give.
@@ -160,7 +162,8 @@ def check_batch_size(batch_size: int, samples: int, world: World) -> None:
             f"an epoch of {samples} samples has no full batch of {batch_size}; "
             "give a smaller --batch-size"
         )
-    least = world.size if world.device.type == "cpu" else 1  # batch norm is a process's own
+    is_own = norm == "own" or world.device.type == "cpu"  # a process's own batch norm
+    least = world.size if is_own else 1
     if batch_size < 2 * least:
         raise ValueError(
             f"--batch-size {batch_size} leaves batch norm a single sample; give {2 * least} or more"
@@ -288,7 +291,7 @@ class Trainer:
             self.probabilities = pose_balanced_probabilities(self.train_set.yaw())
         self.samples_per_epoch = options.samples_per_epoch or len(self.train_set)
         self.steps_per_epoch = self.samples_per_epoch // options.batch_size
-        check_batch_size(options.batch_size, self.samples_per_epoch, world)
+        check_batch_size(options.batch_size, self.samples_per_epoch, world, options.norm)
 
         # every step has the same shapes: cuDNN measures once which kernel is the fastest
         torch.backends.cudnn.benchmark = self.device.type == "cuda"
