@@ -860,6 +860,14 @@ def test_a_batch_larger_than_the_set_is_refused(options, tmp_path, capsys):
     assert "no full batch of 64" in capsys.readouterr().err
 
 
+def test_validation_reads_with_as_many_threads_as_training(options, tmp_path, monkeypatch):
+    ahead = Mock(wraps=training.in_order)
+    monkeypatch.setattr(training, "in_order", ahead)
+    make_trainer([*options, "--workers", "3", "--out", str(tmp_path)])._validate()
+    (call,) = ahead.call_args_list
+    assert call.args[2] == 3
+
+
 def test_a_gpu_with_batch_norm_of_its_own_needs_two_samples():
     world = World(size=4, device=torch.device("cuda", 0))
     training.check_batch_size(4, 100, world, "all")

@@ -211,7 +211,13 @@ def seed_of(*key: int) -> int:
 
 @torch.inference_mode()
 def validate(
-    model: SynergyNet, faces: Faces, loop: str, augment: Augment, size: int, device: torch.device
+    model: SynergyNet,
+    faces: Faces,
+    loop: str,
+    augment: Augment,
+    size: int,
+    device: torch.device,
+    workers: int = 1,
 ) -> dict[str, float]:
     """Scores in percent and degrees against a set's own labels.
 
@@ -222,6 +228,7 @@ def validate(
         augment: without randomness: how the crops are cut.
         size: side of the crops, pixels.
         device: where the model is.
+        workers: threads that read pictures ahead.
 
     Returns:
         ``nme`` (mean over samples), ``nme_balanced`` (over the yaw bins, which chooses the
@@ -234,7 +241,7 @@ def validate(
     raw, refined, pose = [], [], []
     with evaluation_mode(model):
         parts = np.array_split(np.arange(len(faces)), math.ceil(len(faces) / 128))
-        for batch in in_order(faces.batch, parts, workers=1):
+        for batch in in_order(faces.batch, parts, workers):
             images, parameters, landmarks = augment(batch.to(device), torch.Generator(), size)
             output = model(images, loop)
             predicted = model.face_model.dewhiten(output.whitened)
@@ -674,7 +681,13 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         options = self.options
         return validate(
-            self.model, self.val_set, options.loop, self.plain, options.train_size, self.device
+            self.model,
+            self.val_set,
+            options.loop,
+            self.plain,
+            options.train_size,
+            self.device,
+            options.workers,
         )
 
     def _save_weights(self, name: str) -> None:
