@@ -267,7 +267,9 @@ def main() -> None:
     }
     if not args.skip_compiled:
         mode = "max-autotune" if device.type == "cuda" else "default"
-        # each size by itself, as a user of one size would have it
+        # each size by itself, as a user of one size would have it; of more sizes than its limit (8)
+        # torch would run the others plainly
+        torch._dynamo.config.cache_size_limit = 8 + 2 * len(args.batches)
         compiled = torch.compile(half, mode=mode, dynamic=False)
         ways["bf16, compiled"] = (compiled, torch.bfloat16)
 
