@@ -12,13 +12,6 @@ def start(monkeypatch, out, *options: str) -> int:
     return ablation.main()
 
 
-def test_the_help_ends_with_examples(monkeypatch, capsys, tmp_path):
-    with pytest.raises(SystemExit):
-        start(monkeypatch, tmp_path, "--help")
-    *_, title, example = capsys.readouterr().out.splitlines()
-    assert title == "examples:" and example.startswith("  python -m starter_kit.ablation ")
-
-
 @pytest.mark.parametrize(("code", "words"), [(STOPPED, "stopped"), (2, "the run failed")])
 def test_the_exit_code_is_the_runs(monkeypatch, capsys, tmp_path, code, words):
     monkeypatch.setattr(ablation.main_train, "main", lambda arguments: code)

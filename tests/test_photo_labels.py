@@ -109,12 +109,6 @@ def test_packing_keeps_pictures_and_labels_together(photos, fits, split, tmp_pat
     np.testing.assert_allclose(packed["landmarks"][:, 2].mean(axis=1), depth, atol=0.02)
 
 
-def test_the_help_fits_the_screen(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(monkeypatch, pack_photos, "--help")
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
-
-
 @pytest.mark.parametrize("weight", ["50", "-0.1", "nan"])
 def test_a_share_is_no_percentage(photos, fits, tmp_path, monkeypatch, capsys, weight):
     """Landmarks would lie far beyond what people have marked, and the set would be packed."""

@@ -127,15 +127,6 @@ def test_missing_files_are_named_before_the_training(photos, tmp_path, monkeypat
             train_detector.main()
 
 
-def test_the_help_ends_with_examples(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["train_detector", "--help"])
-    with pytest.raises(SystemExit):
-        train_detector.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 75 and max(map(len, lines)) <= 100
-    assert "\nexamples:\n  python -m tools.evaluate_detector " in "\n".join(lines)
-
-
 def test_the_log_of_a_resumed_training_has_each_step_once(tmp_path):
     class Student:
         step, elapsed = 0, 0.0
