@@ -20,7 +20,7 @@ import scipy.io
 import torch
 from scipy.spatial import Delaunay
 
-from utils import assets
+from utils import assets, training_log
 from utils.augmentation import MIRRORED_LANDMARKS
 from utils.cli import run_script
 from utils.morphable_model import MorphableModel, load_morphable_model
@@ -149,6 +149,12 @@ def parameters(face_model) -> np.ndarray:
     """(6, 62) float32 parameters, not whitened, of faces within the crop."""
     whitened = 0.5 * np.random.default_rng(1).normal(size=(6, 62))
     return face_model.dewhiten(whitened.astype(np.float32))
+
+
+@pytest.fixture
+def no_curves(monkeypatch) -> None:
+    """Training draws none: that takes longer than the training of a few small faces."""
+    monkeypatch.setattr(training_log, "draw_curves", lambda rows, path: path.touch())
 
 
 @pytest.fixture(autouse=True)

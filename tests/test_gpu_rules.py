@@ -77,6 +77,7 @@ def test_augmentation_stays_on_the_device_and_never_waits(face_model, name, side
             torch.testing.assert_close(a.cpu(), b, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize(
     "more", [[], ["--heads", "signed", "--optimizer", "adamw", "--clip-norm", "5"]]
 )

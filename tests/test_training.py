@@ -21,7 +21,7 @@ from backbone_nets.fused_norm import FusedBatchNorm2d
 from backbone_nets.strided_depthwise import StridedDepthwiseConv2d
 from model_building import load_synergynet
 from tools import train_demo
-from utils import datasets, files, training, training_log
+from utils import datasets, files, training
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.datasets import write_packed
 from utils.distributed import World, join_world
@@ -34,6 +34,8 @@ from utils.preprocessing import PROTOCOL_BORDER
 from utils.training_log import TrainingLog, draw_curves
 
 ROOT = Path(main_train.__file__).parent
+
+pytestmark = pytest.mark.usefixtures("no_curves")  # whole_run has them: it is made before
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +58,6 @@ def whole_run(options, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
     assert main_train.main([*options, "--out", str(out)]) == 0
     return out
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch) -> None:
-    """Drawing them takes longer than the training. ``whole_run`` has them: it is made before."""
-    monkeypatch.setattr(training_log, "draw_curves", lambda rows, path: path.touch())
 
 
 def make_trainer(arguments: list[str]) -> training.Trainer:
