@@ -1,7 +1,8 @@
-"""Saves the gradients of one training step; run plainly or by torchrun (see test_training.py)."""
+"""Saves the gradients of one training step, of one process or of those that torchrun starts."""
 
 import gc
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from utils.training import TrainingStep
 BATCH = 8
 
 
-def main(path: str) -> None:
+def main(path: str | Path) -> None:
     torch.set_num_threads(1)
     with join_world("cpu") as world:
         torch.manual_seed(world.rank)  # DDP makes the weights equal: those of the first process

@@ -12,9 +12,11 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import cv2
+import distributed_gradients
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, run_python
 
 import main_train
 from backbone_nets.fused_norm import FusedBatchNorm2d
@@ -32,8 +34,6 @@ from utils.metrics import YAW_BINS
 from utils.morphable_model import load_morphable_model, split_camera
 from utils.preprocessing import PROTOCOL_BORDER
 from utils.training_log import TrainingLog, draw_curves
-
-ROOT = Path(main_train.__file__).parent
 
 pytestmark = pytest.mark.usefixtures("no_curves")  # whole_run has them: it is made before
 
@@ -688,26 +688,20 @@ def test_the_linear_schedule():
 # ---------------------------------------------------------------------------------- many processes
 
 
-def run_script(script: Path, *arguments: str, processes: int) -> None:
-    """In as many processes, from the checkout (where nothing need be installed)."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone"]
-        # not by the machine's name, which need not lead to an address: it would be waited for
-        command += ["--local-addr", "127.0.0.1", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [*command, str(script), *arguments],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        timeout=600, capture_output=True, text=True,
-    )  # fmt: skip
+def run_in_two_processes(script: Path, *arguments: object) -> None:
+    """From the checkout, where nothing need be installed."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    # not by the machine's name, which need not lead to an address: it would be waited for
+    command += ["--local-addr", "127.0.0.1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = run_python(*command, script, *arguments, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     """On the same global batch, with batch-norm statistics frozen."""
-    worker = Path(__file__).with_name("distributed_gradients.py")
-    run_script(worker, str(tmp_path / "one.pt"), processes=1)
-    run_script(worker, str(tmp_path / "two.pt"), processes=2)
+    distributed_gradients.main(tmp_path / "one.pt")
+    run_in_two_processes(Path(distributed_gradients.__file__), tmp_path / "two.pt")
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
     assert one.keys() == two.keys() and len(one) > 100
     for name in one:
@@ -717,8 +711,10 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
 
 TOGETHER = """
 import sys, main_train, torch
+from utils import training_log
 from utils.training import Trainer
 
+training_log.draw_curves = lambda rows, path: None
 run = Trainer.run
 
 def checked(trainer):
@@ -733,7 +729,7 @@ sys.exit(main_train.main(sys.argv[1:]))
 
 def test_two_processes_train_together(options, tmp_path, face_model):
     (tmp_path / "together.py").write_text(TOGETHER)
-    run_script(tmp_path / "together.py", *options, "--out", str(tmp_path), processes=2)
+    run_in_two_processes(tmp_path / "together.py", *options, "--out", tmp_path)
     assert [row["epoch"] for row in log(tmp_path)] == ["1", "2"]
     load_synergynet(tmp_path / "best.pth.tar", face_model)
 
