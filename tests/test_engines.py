@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -155,6 +154,7 @@ def test_another_result_than_torchs_is_an_error():
 
 
 # --------------------------------------------------------------------------------------- the cache
+# Of several processes at once: test_faults.py.
 
 
 def test_one_export_for_the_same_weights(face_model, weights, exports):
@@ -283,21 +283,6 @@ def test_the_cache_file_of_another_network_is_not_taken(face_model, detector_wei
 def test_missing_weights(face_model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth: no weights there"):
         OnnxRegressor(tmp_path / "nothing.pth", face_model)
-
-
-def test_two_processes_at_once(weights, face_npz):
-    code = (
-        "import sys; from utils.morphable_model import load_morphable_model as load\n"
-        "from utils.runtime import OnnxRegressor; import numpy as np\n"
-        "regressor = OnnxRegressor(sys.argv[1], load(sys.argv[2]))\n"
-        "print(regressor(np.zeros((1, 3, 120, 120), np.float32)).sum())"
-    )
-    command = [sys.executable, "-c", code, str(weights), str(face_npz)]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
-    answers = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert answers[0] == answers[1]
-    assert len(files(weights)) == 1
 
 
 # -------------------------------------------------------------------------------------- the choice

@@ -235,26 +235,23 @@ def test_photos_that_failed_are_tried_again(run_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a file that is read cannot be replaced there")
-def test_two_runs_at_once_into_one_folder_with_one_cache(tmp_path):
+def test_two_runs_at_once_into_one_folder_with_one_cache(tmp_path, call, caplog):
     write_photos(tmp_path / "photos", [150, 160, 170])
     weights, detector = tmp_path / "w.pth.tar", tmp_path / "d.pth"
     weights.write_bytes(assets.STARTER_WEIGHTS.read_bytes())
     detector.write_bytes(assets.STARTER_DETECTOR_WEIGHTS.read_bytes())
 
-    def start(out: str) -> subprocess.Popen:
-        command = [sys.executable, "singleImage.py", "-f", tmp_path / "photos"]
-        command += ["-o", tmp_path / out, "-w", weights, "--detector-weights", detector]
-        command += ["--face-model", assets.STARTER_FACE_MODEL]
-        command += "--save npz,json,obj --engine onnx --jobs 2".split()
-        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-    both = [start("out"), start("out")]
+    common = ["-f", tmp_path / "photos", "-w", weights, "--detector-weights", detector]
+    common += ["--face-model", assets.STARTER_FACE_MODEL]
+    common += "--save npz,json,obj --engine onnx --jobs 2".split()
+    command = [sys.executable, "singleImage.py", *common, "-o", tmp_path / "out"]
+    pipes = {"stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
     for process in both:
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
-    alone = start("alone")
-    _, error = alone.communicate(timeout=120)
-    assert alone.returncode == 0 and "exporting" not in error, error
+    code, output = call(singleImage.main, *common, "-o", tmp_path / "alone")
+    assert code == 0 and "exporting" not in caplog.text, output
     caches = [path.name for path in cache_folders(weights)[0].iterdir()]
     assert len(caches) == 2 and all(name.endswith(".onnx") for name in caches)
     files = sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
