@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import Evil
+from conftest import ROOT, Evil, run_python
 
 import artistic
 import benchmark
@@ -21,7 +21,6 @@ import main_train
 import singleImage
 from utils import assets
 
-ROOT = Path(__file__).resolve().parents[1]
 ASTRONAUT = ROOT / "img" / "astronaut.jpg"
 
 
@@ -68,17 +67,11 @@ def photos(tmp_path_factory) -> Path:
 def folder_run(photos, tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
     """One run over that folder, in a process of its own as a user would start it."""
     out = tmp_path_factory.mktemp("out")
-    command = [sys.executable, ROOT / "singleImage.py", "-f", photos, "-o", out, "--device", "cpu"]
-    done = subprocess.run(
-        [*command, *assets.STARTER_OPTIONS, "--save", "json"],
-        cwd=out,
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as on most people's machines
-        timeout=300,
-    )
-    return done, out
+    command = [ROOT / "singleImage.py", "-f", photos, "-o", out, "--device", "cpu"]
+    command += [*assets.STARTER_OPTIONS, "--save", "json"]
+    encoded = {"encoding": "utf-8", "errors": "surrogateescape"}
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}  # as on most people's machines
+    return run_python(*command, cwd=out, env=strict, **encoded), out
 
 
 def test_bad_photos_do_not_stop_the_run(folder_run):

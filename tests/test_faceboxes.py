@@ -1,6 +1,5 @@
 """FaceBoxes: anchors, coding, suppression, and the detector on made-up network output."""
 
-import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_python
 from reference import deterministic_state_dict
 
 import FaceBoxes.nms as door
@@ -454,7 +453,7 @@ def test_what_the_network_sees():
 
 def test_import_needs_no_torch():
     code = "import sys, FaceBoxes; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    run_python("-c", code, check=True)
 
 
 # ------------------------------------------------------------------------- training and evaluation

@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, run_python
 from torch import nn
 
+import artistic
 import singleImage
 from tools.check_faults import Folder, Kind, check_kind, is_equal, read_whole, run
 from utils import assets
@@ -275,13 +276,8 @@ sys.exit({0}.main(sys.argv[2:]))
 
 def limited(script: str, size: int, *arguments: object) -> subprocess.CompletedProcess:
     """A script in a process that can write files of ``size`` bytes at most, like a full disk."""
-    return run_python(
-        "-c",
-        LIMITED.format(script),
-        str(size),
-        *map(str, arguments),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return run_python("-c", LIMITED.format(script), size, *arguments, env=environment)
 
 
 def write_photos(folder: Path, sides: list[int]) -> None:
@@ -338,15 +334,13 @@ def test_the_systems_no_space_left_names_the_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", ["singleImage.py", "artistic.py"])
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, script):
+@pytest.mark.parametrize("script", [singleImage, artistic])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, call, script):
     write_photos(tmp_path, [60])
     (tmp_path / "file").write_text("no folder")
     out = tmp_path / "file" / "out"  # permissions would not stop an administrator
-    command = [sys.executable, script, "-f", tmp_path / "60.png", "-o", out, "--device", "cpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert str(out) in done.stderr and "Traceback" not in done.stderr
+    code, output = call(script.main, "-f", tmp_path / "60.png", "-o", out, "--device", "cpu")
+    assert code == 2 and f"{out}: " in output
 
 
 # ----------------------------------------------------------------------------- too little memory

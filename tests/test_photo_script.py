@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 from tqdm import tqdm
 
 from utils.cli import (
@@ -70,13 +70,10 @@ def test_empty_arguments_are_refused(arguments, capsys):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_full_disk_under_the_log_ends_no_run(tmp_path, stream):
-    photo = str(ROOT / "img" / "astronaut.jpg")
-    command = ["-f", photo, "-o", str(tmp_path), "-j", "1", "--device", "cpu"]
+    command = ["-f", "img/astronaut.jpg", "-o", tmp_path, "-j", "1", "--device", "cpu"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "singleImage.py", *command],
-            cwd=ROOT, text=True, **{"stderr": subprocess.PIPE, stream: full},
-        )  # fmt: skip
+        streams = {"capture_output": False, "stderr": subprocess.PIPE, stream: full}
+        done = run_python("singleImage.py", *command, **streams)
     assert done.returncode == 0
     assert stream == "stderr" or done.stderr.count("no space left for what is printed") == 1
     assert [path.name for path in (tmp_path / "landmarks").iterdir()] == ["astronaut.jpg"]

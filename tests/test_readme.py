@@ -14,20 +14,19 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import pytest
 import torch
+from conftest import ROOT, run_python
 from moving_pictures import film, write_film
 
 from synergy3DMM import SynergyNet
 from tools.fetch_published import PUBLISHED, url
 from utils import assets
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
 RECIPES = "docs/recipes.md"
@@ -246,15 +245,7 @@ def _is_needed(path: Path) -> bool:
 def run(arguments: list[str], folder: Path, text: str | None = None) -> str:
     """What a run of Python in a folder prints; it must succeed."""
     environment = os.environ | {"PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = run_python(*arguments, cwd=folder, env=environment, input=text)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -18,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import trimesh
-from conftest import ROOT
+from conftest import run_python
 from PIL import Image
 from test_artistic import Model
 from test_files import png
@@ -47,10 +46,7 @@ def peak_of(code: str, *arguments: object, **environment: str) -> tuple[int, str
     modules = ("files", "pictures", "array_pickle")
     imports = "\n".join(f"from utils.{module} import *" for module in modules)
     code = f"import resource, sys\n{imports}\nbefore = {peak}\n{code}\nprint({peak} - before)"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    done = run_python("-c", code, *arguments, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
     *printed, peak = done.stdout.splitlines()
     unit = 2**20 if sys.platform == "darwin" else 2**10

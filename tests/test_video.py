@@ -19,7 +19,7 @@ from unittest.mock import Mock
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 from moving_pictures import GREY, SIZE, film, pause_film, read_film, scene, write_film
 
 import synergy3DMM
@@ -275,7 +275,7 @@ def test_ctrl_c_in_a_terminal_does_not_reach_ffmpeg(tmp_path):
         "time.sleep(0.2)\n"
         "writer.close()\n"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, start_new_session=True)
+    run_python("-c", script, check=True, start_new_session=True)
     assert len(read_film(tmp_path / "o.mp4")) == 9
 
 
@@ -325,13 +325,9 @@ def test_a_name_that_is_no_text(frames, tmp_path):
         source.rename(tmp_path / name)
     except OSError:
         pytest.skip("this system admits no file names that are no text")
-    done = subprocess.run(
-        [sys.executable, video.__file__, "-f", name, "--device", "cpu", *assets.STARTER_OPTIONS],
-        cwd=tmp_path,
-        capture_output=True,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
-        timeout=120,
-    )
+    command = [ROOT / "video.py", "-f", name, "--device", "cpu", *assets.STARTER_OPTIONS]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = run_python(*command, cwd=tmp_path, env=strict, text=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "inference_output" / name).stat().st_size > 1000
     folder = tmp_path / os.fsdecode(b"f\xe9")
@@ -1014,9 +1010,7 @@ def test_the_window(run, frames, monkeypatch):
 
 
 def test_help_imports_no_network():
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", video.__file__, "-h"], capture_output=True, text=True
-    )
+    done = run_python("-X", "importtime", "video.py", "-h")
     assert done.returncode == 0
     assert "exit code: 0 all done" in done.stdout and "--draw" in done.stdout
     loaded = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
