@@ -20,7 +20,6 @@ from model_building import load_synergynet
 from tools import export_onnx
 from utils import assets
 from utils.checkpoint import write_checkpoint
-from utils.cli import run_script
 from utils.inference import FacePipeline
 from utils.morphable_model import load_morphable_model
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, normalize_crops
@@ -108,12 +107,16 @@ def crops_and_roi_boxes(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return crop_faces(PHOTO, roi_boxes), roi_boxes.astype(np.float32)
 
 
-def run_wrongly(arguments: list[str], capsys) -> str:
+@pytest.fixture
+def run_wrongly(call):
     """What is on the screen of a run that ends as wrong usage."""
-    with pytest.raises(SystemExit) as stopped:
-        run_script(lambda: export_onnx.main(arguments))
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
+
+    def run_wrongly(*arguments: object) -> str:
+        code, told = call(export_onnx.main, *arguments)
+        assert code == 2, told
+        return told
+
+    return run_wrongly
 
 
 # ------------------------------------------------------------------------------------ same numbers
@@ -347,30 +350,30 @@ def test_one_format(small, tmp_path, call):
 # ---------------------------------------------------------------------------------- what goes wrong
 
 
-def test_missing_weights(tmp_path, capsys):
-    arguments = ["-w", str(tmp_path / "none.pth"), "-o", str(tmp_path / "out")]
-    assert "none.pth: no weights there; check the path" in run_wrongly(arguments, capsys)
+def test_missing_weights(tmp_path, run_wrongly):
+    told = run_wrongly("-w", tmp_path / "none.pth", "-o", tmp_path / "out")
+    assert "none.pth: no weights there; check the path" in told
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written(small, tmp_path, capsys, monkeypatch):
+def test_a_folder_that_cannot_be_written(small, tmp_path, run_wrongly, monkeypatch):
     monkeypatch.setattr(export_onnx, "export_graph", lambda *_: pytest.fail("it was exported"))
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        told = run_wrongly([*small, "-o", str(out)], capsys)
+        told = run_wrongly(*small, "-o", out)
         assert f"{out}: no files can be written there" in told and "with -o" in told
 
 
-def test_without_the_onnx_package(small, tmp_path, capsys, call, monkeypatch):
+def test_without_the_onnx_package(small, tmp_path, run_wrongly, call, monkeypatch):
     monkeypatch.setattr(export_onnx, "missing_packages", lambda: ["onnx"])
-    told = run_wrongly([*small, "-o", str(tmp_path / "out")], capsys)
+    told = run_wrongly(*small, "-o", tmp_path / "out")
     assert "pip install onnx;" in told and "--format torchscript" in told
     options = (*small, "--format", "torchscript", "--sparse", "-o", tmp_path / "out")
     assert call(export_onnx.main, *options)[0] == 0
 
 
-def test_an_unknown_format(capsys):
-    told = run_wrongly(["--format", "onnx,tflite"], capsys)
+def test_an_unknown_format(run_wrongly):
+    told = run_wrongly("--format", "onnx,tflite")
     assert "'onnx,tflite': expected a comma-separated list of onnx, torchscript" in told
 
 
@@ -384,7 +387,7 @@ def test_a_failed_export_writes_nothing(small, tmp_path, call, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_file(small, tmp_path, capsys, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(small, tmp_path, run_wrongly, monkeypatch):
     old = tmp_path / "out" / "synergynet_parameters.onnx"
     old.parent.mkdir()
     old.write_bytes(b"old")
@@ -394,5 +397,5 @@ def test_a_failed_write_leaves_the_old_file(small, tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr("utils.files.os.replace", full)
     monkeypatch.setattr(export_onnx, "export_graph", lambda *_: b"new")
-    assert os.strerror(28) in run_wrongly([*small, "-o", str(old.parent)], capsys)
+    assert os.strerror(28) in run_wrongly(*small, "-o", old.parent)
     assert [path.read_bytes() for path in old.parent.iterdir()] == [b"old"]

@@ -407,8 +407,6 @@ def test_unwritable_place_is_said(tmp_path):
         fetch("3dmm_data", tmp_path)
 
 
-def test_unknown_name_is_wrong_usage(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        fetch_published.main(["wieghts"])
-    assert stopped.value.code == 2
-    assert "no such name: wieghts; there are 3dmm_data, weights" in capsys.readouterr().err
+def test_unknown_name_is_wrong_usage(call):
+    code, said = call(fetch_published.main, "wieghts")
+    assert code == 2 and "no such name: wieghts; there are 3dmm_data, weights" in said

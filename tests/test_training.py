@@ -16,7 +16,7 @@ import distributed_gradients
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_python
+from conftest import ROOT, exit_code, run_python
 
 import main_train
 from backbone_nets.fused_norm import FusedBatchNorm2d
@@ -127,7 +127,7 @@ def test_a_run_leaves_a_log_curves_and_checkpoints(whole_run, face_model):
 def test_a_run_repeats_itself(options, whole_run, tmp_path):
     main_train.main([*options, "--out", str(tmp_path / "same")])
     assert_same_runs(whole_run, tmp_path / "same")
-    main_train.main([*options, "--out", str(tmp_path / "other"), "--seed", "1"])
+    main_train.main([*options, "--out", str(tmp_path / "other"), "--seed", "1", "--epochs", "1"])
     states = [read_checkpoint(f / "last.pth.tar")["state_dict"] for f in tmp_path.iterdir()]
     assert not torch.equal(*(next(iter(state.values())) for state in states))
 
@@ -344,20 +344,16 @@ def test_a_run_is_not_overwritten_unasked(options, tmp_path, capsys):
     arguments = [*options, "--epochs", "1", "--out", str(tmp_path)]
     assert main_train.main(arguments) == 0
     before = (tmp_path / "last.pth.tar").read_bytes()
-    with pytest.raises(SystemExit) as stopped:
-        main_train.main(arguments)
-    assert stopped.value.code == 2 and (tmp_path / "last.pth.tar").read_bytes() == before
+    assert exit_code(main_train.main, *arguments) == 2
+    assert (tmp_path / "last.pth.tar").read_bytes() == before
     said = capsys.readouterr().err
     assert all(option in said for option in ("last.pth.tar", "--resume", "--overwrite", "--out"))
     assert main_train.main([*arguments, "--dry-run"]) == 0
     (tmp_path / "last.pth.tar").rename(tmp_path / "elsewhere")  # twice as large as best.pth.tar
     kept = (tmp_path / "best.pth.tar").read_bytes()
     for more in ([], ["--resume"]):
-        with pytest.raises(SystemExit) as stopped:
-            main_train.main([*arguments, *more])
-        assert (
-            stopped.value.code == 2 and "best.pth.tar: a run was there" in capsys.readouterr().err
-        )
+        assert exit_code(main_train.main, *arguments, *more) == 2
+        assert "best.pth.tar: a run was there" in capsys.readouterr().err
     assert (tmp_path / "best.pth.tar").read_bytes() == kept
     assert main_train.main([*arguments, "--seed", "1", "--overwrite"]) == 0
     assert (tmp_path / "last.pth.tar").read_bytes() != before
@@ -493,12 +489,9 @@ def test_the_checkpoint_says_whether_the_refiner_was_trained(options, tmp_path):
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the last of them works here")
-def test_options_that_cannot_be_are_wrong_usage(options, tmp_path, capsys, arguments, message):
-    try:
-        code = main_train.main([*options, *arguments, "--out", str(tmp_path)])
-    except SystemExit as stopped:
-        code = stopped.code
-    assert code == 2 and message in capsys.readouterr().err
+def test_options_that_cannot_be_are_wrong_usage(options, tmp_path, call, arguments, message):
+    code, said = call(main_train.main, *options, *arguments, "--out", tmp_path)
+    assert code == 2 and message in said
 
 
 @pytest.mark.parametrize("step", [2, 5, 6])
