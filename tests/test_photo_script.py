@@ -106,19 +106,29 @@ def test_a_closed_stderr_ends_no_run(monkeypatch):
     assert ended.value.code == 0
 
 
+def grey_photos(folder: Path, count: int) -> list[tuple[str, Path]]:
+    photos = [(f"p{i}", folder / f"p{i}.png") for i in range(count)]
+    for i, (_, path) in enumerate(photos):
+        write_image(path, np.full((9, 8, 3), i, np.uint8))
+    return photos
+
+
 class Saver(PhotoWriter):
     """Of photos without faces; a function writes."""
 
-    def __init__(self, save=lambda *photo: None) -> None:
+    def __init__(self, save) -> None:
         self.save = save
+
+
+def run_on(photos, save=lambda *photo: None, finished=None, find=lambda image: [], **given) -> int:
+    """``run_on_photos`` into the photos' folder; nobody is found in them."""
+    options = {"out": photos[0][1].parent, "jobs": 1, "largest": None, "detect_size": 1080}
+    return run_on_photos(Namespace(photos=photos, **options | given), find, Saver(save), finished)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
-    photos = []
-    for i in range(7):
-        photos.append((f"p{i}", tmp_path / f"p{i}.png"))
-        write_image(photos[-1][1], np.full((9, 8, 3), i, np.uint8))
+    photos = grey_photos(tmp_path, 7)
     photos[2][1].write_bytes(b"no picture")
     saved = []
 
@@ -127,8 +137,7 @@ def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
             raise OSError("disk full")
         saved.append((name, int(image[0, 0, 0])))
 
-    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, largest=None, detect_size=1080)
-    assert run_on_photos(options, lambda image: [], Saver(save)) == 1
+    assert run_on(photos, save, jobs=jobs) == 1
     assert sorted(saved) == [("p0", 0), ("p1", 1), ("p3", 3), ("p4", 4), ("p6", 6)]
     out, err = capsys.readouterr()
     lines = [line for line in out.splitlines() if "no face found" in line]
@@ -140,13 +149,12 @@ def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
 def test_only_the_largest_faces(tmp_path):
     (photo,) = grey_photos(tmp_path, 1)
     faces, kept = [SimpleNamespace(scale=scale) for scale in (2, 9, 1, 5)], []
-    options = Namespace(photos=[photo], out=tmp_path, jobs=1, largest=2, detect_size=1080)
 
     def save(name: str, path: Path, image: np.ndarray, found: list) -> None:
         kept.extend(face.scale for face in found)
         raise OSError("enough")  # a summary of them would need real ones
 
-    assert run_on_photos(options, lambda image: faces, Saver(save)) == 1
+    assert run_on([photo], save, find=lambda image: faces, largest=2) == 1
     assert kept == [9, 5]  # in the order of score, as they came
 
 
@@ -157,8 +165,7 @@ def test_a_photo_that_opencv_refuses_costs_nothing_but_itself(tmp_path, capsys):
         if name == "p1":
             cv2.remap(np.zeros((1, 40_000), np.uint8), *np.zeros((2, 1, 1), np.float32), 1)
 
-    options = Namespace(photos=photos, out=tmp_path, jobs=1, largest=None, detect_size=1080)
-    assert run_on_photos(options, lambda image: [], Saver(save)) == 1
+    assert run_on(photos, save) == 1
     out, err = capsys.readouterr()
     assert "2 photos without a face, 1 photo failed" in out and "p1.png" in err
 
@@ -166,14 +173,13 @@ def test_a_photo_that_opencv_refuses_costs_nothing_but_itself(tmp_path, capsys):
 def test_a_photo_that_is_replaced_while_it_is_worked_on_is_not_done(tmp_path):
     (photo,) = grey_photos(tmp_path, 1)
     finished = FinishedPhotos(tmp_path, {}, resume=False)
-    options = Namespace(photos=[photo], out=tmp_path, jobs=1, largest=None, detect_size=1080)
 
     def replace(*saved: object) -> None:
         write_image(photo[1], np.zeros((30, 40, 3), np.uint8))
 
-    assert run_on_photos(options, lambda image: [], Saver(replace), finished) == 0
+    assert run_on([photo], replace, finished) == 0
     assert photo not in FinishedPhotos(tmp_path, {}, resume=True)
-    assert run_on_photos(options, lambda image: [], Saver(), finished) == 0
+    assert run_on([photo], finished=finished) == 0
     assert photo in FinishedPhotos(tmp_path, {}, resume=True)
 
 
@@ -190,13 +196,6 @@ def test_a_photo_is_done_again_where_the_file_beside_it_has_changed(tmp_path):
     (tmp_path / "none yet").write_text("now there")
     again = FinishedPhotos(tmp_path, settings, True, companions.get)
     assert photo not in again and later not in again
-
-
-def grey_photos(folder: Path, count: int) -> list[tuple[str, Path]]:
-    photos = [(f"p{i}", folder / f"p{i}.png") for i in range(count)]
-    for i, (_, path) in enumerate(photos):
-        write_image(path, np.full((9, 8, 3), i, np.uint8))
-    return photos
 
 
 def test_no_more_photos_are_worked_on_at_once_than_there_are(tmp_path):
@@ -221,8 +220,7 @@ def test_ctrl_c_ends_a_folder_and_says_how_to_go_on(tmp_path, capsys, jobs):
         return []
 
     finished = FinishedPhotos(tmp_path, {}, False)
-    options = Namespace(photos=photos, out=tmp_path, jobs=jobs, largest=None, detect_size=1080)
-    assert run_on_photos(options, find_faces, Saver(), finished) == STOPPED
+    assert run_on(photos, finished=finished, find=find_faces, jobs=jobs) == STOPPED
     out, _ = capsys.readouterr()
     listed = len((tmp_path / "finished.jsonl").read_text().splitlines())  # those under way, too
     assert listed == 3 if jobs == 1 else 3 <= listed < 9
