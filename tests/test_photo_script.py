@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -88,11 +89,8 @@ def test_a_full_disk_under_the_log_ends_no_run(tmp_path, stream):
     ],
 )
 def test_scripts_end_with_one_line_and_their_code(capsys, error, code, said):
-    def main() -> None:
-        raise error
-
     with pytest.raises(SystemExit) as ended:
-        run_script(main)
+        run_script(Mock(side_effect=error))
     assert ended.value.code == code
     err = capsys.readouterr().err
     assert err.endswith(f": {said}") and err.count("\n") == 1

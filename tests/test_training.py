@@ -241,7 +241,7 @@ def test_a_stopped_and_resumed_run_ends_as_if_never_stopped(
 def test_a_validation_that_fails_costs_no_epoch(options, tmp_path, monkeypatch):
     arguments = [*options, "--out", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(training, "validate", lambda *_: (_ for _ in ()).throw(OSError("no disk")))
+        patch.setattr(training, "validate", Mock(side_effect=OSError("no disk")))
         assert main_train.main(arguments) == 1
     steps = []
     original = training.Trainer.train_step
@@ -374,21 +374,18 @@ def test_a_run_that_was_given_up_is_gone_when_the_new_one_begins(
     (tmp_path / "notes.txt").touch()
     anew = [*arguments, "--overwrite", "--seed", "1"]
 
-    def stop(self, batch):
-        raise KeyboardInterrupt
-
     # not by what never begins
     assert main_train.main([*anew, "--dry-run"]) == 0
     assert main_train.main([*anew, "--batch-size", "64"]) == 2
     init = ["--init", str(tmp_path / "best.pth.tar")]
     for owner, name in ((main_train, "load_morphable_model"), (training, "validate")):
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, lambda *arguments: stop(None, None))
+            patch.setattr(owner, name, Mock(side_effect=KeyboardInterrupt))
             assert main_train.main([*anew, *init]) == 130
         assert "nothing saved" in capsys.readouterr().out
     assert all(path.exists() for path in files)
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "train_step", stop)
+        patch.setattr(training.Trainer, "train_step", Mock(side_effect=KeyboardInterrupt))
         assert main_train.main(anew) == 130
     assert "nothing saved" in capsys.readouterr().out
     assert not any(path.exists() for path in files) and (tmp_path / "notes.txt").exists()
@@ -783,10 +780,7 @@ def test_a_reader_that_has_seen_enough_ends_no_training(options, tmp_path, monke
 def test_faults_on_the_way_end_with_a_message(
     options, tmp_path, monkeypatch, capsys, error, code, message
 ):
-    def fail(self, batch):
-        raise error
-
-    monkeypatch.setattr(training.Trainer, "train_step", fail)
+    monkeypatch.setattr(training.Trainer, "train_step", Mock(side_effect=error))
     assert main_train.main([*options, "--out", str(tmp_path)]) == code
     assert message in capsys.readouterr().err
 
@@ -794,10 +788,8 @@ def test_faults_on_the_way_end_with_a_message(
 def test_a_picture_that_cannot_be_read_ends_the_training_with_its_reason(
     options, tmp_path, monkeypatch, capsys
 ):
-    def fail(self, indices):
-        raise ValueError("picture.jpg: the JPEG is cut short")
-
-    monkeypatch.setattr(datasets.PackedFaces, "images", fail)
+    fault = ValueError("picture.jpg: the JPEG is cut short")
+    monkeypatch.setattr(datasets.PackedFaces, "images", Mock(side_effect=fault))
     assert main_train.main([*options, "--out", str(tmp_path)]) == 1
     assert "main_train.py: picture.jpg: the JPEG is cut short" in capsys.readouterr().err
 
@@ -896,11 +888,8 @@ def test_processes_without_a_device_of_their_own_are_refused(monkeypatch, device
 def test_a_dry_run_of_what_was_stopped_while_validating(options, tmp_path, capsys, monkeypatch):
     arguments = [*options, "--out", str(tmp_path)]
 
-    def stop(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(training, "validate", stop)
+        patch.setattr(training, "validate", Mock(side_effect=KeyboardInterrupt))
         assert main_train.main(arguments) == 130
     before = (tmp_path / "last.pth.tar").read_bytes()
     assert main_train.main([*arguments, "--resume", "--dry-run"]) == 0

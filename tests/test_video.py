@@ -675,10 +675,7 @@ def test_a_video_that_cannot_be_written_is_told(tmp_path):
 def test_ctrl_c_while_the_sound_is_copied_costs_the_sound_alone(
     run, feed, frames, monkeypatch, tmp_path
 ):
-    def interrupted(writer, source):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(VideoWriter, "_add_sound", interrupted)
+    monkeypatch.setattr(VideoWriter, "_add_sound", Mock(side_effect=KeyboardInterrupt))
     feed(Capture(frames))
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
     assert code == 130 and "the sound is not copied: stopped" in output
@@ -689,10 +686,7 @@ def test_ctrl_c_while_the_sound_is_copied_costs_the_sound_alone(
 def test_ctrl_c_while_a_video_without_sound_is_closed(tmp_path, monkeypatch):
     writer = written(tmp_path / "o.avi", 2)
 
-    def stopped():
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(writer, "_check", stopped)
+    monkeypatch.setattr(writer, "_check", Mock(side_effect=KeyboardInterrupt))
     assert writer.close() is None and writer.was_stopped
     assert len(read_film(tmp_path / "o.avi")) == 2
 
@@ -982,12 +976,10 @@ def test_wrong_usage(run, arguments, named):
 
 @pytest.mark.parametrize("display", ["", ":0"])
 def test_a_window_that_cannot_be_opened(run, monkeypatch, display):
-    def refuse(*arguments):
-        raise cv2.error("The function is not implemented")
-
     monkeypatch.setenv("DISPLAY", display)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    monkeypatch.setattr(cv2, "namedWindow", refuse)
+    fault = cv2.error("The function is not implemented")
+    monkeypatch.setattr(cv2, "namedWindow", Mock(side_effect=fault))
     code, output = run("-f", "0", "--show")
     assert code == 2
     assert "`make gui`" in output and "`gui` extra" in output
