@@ -26,7 +26,8 @@ import synergy3DMM
 import video
 from synergy3DMM import SynergyNet
 from utils import assets, files, model_options, video_io, video_numbers, video_script
-from utils.overlays import DRAWINGS, Overlays
+from utils.overlays import DRAWINGS, Overlays, nearest_last
+from utils.render import normalized_coordinate_code, render_depth, render_pncc
 from utils.tracking import FaceTracker
 from utils.video_io import CODECS, H264Writer, VideoReader, VideoWriter
 from utils.video_numbers import ROW, VideoNumbers, file_of
@@ -915,6 +916,12 @@ def test_every_drawing(model, frames):
         for names in (("pncc", "depth", "mesh"), ("pncc",), ("depth", "mesh"), ("depth",))
     ]
     assert (hidden[0] == hidden[1]).all() and (hidden[2] == hidden[3]).all()
+    meshes = [face.vertices for face in nearest_last(tracked)], model.face_model.triangles
+    size, codes = frames[0].shape[:2], normalized_coordinate_code(model.face_model.mean)
+    layers = render_pncc(*meshes, codes, *size), render_depth(*meshes, *size)[..., None]
+    for picture, layer in zip(hidden[1::2], layers, strict=True):  # the photo where it is black
+        expected = np.where(layer.any(2, keepdims=True), layer, frames[0])
+        np.testing.assert_array_equal(picture, expected)
     everything = Overlays(model.face_model, DRAWINGS)(frames[0], tracked, [1, 2])
     assert everything.shape == frames[0].shape
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from utils.draw import (
@@ -105,8 +106,9 @@ class Overlays:
         canvas = image.copy()
         if "pncc" in self.drawings:
             layer = render_pncc(vertices, triangles, self.codes, *image.shape[:2])
-            np.copyto(canvas, layer, where=layer.any(axis=2, keepdims=True))
+            is_black = cv2.inRange(layer, (0, 0, 0), (0, 0, 0))  # numpy takes ten times as long
+            cv2.copyTo(layer, ~is_black, canvas)
         else:
-            layer = render_depth(vertices, triangles, *image.shape[:2])[..., None]
-            np.copyto(canvas, layer, where=layer > 0)
+            layer = render_depth(vertices, triangles, *image.shape[:2])
+            cv2.copyTo(cv2.cvtColor(layer, cv2.COLOR_GRAY2BGR), layer, canvas)
         return canvas
