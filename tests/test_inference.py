@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import re
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -93,14 +94,14 @@ def pipeline(face_model) -> FacePipeline:
 
 def test_each_picture_shows_what_it_is_called(pipeline):
     (faces,) = pipeline([PHOTOS[0]])
-    drawn = results.draw_pictures(PHOTOS[0], faces)
+    drawn = dict(results.draw_pictures(PHOTOS[0], faces))
     published = {"rendering_overlay": "mesh", "landmarks": "landmarks", "poses": "pose"}
     assert drawn.keys() == published.keys()
     for name, what in published.items():
         numbers = [0, 1] if what == "pose" else None
         expected = Overlays(pipeline.face_model, what)(PHOTOS[0], faces, numbers)
         np.testing.assert_array_equal(drawn[name], expected)
-    (one,) = results.draw_pictures(PHOTOS[0], faces, ("pose", "box")).values()
+    ((_, one),) = results.draw_pictures(PHOTOS[0], faces, ("pose", "box"))
     expected = Overlays(pipeline.face_model, ["box", "pose"])(PHOTOS[0], faces, [0, 1])
     np.testing.assert_array_equal(one, expected)
 
@@ -769,6 +770,19 @@ def test_pictures(pipeline, tmp_path):
         "poses/a.jpg",
         "rendering_overlay/a.jpg",
     ]
+
+
+def test_of_the_pictures_one_is_in_memory_at_a_time(pipeline, tmp_path, monkeypatch):
+    (faces,) = pipeline([PHOTOS[0]])
+    written = []
+
+    def write(path, picture):
+        assert not any(earlier() is not None for earlier in written)
+        written.append(weakref.ref(picture))
+
+    monkeypatch.setattr(results, "write_image", write)
+    results.save_pictures(tmp_path, "a", PHOTOS[0], faces)
+    assert len(written) == 3
 
 
 def test_a_face_saves_itself_by_suffix(two_faces, tmp_path):

@@ -31,7 +31,7 @@ def main() -> int:
     if not faces:
         print(f"no face found in {PHOTO}", file=sys.stderr)
         return 1
-    pictures = {"photo": image, **results.draw_pictures(image, faces)}
+    pictures = {"photo": image, **dict(results.draw_pictures(image, faces))}
     x1, y1, x2, y2 = faces[0].roi_box
     margin = MARGIN * (x2 - x1)
     top, left = (max(0, round(v - margin)) for v in (y1, x1))

@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,17 @@ FOLDERS = frozenset(
 
 def draw_pictures(
     image: np.ndarray, faces: Sequence[Face], drawings: Sequence[str] = ()
-) -> dict[str, np.ndarray]:
-    """Pictures of a photo with at least one face, by the folder they go to.
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Pictures of a photo with at least one face, each with the folder it goes to.
 
     The three published ones, or a single one, ``drawn``, of ``drawings`` (``utils.overlays``).
     Where poses or boxes are drawn of several faces, their numbers are too, from 0 on: those of the
     files NAME, NAME_1, ..., and of the faces in the numbers' files.
     """
     wanted = {"drawn": drawings} if drawings else PICTURES
-    pictures = {}
     for folder, drawn in wanted.items():
         numbers = range(len(faces)) if {"box", "pose"} & set(drawn) else None
-        pictures[folder] = Overlays(faces[0].face_model, drawn)(image, faces, numbers)
-    return pictures
+        yield folder, Overlays(faces[0].face_model, drawn)(image, faces, numbers)
 
 
 def save_pictures(
@@ -55,11 +53,13 @@ def save_pictures(
     faces: Sequence[Face],
     drawings: Sequence[str] = (),
 ) -> np.ndarray:
-    """Writes ``draw_pictures`` under ``out``; returns the first of them."""
-    pictures = draw_pictures(image, faces, drawings)
-    for folder, picture in pictures.items():
+    """Writes ``draw_pictures`` under ``out``; returns the first as a contact sheet shows it."""
+    cell = None
+    for folder, picture in draw_pictures(image, faces, drawings):
         write_image(out / folder / f"{name}.jpg", picture)
-    return next(iter(pictures.values()))
+        cell = ContactSheets.cell(picture) if cell is None else cell
+        del picture  # before the next one is drawn: each is as large as the photo
+    return cell
 
 
 class PhotoWriter:
@@ -115,10 +115,10 @@ class PhotoResults(PhotoWriter):
         if not faces:
             return None
         own_names = face_names(name, len(faces), self.photo_names)
-        picture = save_pictures(self.out, name, image, faces, self.drawings)
+        cell = save_pictures(self.out, name, image, faces, self.drawings)
         save_maps(self.out, name, image, faces, self.formats)
         save_textured(self.out, own_names, image, faces, self.formats)
-        return self.sheets.cell(picture) if self.sheets else None
+        return cell if self.sheets else None
 
     def result_of(self, name: str) -> Path:
         """The first picture that ``save_pictures`` writes."""
