@@ -5,6 +5,7 @@ import secrets
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -220,6 +221,14 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
-    """A compressed ``.npz`` of named arrays, written atomically."""
-    with atomic_write(path) as file:
-        np.savez_compressed(file, **arrays)
+    """A compressed ``.npz`` of named arrays, written atomically.
+
+    Not by numpy: its files are 2 % smaller, but a face's mesh takes four times as long.
+    """
+    with (
+        atomic_write(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
