@@ -42,7 +42,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--detector-weights", type=Path, help="FaceBoxes weights (default: published, or starter)")
     add("--engine", choices=evaluation.NETWORKS, default="torch", help="default: torch")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    add("--batch-size", type=at_least(1), default=128, help="crops at once (default: 128)")
+    add("--batch-size", type=at_least(1), help="crops at once (default: 128, on a CPU 16)")
     add("--seed", type=at_least(0), default=0, help="of jitter and bootstrap (default: 0)")
     add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two runs (OUT) on one set")
     return parser.parse_args(arguments)

@@ -124,12 +124,13 @@ def score_all(inputs: Inputs, options: argparse.Namespace) -> tuple[dict, evalua
         OSError, ValueError: a picture is damaged, or the network's answer is not finite.
     """
     data = inputs.data
+    batch_size = evaluation.CPU_BATCH if inputs.device == "cpu" else evaluation.BATCH
     predict = partial(
         evaluation.predict,
         inputs.network,
         border=options.border,
         pixel_centres=inputs.face_model.pixel_centres,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or batch_size,
     )
     prediction = predict(data.crops, data.roi_boxes)
     scores, samples = evaluation.score(data, prediction)

@@ -47,7 +47,7 @@ from utils.preprocessing import (
 )
 from utils.runtime import OnnxRegressor, on_device, picture_layout
 
-BATCH = 128
+BATCH, CPU_BATCH = 128, 16  # on a CPU more at once take longer a crop, and more memory
 BINS = tuple(f"{low}_{high}" for low, high in metrics.YAW_BINS)
 # ``labels_fingerprints(data)["original"]`` of AFLW2000-3D as published
 PUBLISHED_LABELS = "fed6f9f3e2c3"
