@@ -52,12 +52,15 @@ def save_pictures(
     image: np.ndarray,
     faces: Sequence[Face],
     drawings: Sequence[str] = (),
-) -> np.ndarray:
-    """Writes ``draw_pictures`` under ``out``; returns the first as a contact sheet shows it."""
+    with_cell: bool = False,
+) -> np.ndarray | None:
+    """Writes ``draw_pictures`` under ``out``; returns the first as a contact sheet shows it, if
+    ``with_cell``."""
     cell = None
     for folder, picture in draw_pictures(image, faces, drawings):
         write_image(out / folder / f"{name}.jpg", picture)
-        cell = ContactSheets.cell(picture) if cell is None else cell
+        if with_cell and cell is None:
+            cell = ContactSheets.cell(picture)
         del picture  # before the next one is drawn: each is as large as the photo
     return cell
 
@@ -115,10 +118,10 @@ class PhotoResults(PhotoWriter):
         if not faces:
             return None
         own_names = face_names(name, len(faces), self.photo_names)
-        cell = save_pictures(self.out, name, image, faces, self.drawings)
+        cell = save_pictures(self.out, name, image, faces, self.drawings, bool(self.sheets))
         save_maps(self.out, name, image, faces, self.formats)
         save_textured(self.out, own_names, image, faces, self.formats)
-        return cell if self.sheets else None
+        return cell
 
     def result_of(self, name: str) -> Path:
         """The first picture that ``save_pictures`` writes."""
