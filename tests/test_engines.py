@@ -42,8 +42,10 @@ def write_weights(path: Path, face_model, backbone: str = "mobilenet_025", seed:
 
 
 @pytest.fixture
-def weights(face_model, tmp_path) -> Path:
-    """A small network's checkpoint in a folder of its own."""
+def weights(face_model, tmp_path, monkeypatch) -> Path:
+    """A small network's checkpoint in a folder of its own, with a cache of its own: older pytests
+    give the next test a folder of the same name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return write_weights(tmp_path / "weights" / "w.pth.tar", face_model)
 
 
