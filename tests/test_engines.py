@@ -1,5 +1,6 @@
 """The ONNX Runtime engine: the same numbers as PyTorch, a cache that is never wrong, no torch."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -263,6 +264,15 @@ def test_a_system_without_a_place_for_temporary_files(face_model, weights, monke
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     monkeypatch.setattr(onnx_engine.tempfile, "TemporaryDirectory", no_place)
+    ours = OnnxRegressor(weights, face_model)(CROPS)
+    close(ours, TorchRegressor(load_synergynet(weights, face_model), "cpu")(CROPS))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
+def test_a_full_disk_for_temporary_files(face_model, weights, tmp_path, monkeypatch):
+    (tmp_path / "graph.onnx").symlink_to("/dev/full")
+    place = contextlib.nullcontext(str(tmp_path))
+    monkeypatch.setattr(onnx_engine.tempfile, "TemporaryDirectory", lambda: place)
     ours = OnnxRegressor(weights, face_model)(CROPS)
     close(ours, TorchRegressor(load_synergynet(weights, face_model), "cpu")(CROPS))
 

@@ -349,18 +349,19 @@ def _simplified(graph: bytes) -> bytes:
     import onnx
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # fatal: what fails here fails again, and is told, when opened
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        temporary = tempfile.TemporaryDirectory()
-    except OSError:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "graph.onnx"
+            options.optimized_model_filepath = str(path)
+            onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            model = onnx.load(path)
+    except Exception as error:  # of a full disk ONNX Runtime says only "serialization failed"
+        if is_out_of_memory(error):
+            raise
         return graph
-    with temporary as folder:
-        path = Path(folder) / "graph.onnx"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        model = onnx.load(path)
     # The optimiser names all domains that it knows, in its own versions, which older releases
     # refuse; no node is of them.
     used = {node.domain for node in model.graph.node}
