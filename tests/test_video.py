@@ -952,6 +952,36 @@ def test_numbers_are_streamed(tmp_path, model, frames):
     assert [path.name for path in tmp_path.iterdir()] == ["o.jsonl"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes there")
+@pytest.mark.parametrize("form", ["jsonl", "csv", "npz"])
+def test_a_full_disk_leaves_no_half_line(tmp_path, model, frames, form):
+    import resource
+
+    tracked = [(1, model(frames[0], dense=False)[0])]
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with VideoNumbers(tmp_path / "o.mp4", (form,)) as numbers:
+            numbers.add(0, 0, tracked)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+            with pytest.raises(OSError, match="too large"):
+                [numbers.add(t, t / 25, tracked) for t in range(1, 100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    path = tmp_path / f"o.{form}"
+    if form == "npz":
+        table = np.load(path)
+        found = table["frame"].tolist()
+        assert len(table["frame_time"]) == len(found)
+    elif form == "csv":
+        with path.open(encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+        assert len({len(row) for row in table}) == 1 and None not in table[-1].values()
+        found = [int(row["frame"]) for row in table]
+    else:
+        found = [line["frame"] for line in lines_of(path)]
+    assert found == list(range(len(found))) and len(found) > 1
+
+
 # ------------------------------------------------------------------------------------ wrong usage
 
 

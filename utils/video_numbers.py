@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import tempfile
 from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class VideoNumbers:
     one a face and frame (``CSV_COLUMNS``), PATH.npz with the fields of ``ROW`` as arrays of one row
     a face and frame and ``frame_time``, seconds of every frame. If the block ends by an exception,
     or there was no frame, they do not. Until then what has been added is in temporary files, of
-    which those of lines lie beside PATH and can be read.
+    which those of lines lie beside PATH and can be read. A full disk leaves no half line in them.
 
     Args:
         path: of the files, as ``file_of`` takes it.
@@ -64,7 +65,8 @@ class VideoNumbers:
 
     def __enter__(self) -> VideoNumbers:
         self.open_files = ExitStack()  # empty: the first frame begins the files of lines
-        self.rows = tempfile.TemporaryFile() if "npz" in self.formats else nullcontext()
+        wants_rows = "npz" in self.formats
+        self.rows = tempfile.TemporaryFile(buffering=0) if wants_rows else nullcontext()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -84,14 +86,14 @@ class VideoNumbers:
         write_npz(file_of(self.path, "npz"), arrays)
 
     def _begin(self) -> None:
-        def opened(form: str) -> TextIO:
-            return self.open_files.enter_context(atomic_write(file_of(self.path, form), "w"))
+        def opened(form: str) -> BinaryIO:
+            return self.open_files.enter_context(atomic_write(file_of(self.path, form))).raw
 
         if "jsonl" in self.formats:
             self.lines = opened("jsonl")
         if "csv" in self.formats:
             self.sheet = opened("csv")
-            self.sheet.write(",".join(CSV_COLUMNS) + "\n")
+            _append(self.sheet, f"{','.join(CSV_COLUMNS)}\n".encode())
 
     def add(self, frame: int, seconds: float, tracked: Sequence[tuple[int, Face]]) -> None:
         """Writes the faces of a frame.
@@ -106,20 +108,31 @@ class VideoNumbers:
         """
         if not self.times:
             self._begin()
-        self.times.append(seconds)
         if "npz" in self.formats:
-            for face_id, face in tracked:
-                row = np.zeros((), ROW)
+            rows = np.zeros(len(tracked), ROW)
+            for row, (face_id, face) in zip(rows, tracked, strict=True):
                 row["frame"], row["time"], row["id"] = frame, seconds, face_id
                 fill_row(row, face)
-                self.rows.write(row.tobytes())
+            _append(self.rows, rows.tobytes())
         if "jsonl" in self.formats:
             faces = [{"id": face_id} | face_to_json(face) for face_id, face in tracked]
             line = {"frame": frame, "time": round(seconds, 6), "faces": faces}
-            self.lines.write(json.dumps(line, allow_nan=False) + "\n")
-            self.lines.flush()
+            _append(self.lines, f"{json.dumps(line, allow_nan=False)}\n".encode())
         if "csv" in self.formats:
             start = (frame, round(seconds, 6))
-            table = csv.writer(self.sheet, lineterminator="\n")
+            text = io.StringIO()
+            table = csv.writer(text, lineterminator="\n")
             table.writerows((*start, face_id, *csv_numbers(face)) for face_id, face in tracked)
-            self.sheet.flush()
+            _append(self.sheet, text.getvalue().encode())
+        self.times.append(seconds)
+
+
+def _append(file: BinaryIO, content: bytes) -> None:
+    """Writes all of it to an unbuffered file, or nothing of it where the disk is full."""
+    end = file.tell()
+    try:
+        while content:  # the last that fits is written without an error
+            content = content[file.write(content) :]
+    except OSError:
+        file.truncate(end)
+        raise
