@@ -152,8 +152,8 @@ class Face:
         line of titles, one of the face, without parameters, rotation and roi box. ``.obj``,
         ``.glb``, ``.ply``, ``.html``: the kept part of the mesh on the model's axes (x right, y
         up), turned as in the photo, metres from the model's origin, with the texture of ``image``
-        where it is given (``.ply``: colours, for which it must be given). Any picture suffix:
-        ``image`` with ``draw`` on it.
+        where it is given (``.ply``: its colours). Any picture suffix: ``image`` with ``draw`` on
+        it.
 
         Args:
             path: its folder is made where it does not exist.

@@ -86,17 +86,17 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
 
     ``.obj``: as published, ``v x y z r g b`` (RGB in [0, 1]) and ``f``; with a texture also
     ``vt``, ``vn``, and NAME.mtl and NAME_texture.png beside it. ``.glb``: glTF 2.0 with the texture
-    in it, or vertex colours. ``.ply``: binary, vertex colours. ``.html``: a page that shows the
-    mesh turning and needs nothing else (``utils.html_viewer``), in the model frame (y up) whatever
-    ``frame`` is.
+    in it, or vertex colours. ``.ply``: binary, vertex colours where the mesh has them. ``.html``: a
+    page that shows the mesh turning and needs nothing else (``utils.html_viewer``), in the model
+    frame (y up) whatever ``frame`` is.
 
     Returns:
         The files written.
 
     Raises:
         OSError: it cannot be written there.
-        ValueError: another suffix or frame, a PLY of a mesh without colours, or, elsewhere, a
-            texture without texture coordinates.
+        ValueError: another suffix or frame, or, except in a PLY, a texture without texture
+            coordinates.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -117,10 +117,8 @@ def save_mesh(path: str | os.PathLike, mesh: TexturedMesh, frame: str = "model")
         content = to_html(to_trimesh(mesh.to_frame("model")), path.stem)
     else:
         assert suffix == ".ply", suffix
-        if mesh.colors is None:
-            raise ValueError(f"{path}: a PLY has vertex colours, this mesh has none")
-        coloured = to_trimesh(mesh.replace(texture=None))
-        content = coloured.export(file_type="ply", vertex_normal=True)
+        untextured = to_trimesh(mesh.replace(texture=None))
+        content = untextured.export(file_type="ply", vertex_normal=True)
     with atomic_write(path) as file:
         file.write(content)
     return [path]

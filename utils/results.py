@@ -252,13 +252,12 @@ def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:
     if suffix[1:] in FORMATS:
         write_numbers(path, [face], {}, face.face_model)
         return [path]
-    needs_photo = suffix in PHOTO_SUFFIXES or suffix == ".ply"
-    if not needs_photo and suffix not in MESH_SUFFIXES:
+    if suffix not in (*PHOTO_SUFFIXES, *MESH_SUFFIXES):
         expected = ", ".join([".npz", ".json", ".csv", *MESH_SUFFIXES, ".png", ".jpg"])
         raise ValueError(f"{path}: a face is written as {expected}, not {suffix!r}")
-    if needs_photo and image is None:
-        raise ValueError(f"{path}: needs the face's photo: face.save(path, image)")
     if suffix in PHOTO_SUFFIXES:
+        if image is None:
+            raise ValueError(f"{path}: needs the face's photo: face.save(path, image)")
         write_image(path, face.draw(image))
         return [path]
     # imported here: most runs unwrap no texture
