@@ -176,10 +176,11 @@ def run_script(main: Callable[[], int | None]) -> None:
     """Runs a script's ``main`` and ends the process with its exit code.
 
     Wrong input (``OSError``, ``ValueError``: their messages name the file or value) and what is
-    not there (``UnavailableError``) are one line on stderr and exit code 2, not a traceback; Ctrl-C
-    ends with ``STOPPED``. What else politely asks a program to end (``timeout``, ``docker stop``, a
-    batch system, a terminal that is closed) is taken as Ctrl-C, so that what is finished is kept;
-    the exit code is then 128 + the signal's number.
+    not there (``UnavailableError``) are one line on stderr and exit code 2, not a traceback; a full
+    disk is one line and exit code 1; Ctrl-C ends with ``STOPPED``. What else politely asks a
+    program to end (``timeout``, ``docker stop``, a batch system, a terminal that is closed) is
+    taken as Ctrl-C, so that what is finished is kept; the exit code is then 128 + the signal's
+    number.
     """
     script = Path(sys.argv[0]).name
     asked = _as_ctrl_c("SIGTERM", "SIGHUP")
@@ -191,7 +192,7 @@ def run_script(main: Callable[[], int | None]) -> None:
         code = main()
     except (OSError, ValueError, UnavailableError) as error:
         complain(script, error)
-        code = 2
+        code = 1 if getattr(error, "errno", None) == errno.ENOSPC else 2
     except KeyboardInterrupt:
         complain(script, "stopped")
         code = STOPPED
