@@ -149,6 +149,7 @@ def score_all(inputs: Inputs, options: argparse.Namespace) -> tuple[dict, evalua
         other = predict(data.crops_at(indices, boxes), boxes, title=kind)
         found = evaluation.score_boxes(data, prediction, other, indices)
         scores.setdefault("boxes", {})[kind] = found
+        samples |= evaluation.box_errors(data, other, indices, kind)
     for degrees, count in zip(report.DEGREES, scores["counts"].values(), strict=True):
         if not count:
             missing.append(f"no face with a yaw of {degrees}: there is no mean of the yaw bins")

@@ -432,6 +432,24 @@ def score_boxes(
     return result
 
 
+def box_errors(
+    data: BenchmarkSet, other: Prediction, indices: np.ndarray, kind: str
+) -> dict[str, np.ndarray]:
+    """Each face's errors with other roi boxes (arguments as ``score_boxes``), as ``score`` gives
+    those with the supplied ones.
+
+    Returns:
+        (n,) columns ``nme_LABELS_LANDMARKS_KIND``, percent; NaN where a face has no such box.
+    """
+    columns = {}
+    for labels, target in data.landmarks.items():
+        for name, points in other.landmarks.items():
+            column = np.full(len(data), np.nan)
+            column[indices] = metrics.nme(points, target[indices])
+            columns[f"nme_{labels}_{name}_{kind}"] = column
+    return columns
+
+
 def labels_fingerprints(data: BenchmarkSet) -> dict[str, str]:
     """12 hex digits of each set of labels: errors can be compared where they agree.
 
