@@ -558,6 +558,11 @@ def test_compare(command, done, no_plots, tmp_path, capsys, call):
     printed = capsys.readouterr().out
     assert "because the labels are not the same: angles" in printed
     assert "geodesic" not in printed and "yaw_exact" not in printed and "nme_dense" in printed
+    assert "only one of the runs" not in printed
+    del foreign["samples"]["nme_dense"]
+    (tmp_path / "x.json").write_text(json.dumps(foreign))
+    assert benchmark.main(["--compare", results[0], str(tmp_path / "x.json")]) == 0
+    assert "because only one of the runs has them: nme_dense\n" in capsys.readouterr().out
     foreign["settings"]["labels"] = "another"
     (tmp_path / "x.json").write_text(json.dumps(foreign))
     assert call(benchmark.main, "--compare", results[0], tmp_path / "x.json")[0] == 2

@@ -188,5 +188,7 @@ def print_comparison(a: Path, b: Path, seed: int) -> None:
     say_lines(f"{report.table_text(table)}\n{table.note}")
     if foreign:
         say(f"Left out, because the labels are not the same: {', '.join(sorted(foreign))}")
+    if alone := runs[0]["samples"].keys() ^ runs[1]["samples"].keys():
+        say(f"Left out, because only one of the runs has them: {', '.join(sorted(alone))}")
     for name, path, run in zip("AB", (a, b), runs, strict=True):
         say(f"{name}: {path}: {run['settings']['weights']}, border {run['settings']['border']}")
