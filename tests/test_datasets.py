@@ -410,7 +410,7 @@ def test_published_whitening_is_not_the_starter_models(root):
 
 
 def test_nothing_there(tmp_path, face_model):
-    with pytest.raises(FileNotFoundError, match=r"images\.npy.*param_all_norm_v201\.pkl"):
+    with pytest.raises(FileNotFoundError, match=r"images\.npy.*param_all_norm_v201\.pkl.*README"):
         open_training_set(tmp_path, face_model)
 
 

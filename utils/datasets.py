@@ -335,6 +335,9 @@ def open_training_set(path: str | os.PathLike, face_model: MorphableModel) -> Fa
     raise FileNotFoundError(
         f"{path}: no training set there; looked for a packed one (images.npy, labels.npz) and for "
         f"the published layout ({PUBLISHED_LIST}, {PUBLISHED_PARAMETERS}, {PUBLISHED_CROPS}/*.jpg)"
+        "; get the published data (README, 'Published files'), make a set of photos of your own "
+        "(`python -m tools.prepare_data LABELS --out DIR`), or render one (`python -m "
+        "tools.render_faces OUT`)"
     )
 
 
