@@ -9,6 +9,7 @@ network knows nothing of photos, and even for renders it would need one more epo
 (docs/training.md).
 """
 
+import shlex
 from pathlib import Path
 
 import cv2
@@ -65,11 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.manual_seed(options.seed)
     before = SynergyNet(face_model).eval()
-    code = main_train.main(
-        ["--data", str(data), "--val", str(held_out), "--out", str(run), "--overwrite", *TRAINING]
-        + ["--epochs", str(options.epochs), "--cooldown", str(max(1, options.epochs // 3))]
-        + ["--loop", options.loop, "--seed", str(options.seed)]
-    )
+    training = ["--data", str(data), "--val", str(held_out), "--out", str(run), "--overwrite"]
+    training += [*TRAINING, "--epochs", str(options.epochs)]
+    training += ["--cooldown", str(max(1, options.epochs // 3))]
+    training += ["--loop", options.loop, "--seed", str(options.seed)]
+    # the run ends with advice to go on with "the same command"
+    print(f"python main_train.py {shlex.join(training)}", flush=True)
+    code = main_train.main(training)
     if code:
         return code
     after = load_synergynet(run / "best.pth.tar", face_model)
