@@ -20,6 +20,7 @@ import benchmark
 import main_train
 import singleImage
 from utils import assets
+from utils.cli import lasting
 
 ASTRONAUT = ROOT / "img" / "astronaut.jpg"
 
@@ -273,3 +274,9 @@ def test_published_folders_are_the_repositorys_wherever_one_stands(tmp_path, mon
     assert artistic.parse_options(photo).uv_dir == ROOT / "uv_art"
     cropped = artistic.parse_options([*photo, "--precropped"])
     assert cropped.uv_dir == ROOT / "texture_data" / "uv_real"
+
+
+def test_durations_have_a_unit_of_their_size():
+    assert [lasting(s) for s in (0.04, 59, 60, 3599, 5400)] == [
+        *("0.0 s", "59.0 s", "1.0 minutes", "60.0 minutes", "1.5 hours")
+    ]

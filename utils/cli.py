@@ -225,6 +225,14 @@ def _as_ctrl_c(*names: str) -> list[int]:
     return came
 
 
+def lasting(seconds: float) -> str:
+    """``8.5 s``, ``2.0 minutes``, ``1.3 hours``."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def counted(number: int, thing: str) -> str:
     """``1 photo``, ``2 photos``."""
     return f"{number} {thing}{'' if number == 1 else 's'}"

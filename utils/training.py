@@ -30,7 +30,7 @@ from model_building import SynergyNet, evaluation_mode, load_learnable
 from utils.aflw2000 import DEFAULT_FOLDER, open_benchmark
 from utils.augmentation import Augment, Batch, make_augmentation
 from utils.checkpoint import check_face_model, read_checkpoint, write_checkpoint
-from utils.cli import say
+from utils.cli import lasting, say
 from utils.datasets import (
     Faces,
     Subset,
@@ -501,7 +501,7 @@ class Trainer:
                 best = f"best epoch {progress.best_epoch} with NME {progress.best_score:.3f} %"
                 best = f"{best}: {options.out / 'best.pth.tar'}"
             say(
-                f"done: {progress.epoch} epochs in {(time.time() - started) / 60:.1f} minutes, "
+                f"done: {progress.epoch} epochs in {lasting(time.time() - started)}, "
                 f"{progress.skipped} steps skipped; {best}"
             )
             if options.train_size < CROP_SIZE and progress.best_epoch:
@@ -727,8 +727,8 @@ class Trainer:
             say(
                 f"{peak_memory(self.device)}; {seconds:.3f} s a step, "
                 f"{self.options.batch_size / seconds:.1f} images/s; "
-                f"{epoch / 60:.1f} minutes an epoch, "
-                f"{epoch * self.options.epochs / 3600:.1f} hours for {self.options.epochs} epochs"
+                f"{lasting(epoch)} an epoch, "
+                f"{lasting(epoch * self.options.epochs)} for {self.options.epochs} epochs"
             )
 
 
