@@ -179,6 +179,12 @@ def test_a_dry_run_tells_what_to_expect_and_writes_nothing(options, tmp_path, ca
     assert not out.exists()
 
 
+def test_the_time_left_is_told_after_each_epoch_but_the_last(options, tmp_path, capsys):
+    assert main_train.main([*options, "--out", str(tmp_path / "out")]) == 0
+    epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert ["  left: " in line for line in epochs] == [True, False]
+
+
 def test_initial_weights(options, whole_run, tmp_path, capsys):
     best = whole_run / "best.pth.tar"
     trainer = make_trainer([*options, "--out", str(tmp_path), "--init", str(best)])

@@ -493,7 +493,11 @@ class Trainer:
             if world.is_main:
                 log.add(row)
                 self._save_last()  # from here on the epoch counts as done
-                say("  ".join(f"{name} {value}" for name, value in row.items()))
+                told = [f"{name} {value}" for name, value in row.items()]
+                if progress.epoch < options.epochs and not seen:  # only a whole epoch can tell
+                    left = (time.time() - epoch_started) * (options.epochs - progress.epoch)
+                    told.append(f"left: {lasting(left)}")
+                say("  ".join(told))
             world.wait()
         if world.is_main:
             best = "no epoch has a score"
