@@ -61,8 +61,8 @@ def wing_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
-    """The square root with gradient 0, not infinity, at a perfect fit."""
-    positive = x > 0
+    """The square root with gradient 0, not infinity, at a perfect fit; NaN stays NaN."""
+    positive = x != 0  # no square is negative
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
 
 

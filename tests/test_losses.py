@@ -132,6 +132,13 @@ def test_a_perfect_fit_costs_nothing_and_has_finite_gradients(name, aligned):
         assert x[key].grad is None or torch.isfinite(x[key].grad).all()
 
 
+@pytest.mark.parametrize("loss", [parameter_loss, coefficient_loss])
+def test_what_is_no_number_is_no_perfect_fit(loss):
+    prediction = torch.zeros(3, 62)
+    prediction[1] = torch.nan
+    assert loss(prediction, torch.ones(3, 62)).isnan().tolist() == [False, True, False]
+
+
 def test_one_perfect_sample_does_not_spoil_the_others():
     x = leaves()
     with torch.no_grad():
