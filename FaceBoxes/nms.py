@@ -39,6 +39,7 @@ def nms(detections: np.ndarray, threshold: float = 0.3) -> np.ndarray:
     boxes = _checked(detections)
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
+    threshold = _as_overlap(threshold)
     order = np.argsort(-boxes[:, 4], kind="stable").astype(np.intp)
     if kernel is None:
         return _greedy(boxes, order, threshold)
@@ -88,6 +89,7 @@ def soft_nms(
     ):
         if not np.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
+    overlap_threshold = _as_overlap(overlap_threshold)
     step = _soft if kernel is None else kernel.soft
     return rows[: step(rows, sigma, overlap_threshold, score_threshold, int(code))]
 
@@ -110,6 +112,11 @@ def _checked(detections: np.ndarray) -> np.ndarray:
             f"the first is row {first}: {rows[first].tolist()}"
         )
     return packed
+
+
+def _as_overlap(threshold: float) -> float:
+    """Rounded to float32 as overlaps are, so that 3 of 10 pixels are 0.3, not more; never to 0."""
+    return float(np.float32(np.clip(float(threshold), -LARGEST, LARGEST))) or threshold
 
 
 def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -146,6 +146,12 @@ class TestSuppression:
         assert nms(rows, 0.51).tolist() == [1, 0, 2, 3]
         assert nms(rows, 0.1).tolist() == [1, 2, 3]
 
+    @pytest.mark.parametrize("tenths", range(1, 10))
+    def test_an_overlap_of_tenths_reaches_the_threshold_and_is_not_above_it(self, tenths):
+        rows = np.array([[0, 0, 9, 9, 0.9], [0, 0, 9, tenths - 1, 0.8]])
+        assert nms(rows, tenths / 10).tolist() == [0]
+        assert len(soft_nms(rows, overlap_threshold=tenths / 10, method="hard")) == 2
+
     @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.7, 1.0])
     def test_greedy_equals_the_plain_loop(self, threshold):
         rows = random_rows(150).astype(np.float32)
