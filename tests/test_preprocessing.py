@@ -176,6 +176,14 @@ def test_crop_to_image():
     )
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16])
+def test_crop_to_image_of_whole_and_half_numbers(dtype):
+    points = np.array([[[0, 60, 119], [3, 60, 119], [0, 1, 2]]])
+    boxes = np.array([[2001.25, -20, 2181.25, 160]])  # scale 1.5
+    found = crop_to_image(points.astype(dtype), boxes)
+    np.testing.assert_allclose(found, crop_to_image(points.astype(np.float64), boxes))
+
+
 def test_crop_to_image_in_two_dimensions_and_with_scores():
     points = np.random.default_rng(0).uniform(0, 120, (4, 3, 7))
     boxes = np.random.default_rng(1).uniform(0, 90, (4, 5)) + [0, 0, 100, 100, 0]

@@ -136,11 +136,13 @@ def crop_to_image(
             False: x = x_crop * side / 120 + x1, up to half a crop pixel further up and left.
 
     Returns:
-        Same shape and dtype as ``points``, image frame; z is scaled by the mean of both scales.
+        Same shape as ``points``, image frame; z is scaled by the mean of both scales. float32, or
+        float64 where float32 does not hold every number of the type of ``points``.
     """
     boxes = np.asarray(roi_boxes, dtype=np.float64)
     scale = (boxes[:, 2:4] - boxes[:, :2]) / CROP_SIZE  # (n, 2)
     origin = boxes[:, :2] + (scale - 1) / 2 if pixel_centres else boxes[:, :2]
     scale = np.column_stack([scale, scale.mean(1)])[:, : points.shape[1], None]  # (n, 3 or 2, 1)
     origin = np.pad(origin, ((0, 0), (0, 1)))[:, : points.shape[1], None]
-    return points * scale.astype(points.dtype) + origin.astype(points.dtype)
+    dtype = np.result_type(points, np.float32)  # whole and half numbers would cut scales off
+    return points * scale.astype(dtype) + origin.astype(dtype)
