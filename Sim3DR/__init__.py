@@ -122,7 +122,8 @@ def vertex_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
             outward for the Basel topology.
 
     Returns:
-        (N, 3) float32; zero at vertices without triangles, or whose triangles cancel.
+        (N, 3) float32; zero at vertices without triangles, or whose triangles cancel to the last
+        bit; where rounding leaves a rest, its direction.
 
     Raises:
         TypeError, ValueError: an argument has another type, shape or range than stated.
@@ -146,8 +147,10 @@ def zbuffer(
 
     Pixels are tested at their integer position by ``u >= 0, v >= 0, u + v < 1`` in float32, where u
     and v, the shares of the third and the second corner, are their numerators times the reciprocal
-    of the common denominator, as published; dividing instead rounds differently. The largest z
-    wins, of equals the first triangle. Triangles whose area is zero in float64 paint nothing.
+    of the common denominator, as published; dividing instead rounds differently. Only of slivers,
+    whose edges at the first corner are less than 0.06 degrees from parallel, they are quotients in
+    float64: in float32 they would paint stray pixels. The largest z wins, of equals the first
+    triangle. Triangles whose area is zero in float64 paint nothing.
     ``interpolate`` and ``paint`` turn the result into pictures.
 
     Args:
