@@ -23,6 +23,7 @@ from utils.checkpoint import (
     UNSAID,
     check_face_model,
     learnable_state,
+    new_network,
     read_checkpoint,
     require_finite,
 )
@@ -185,7 +186,8 @@ def load_synergynet(weights: str | os.PathLike, face_model: MorphableModel) -> S
     content = read_checkpoint(weights)
     check_face_model(content, face_model, weights)
     try:
-        model = SynergyNet(face_model, **{k: content.get(k, v) for k, v in UNSAID.items()})
+        kind = {k: content.get(k, v) for k, v in UNSAID.items()}
+        model = new_network(lambda: SynergyNet(face_model, **kind))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{weights}: not the weights of a SynergyNet ({error})") from error
     load_learnable(model, content, weights)
@@ -230,10 +232,8 @@ def export_encoder(weights: str | os.PathLike, face_model: MorphableModel) -> by
     """
     model = load_synergynet(weights, face_model)
     generator = torch.Generator().manual_seed(0)
-    samples = [
-        torch.rand(batch, 3, CROP_SIZE, CROP_SIZE, generator=generator) * 2 - 1
-        for batch in (2, 1, 3)
-    ]
+    plain = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    samples = [torch.rand(n, 3, CROP_SIZE, CROP_SIZE, **plain) * 2 - 1 for n in (2, 1, 3)]
     return export_onnx(
         model.I2P,
         samples,

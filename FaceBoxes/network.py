@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from utils.checkpoint import read_checkpoint, require_finite
+from utils.checkpoint import new_network, read_checkpoint, require_finite
 from utils.onnx_engine import export_onnx
 from utils.runtime import alone_on, on_device, picture_layout
 
@@ -148,7 +148,7 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
         ValueError: the file is no checkpoint of plain tensors, or not one of this network.
     """
     state = read_checkpoint(path)["state_dict"]
-    expected = FaceBoxesNet().state_dict()
+    expected = new_network(FaceBoxesNet).state_dict()
     counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
     state = counters | state  # files of old PyTorch have none, and nothing reads them
     missing, unknown = sorted(expected.keys() - state), sorted(state.keys() - expected)
@@ -168,7 +168,7 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
 
 def load_network(weights: Path | str) -> FaceBoxesNet:
     """The network with the weights of a file, on the CPU; raises what ``load_weights`` does."""
-    network = FaceBoxesNet()
+    network = new_network(FaceBoxesNet)
     network.load_state_dict(load_weights(weights))
     return network
 
@@ -219,7 +219,8 @@ def export_detector(weights: Path | str) -> bytes:
 
     generator = torch.Generator().manual_seed(0)
     sizes = ((1, 96, 160), (2, 33, 190), (1, 1, 1))
-    samples = [torch.rand(n, 3, h, w, generator=generator) * 255 - 115 for n, h, w in sizes]
+    plain = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    samples = [torch.rand(n, 3, h, w, **plain) * 255 - 115 for n, h, w in sizes]
     rows = {0: "batch", 1: "anchors"}
     return export_onnx(
         WithProbabilities(network),

@@ -129,6 +129,29 @@ def test_whole_pipeline_equals_torch():
     np.testing.assert_allclose(ours.vertices, theirs.vertices, atol=0.01)
 
 
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_the_calling_programs_defaults_of_torch_do_not_matter(
+    face_model, weights, detector_weights, engine, monkeypatch
+):
+    def outputs() -> list[np.ndarray]:
+        regressor = runtime.open_regressor(engine, weights, face_model, "cpu")
+        detector = FaceBoxes(detector_weights, engine=engine)
+        return [regressor(CROPS), *detector.engine(CROPS)]
+
+    monkeypatch.setattr(onnx_engine, "_cache_files", lambda *_: [])  # export each time
+    expected, numbers = outputs(), torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")  # stands for a GPU: what is made there cannot be read
+    try:
+        found = outputs()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
 def test_threads_share_a_network(face_model, weights):
     regressor = OnnxRegressor(weights, face_model)
     expected = regressor(CROPS)

@@ -3,12 +3,13 @@
 import io
 import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.errors import first_line
 from utils.files import atomic_write, read_weights_file
@@ -33,6 +34,15 @@ _TOGETHER = (
     "where the published ones are not at their places; or name others with their options. A face "
     "model of your own: docs/face_model.md."
 )
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def new_network(make: Callable[[], Module]) -> Module:
+    """A network to be filled with weights: float32, on the CPU, whatever defaults the calling
+    program has set in torch; the program's random numbers stay as they are."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        return make().float()
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:

@@ -275,7 +275,7 @@ def export_onnx(
     try:
         import onnx
 
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.device("cpu"), torch.no_grad():
             # TorchScript's exporter warns that it is to be replaced; the other one (dynamo) takes
             # ten times as long (20 s) and needs further packages.
             warnings.simplefilter("ignore")
