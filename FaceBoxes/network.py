@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from backbone_nets.heads import full_precision
 from utils.checkpoint import new_network, read_checkpoint, require_finite
 from utils.onnx_engine import export_onnx
 from utils.runtime import alone_on, on_device, picture_layout
@@ -188,7 +189,7 @@ class TorchEngine:
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, 3, H, W) float32 to offsets (B, A, 4) and probabilities (B, A, 2), float32."""
-        with alone_on(self.device), torch.inference_mode():
+        with alone_on(self.device), full_precision(self.device), torch.inference_mode():
             layout = picture_layout(self.device)
             batch = torch.from_numpy(images).to(self.device, memory_format=layout)
             offsets, probabilities = self.network(batch)

@@ -143,7 +143,8 @@ def test_the_calling_programs_defaults_of_torch_do_not_matter(
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")  # stands for a GPU: what is made there cannot be read
     try:
-        found = outputs()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = outputs()
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)

@@ -269,13 +269,16 @@ def export_onnx(
     """
     import torch
 
+    from backbone_nets.heads import full_precision
+
     reference = (reference or module).eval()
     module.eval()
     file = io.BytesIO()
     try:
         import onnx
 
-        with warnings.catch_warnings(), torch.device("cpu"), torch.no_grad():
+        cpu = torch.device("cpu")
+        with warnings.catch_warnings(), cpu, full_precision(cpu), torch.no_grad():
             # TorchScript's exporter warns that it is to be replaced; the other one (dynamo) takes
             # ten times as long (20 s) and needs further packages.
             warnings.simplefilter("ignore")
@@ -321,10 +324,12 @@ def compare_with_torch(
     """
     import torch
 
+    from backbone_nets.heads import full_precision
+
     exact = copy.deepcopy(reference).double()
     for sample in samples:
         tensors = _as_tuple(sample)
-        with torch.inference_mode():
+        with full_precision(tensors[0].device), torch.inference_mode():
             theirs = [tensor.numpy() for tensor in reference(*tensors)]
             truth = [tensor.numpy() for tensor in exact(*(tensor.double() for tensor in tensors))]
         ours = network(*(tensor.numpy() for tensor in tensors))

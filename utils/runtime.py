@@ -221,7 +221,10 @@ class TorchRegressor:
     def _forward(self, crops: np.ndarray) -> np.ndarray:
         import torch
 
-        with alone_on(self.device), torch.inference_mode():
+        from backbone_nets.heads import full_precision
+
+        # the calling program's autocast is for its own networks
+        with alone_on(self.device), full_precision(self.device), torch.inference_mode():
             images = torch.from_numpy(crops).to(
                 self.device, memory_format=picture_layout(self.device)
             )
