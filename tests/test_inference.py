@@ -173,6 +173,11 @@ def test_crowds_go_through_in_parts(pipeline):
     assert_same_face(faces[0], faces[-1], 1e-3)
 
 
+def test_a_face_that_is_kept_keeps_no_other_ones_mesh(pipeline):
+    ((first, *_),) = pipeline([PHOTOS[3]])
+    assert first.vertices.base is None
+
+
 def test_the_numbers_of_a_face(pipeline, face_model):
     """Every quantity once more, by hand, for one face."""
     image = PHOTOS[0]

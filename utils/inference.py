@@ -262,7 +262,8 @@ def faces_from_parameters(
     if dense:
         for start in range(0, len(parameters), MESH_BATCH):
             part = slice(start, start + MESH_BATCH)
-            meshes[part] = to_image(face_model.vertices(parameters[part]), roi_boxes[part])
+            together = to_image(face_model.vertices(parameters[part]), roi_boxes[part])
+            meshes[part] = map(np.copy, together)  # who keeps one face keeps no other's mesh
 
     return [
         Face(
