@@ -634,6 +634,15 @@ def test_all_faces_on_one_picture_and_through_frames(api):
     for other in (list(enumerate(faces)), [faces]):
         with pytest.raises(ValueError, match="expected the faces of one picture; a tracker"):
             api.draw(PHOTOS[3], other)
+    other = replace(api.face_model, mean=api.face_model.mean + 1)
+    mixed = [faces[0], replace(faces[1], face_model=other)]
+    np.testing.assert_array_equal(
+        api.draw(PHOTOS[3], mixed, "box"), api.draw(PHOTOS[3], faces[:2], "box")
+    )
+    with pytest.raises(ValueError, match="a face of another face model"):
+        api.draw(PHOTOS[3], mixed, "mesh")
+    sent = pickle.loads(pickle.dumps(faces))
+    np.testing.assert_array_equal(api.draw(PHOTOS[3], sent), api.draw(PHOTOS[3], faces))
     tracker = api.tracker("strong", detect_every=3)
     assert isinstance(tracker, FaceTracker) and tracker.pipeline is api.pipeline
     assert tracker.strength is STRENGTHS["strong"] and tracker.detect_every == 3

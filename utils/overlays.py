@@ -75,11 +75,17 @@ class Overlays:
             (H, W, 3) uint8 BGR.
 
         Raises:
-            ValueError: a face without dense mesh where ``dense``.
+            ValueError: a face without dense mesh, or of another face model, where ``dense``.
         """
         if self.dense and any(face.vertices is None for face in faces):
             wanted = ", ".join(d for d in DENSE if d in self.drawings)
             raise ValueError(f"{wanted} needs the dense mesh: call the model with dense=True")
+        others = {face.face_model for face in faces} - {self.face_model}  # pickled, they are equal
+        if self.dense and any(m.fingerprint != self.face_model.fingerprint for m in others):
+            raise ValueError(
+                "a face of another face model, whose triangles are others: draw it with the model "
+                "that gave it, or face.draw"
+            )
         in_front_last = nearest_last(faces)
         canvas = self._dense(image, in_front_last) if self.dense and faces else image.copy()
         for face in in_front_last:
