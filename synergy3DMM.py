@@ -131,7 +131,6 @@ class SynergyNet:
             raise ValueError(f"threads must be a whole number, 1 or more, got {threads}")
         if not detect_size >= 2:
             raise ValueError(f"detect_size must be at least 2 pixels, got {detect_size}")
-        self._settings = score_threshold, engine, threads, detect_size, detector
 
         def open_detector() -> Detector:
             if detector is not None:
@@ -164,6 +163,10 @@ class SynergyNet:
             self.pipeline = open_pipeline()
         self.face_model = self.pipeline.face_model
         self.files = weights, face_model, *([] if detector_weights is None else [detector_weights])
+        # absolute: the working folder may change before the model is pickled
+        files = [p and os.path.abspath(p) for p in (weights, face_model, detector_weights)]
+        options = score_threshold, engine, threads, detect_size, detector
+        self._settings = (*files, self.device, *options)
         shown = [assets.shown(path) for path in self.files]
         if detector is not None:
             shown.append(getattr(detector, "__qualname__", type(detector).__name__))
@@ -176,10 +179,7 @@ class SynergyNet:
 
     def __reduce__(self) -> tuple:
         """Pickled and copied as what it was made from, opened again where it arrives."""
-        weights, face_model, *others = map(os.path.abspath, self.files)
-        detector_weights = others[0] if others else None
-        settings = (weights, face_model, detector_weights, self.device, *self._settings)
-        return _reopened, (type(self), settings)
+        return _reopened, (type(self), self._settings)
 
     @overload
     def __call__(

@@ -572,11 +572,16 @@ def test_a_stream_with_other_than_one_box_list_for_each_picture(api, boxes, said
         list(found)
 
 
-def test_a_model_can_be_pickled(api):
+def test_a_model_can_be_pickled(api, monkeypatch):
     image = photo((20, 30, 40))
     assert repr(api) == f"SynergyNet({api.description})"
     again = pickle.loads(pickle.dumps(api))
     assert again.description == api.description
+    weights, *others = api.files
+    monkeypatch.chdir(weights.parent)
+    relative = SynergyNet(weights.name, *others, "cpu")
+    monkeypatch.chdir(weights.parents[1])
+    pickle.loads(pickle.dumps(relative))
     again.pipeline.detector = BrightSquares()
     for a, b in zip(api(image), again(image), strict=True):
         assert_same_face(a, b)
