@@ -178,8 +178,10 @@ class SynergyNet:
         return f"SynergyNet({self.description})"
 
     def __reduce__(self) -> tuple:
-        """Pickled and copied as what it was made from, opened again where it arrives."""
-        return _reopened, (type(self), self._settings)
+        """Pickled and copied as what it was made from, opened again where it arrives, and the
+        attributes that a class of one's own adds."""
+        added = {name: value for name, value in vars(self).items() if name not in _OPENED}
+        return _reopened, (type(self), self._settings), added or None
 
     @overload
     def __call__(
@@ -299,6 +301,10 @@ class SynergyNet:
             [face.vertices for face in faces],
             [[[face.yaw, face.pitch, face.roll], face.translation.tolist()] for face in faces],
         )
+
+
+# the attributes that opening a model gives it
+_OPENED = ("engine", "device", "pipeline", "face_model", "files", "description", "_settings")
 
 
 def _reopened(kind: type[SynergyNet], settings: tuple) -> SynergyNet:

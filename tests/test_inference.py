@@ -470,13 +470,14 @@ class Empty(list):
 
 class Own(SynergyNet):
     def __init__(self, weights: Path, face_model: Path) -> None:
+        self.tag = "mine"
         super().__init__(weights, face_model, device="cpu", detector=Empty())
 
 
 def test_detectors_and_models_of_ones_own_classes(api):
     model = Own(*api.files[:2])
     for own in (model, pickle.loads(pickle.dumps(model)), copy.copy(model)):
-        assert type(own) is Own and "detector Empty" in own.description
+        assert type(own) is Own and "detector Empty" in own.description and own.tag == "mine"
         (face,) = own(PHOTOS[0])  # the other box lies outside
         assert face.score == 0.5
     with pytest.raises(ValueError, match="detector_weights belong to FaceBoxes"):
