@@ -68,6 +68,10 @@ def test_empty_arguments_are_refused(arguments, capsys):
     assert parser.parse_args(["-o", "a="]).out == Path("a=")
 
 
+def test_a_python_that_leaves_docstrings_out_has_a_help():
+    assert "--largest" in run_python("-OO", "singleImage.py", "--help").stdout
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_full_disk_under_the_log_ends_no_run(tmp_path, stream):

@@ -148,18 +148,18 @@ class ScriptParser(argparse.ArgumentParser):
 
 
 def script_parser(
-    doc: str, epilog: str = "", usage: str = "[options]", module: str | None = None
+    doc: str | None, epilog: str = "", usage: str = "[options]", module: str | None = None
 ) -> argparse.ArgumentParser:
     """A parser whose help is a script's docstring, its options, ``epilog`` and then the examples.
 
     Args:
-        doc: paragraphs; those of command lines are the examples.
+        doc: paragraphs; those of command lines are the examples. None under ``python -OO``.
         epilog: what is written, units, exit codes.
         usage: what follows the script's name in the first line.
         module: what a tool is started by, ``python -m MODULE``.
     """
     is_example = re.compile(r"\s*(python|bash|torchrun) ").match
-    paragraphs = doc.strip("\n").split("\n\n")
+    paragraphs = (doc or "").strip("\n").split("\n\n")
     description = [p for p in paragraphs if not is_example(p)]
     examples = [textwrap.indent(textwrap.dedent(p), "  ") for p in paragraphs if is_example(p)]
     parts = [epilog.strip("\n"), *(["examples:\n" + "\n".join(examples)] if examples else [])]
