@@ -63,7 +63,8 @@ Boxes = np.ndarray | Sequence[Sequence[float]]
 
 
 class SynergyNet:
-    """Photos in, faces out. Build it once; it may be called from several threads.
+    """Photos in, faces out. Build it once; it may be called from several threads. Processes each
+    want their own: a pickled model is opened anew wherever it arrives.
 
     It is no ``nn.Module``: the network that is trained is ``model_building.SynergyNet``.
 
