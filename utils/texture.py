@@ -509,6 +509,7 @@ def _blur(values: np.ndarray, detail: float) -> np.ndarray:
     return cv2.GaussianBlur(values.astype(np.float32), (0, 0), detail * len(values))
 
 
+@np.errstate(under="ignore")  # whose program has numpy raise errors
 def fill_smoothly(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Weighted values, continued ever more smoothly where the weight is small (push-pull).
 
