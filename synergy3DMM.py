@@ -20,7 +20,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
-from io import IOBase
 from itertools import repeat, starmap, zip_longest
 from numbers import Integral
 from threading import Thread
@@ -237,7 +236,7 @@ class SynergyNet:
         if isinstance(images, (list, tuple)):
             return self.pipeline([as_picture(image) for image in images], boxes, dense)
         # iterable, but not over pictures: a tensor's rows, a file's lines
-        is_one_thing = isinstance(images, (Mapping, IOBase))
+        is_one_thing = isinstance(images, Mapping) or hasattr(images, "readline")
         if is_one_thing or getattr(images, "ndim", 1) in (2, 3) or not isinstance(images, Iterable):
             raise ValueError(
                 f"expected a picture, a path or several of them, got {type(images).__name__}; "

@@ -539,9 +539,19 @@ def test_api_in_threads(api):
             np.testing.assert_array_equal(a, b)
 
 
+class Upload:
+    """A file as web frameworks and ``tempfile`` have them: no ``io.IOBase``."""
+
+    def __iter__(self):
+        return self.readline()
+
+    def readline(self) -> bytes:
+        raise AssertionError("read as a stream of pictures")
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [torch.zeros(3, 9, 9), {"a": np.zeros((9, 9, 3), np.uint8)}, io.StringIO(), 7, None],
+    [torch.zeros(3, 9, 9), {"a": np.zeros((9, 9, 3), np.uint8)}, io.StringIO(), 7, None, Upload()],
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_picture_is_said_at_once(api, wrong):
