@@ -6,7 +6,7 @@ This module checks every argument and calls a small C++ kernel (``kernel.h``; ``
 - A vertex is (x, y, z): x to the right and y down in pixels, pixel centres at integers; z towards
   the viewer, so the larger z hides the smaller. No perspective: x and y are the pixel position.
 - Triangles are rows of three 0-based vertex indices, of either winding: both sides are painted.
-- Images are (H, W, C) uint8, channels in whatever order the colours have (BGR elsewhere here).
+- Images are (H, W, 3) uint8, channels in whatever order the colours have (BGR elsewhere here).
 - ``threads`` is how many share the rows of a picture; the result does not depend on it. None: one
   for small pictures, else ``OMP_NUM_THREADS``, or where that is not set as many as usable cores.
 
@@ -40,7 +40,6 @@ __all__ = [
     "ZBuffer",
     "bounds",
     "interpolate",
-    "paint",
     "rasterize",
     "shade",
     "vertex_normals",
@@ -103,13 +102,6 @@ class ZBuffer:
         """(h, w) bool: where a triangle is visible."""
         return self.triangle >= 0
 
-    @property
-    def barycentric(self) -> np.ndarray:
-        """(h, w, 2) float32: weights of the visible triangle's second and third vertex, 0 where
-        there is none. Computed from the vertices at each call."""
-        corners = np.tile(np.arange(3, dtype=np.int32), (len(self.triangles), 1))
-        return interpolate(self, corners, np.float32([[0, 0], [1, 0], [0, 1]]))
-
 
 def vertex_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """Unit normal of each vertex: the sum of its triangles' cross products, normalised.
@@ -150,8 +142,8 @@ def zbuffer(
     of the common denominator, as published; dividing instead rounds differently. Only of slivers,
     whose edges at the first corner are less than 0.06 degrees from parallel, they are quotients in
     float64: in float32 they would paint stray pixels. The largest z wins, of equals the first
-    triangle. Triangles whose area is zero in float64 paint nothing.
-    ``interpolate`` and ``paint`` turn the result into pictures.
+    triangle. Triangles whose area is zero in float64 paint nothing. ``interpolate`` turns the
+    result into pictures.
 
     Args:
         vertices: (N, 3) real; x, y in pixels, z towards the viewer.
@@ -172,14 +164,22 @@ def zbuffer(
         vertices = vertices.copy()  # the weights are computed later, and must not have moved
     height, width = _size(height, width)
     x0, y0 = _origin(origin, height, width)
-    return _zbuffer(vertices, triangles, x0, y0, height, width, threads)
+    threads = _threads(threads, height * width)
+    depth = np.empty((height, width), np.float32)
+    triangle = np.empty((height, width), np.int32)
+    if len(triangles):
+        if not _kernel.zbuffer(vertices, triangles, x0, y0, depth, triangle, threads):
+            raise _outside(triangles, len(vertices))
+    else:
+        depth.fill(-np.inf)
+        triangle.fill(-1)
+    return ZBuffer(depth, triangle, vertices, triangles, (x0, y0))
 
 
 def interpolate(
     buffer: ZBuffer,
     triangles: np.ndarray,
     attributes: np.ndarray,
-    fill: float = 0.0,
     threads: int | None = None,
 ) -> np.ndarray:
     """Any per-vertex values, interpolated over the visible triangles.
@@ -189,54 +189,39 @@ def interpolate(
         triangles: (T, 3) integer: those the buffer was made from, or others in the same order (a
             texture seam has its own vertices).
         attributes: (N, C) real, finite.
-        fill: value where no triangle is visible.
 
     Returns:
-        (h, w, C) float32.
+        (h, w, C) float32; 0 where no triangle is visible.
 
     Raises:
         TypeError, ValueError: an argument has another type, shape or range than stated.
     """
     attributes = _floats(attributes, "attributes")
-    image = np.full((*buffer.triangle.shape, attributes.shape[1]), fill, np.float32)
-    return _interpolate(buffer, triangles, attributes, image, threads)
-
-
-def paint(
-    buffer: ZBuffer,
-    triangles: np.ndarray,
-    colors: np.ndarray,
-    background: np.ndarray,
-    alpha: float = 1.0,
-    out: np.ndarray | None = None,
-    threads: int | None = None,
-) -> np.ndarray:
-    """A copy of a picture with the visible triangles painted over it.
-
-    Args:
-        buffer: what is visible (``zbuffer``), of the picture's size.
-        triangles: (T, 3) integer, as for ``interpolate``.
-        colors: (N, C) real in [0, 1]; times 255, truncated.
-        background: (h, w, C) uint8.
-        alpha: opacity, 0 to 1: ``alpha`` colour + ``1 - alpha`` background, rounded.
-        out: (h, w, C) uint8 to paint on instead of a copy of the background; where nothing is
-            visible it keeps what it holds. The pixels of its rows must lie side by side.
-
-    Returns:
-        (h, w, C) uint8.
-
-    Raises:
-        TypeError, ValueError: an argument has another type, shape or range than stated.
-    """
-    colors, background = _colors(colors), _background(background)
-    expected = (*buffer.triangle.shape, colors.shape[1])
-    if background.shape != expected:
-        raise ValueError(
-            f"background must have the buffer's size and the colours' channels, {expected}, "
-            f"not {background.shape}"
+    image = np.zeros((*buffer.triangle.shape, attributes.shape[1]), np.float32)
+    threads = _threads(threads, buffer.triangle.size)
+    vertices, own = buffer.vertices, buffer.triangles
+    if vertices.shape[1:] != (3,):  # the rest of an odd buffer the binding refuses
+        raise ValueError(f"the buffer's vertices must have shape (N, 3), not {vertices.shape}")
+    origin = _origin(buffer.origin, *buffer.triangle.shape)
+    given = _triangles(triangles, len(attributes))
+    if given is not own or len(attributes) > len(vertices):
+        # Checked again: the caller may have changed it since, and the kernel indexes memory by it.
+        own = _triangles(own, len(vertices))
+    count = min(len(given), len(own))
+    if not image.size:
+        return image
+    if count:
+        own, given = own[:count], given[:count]
+        done = _kernel.interpolate(
+            vertices, own, *origin, buffer.triangle, given, attributes, image, threads
         )
-    image = _target(out, background, alpha)
-    _paint(buffer, triangles, colors, _source(background, image), alpha, image, threads)
+    else:
+        done = not buffer.covered.any()
+    if not done:
+        raise ValueError(
+            f"the buffer shows triangle {buffer.triangle.max()} but there are {len(triangles)}: "
+            "give the triangles it was made from"
+        )
     return image
 
 
@@ -257,15 +242,17 @@ def rasterize(
     Args:
         vertices: (N, 3) real; x, y in pixels, z towards the viewer.
         triangles: (T, 3) integer, 0-based.
-        colors: (N, C) real in [0, 1]; times 255, truncated. Three channels are fastest.
-        background: (H, W, C) uint8 to render over; black of ``height`` x ``width`` if None.
+        colors: (N, 3) real in [0, 1]; times 255, truncated.
+        background: (H, W, 3) uint8 to render over; black of ``height`` x ``width`` if None.
         height, width: size of the picture where there is no background.
         reverse: write pixel (x, y) to row H - 1 - y, for vertices whose y goes up. The background
             is not flipped.
-        alpha, out: as for ``paint``.
+        alpha: opacity, 0 to 1: ``alpha`` colour + ``1 - alpha`` background, rounded.
+        out: (H, W, 3) uint8 to paint on instead of a copy of the background; where nothing is
+            visible it keeps what it holds. The pixels of its rows must lie side by side.
 
     Returns:
-        (H, W, C) uint8, a new array unless ``out`` is given.
+        (H, W, 3) uint8, a new array unless ``out`` is given.
 
     Raises:
         TypeError, ValueError: an argument has another type, shape or range than stated.
@@ -281,15 +268,10 @@ def rasterize(
                 f"height x width is {height} x {width} but the background is "
                 f"{background.shape[0]} x {background.shape[1]}: leave the sizes out"
             )
-        if background.shape[2] != colors.shape[1]:
-            raise ValueError(
-                f"colors have {colors.shape[1]} channels but the background has "
-                f"{background.shape[2]}"
-            )
     elif height is None or width is None:
         raise ValueError("give a background, or both height and width")
     else:
-        background = np.zeros((*_size(height, width), colors.shape[1]), np.uint8)
+        background = np.zeros((*_size(height, width), 3), np.uint8)
         out = background if out is None else out
     image = _target(out, background, alpha)
     x0, y0, x1, y1 = _bounds(vertices, *image.shape[:2])
@@ -299,13 +281,9 @@ def rasterize(
     part = slice(y0, y1), slice(x0, x1)
     target = image[::-1][part] if reverse else image[part]
     under = _source(background[::-1][part] if reverse else background[part], target)
-    if image.shape[2] == 3:
-        painting = colors, under, alpha, target, _threads(threads, (y1 - y0) * (x1 - x0))
-        if not _kernel.rasterize(vertices, triangles, x0, y0, *painting):
-            raise _outside(triangles, len(vertices))
-    else:
-        buffer = _zbuffer(vertices, triangles, x0, y0, y1 - y0, x1 - x0, threads)
-        _paint(buffer, triangles, colors, under, alpha, target, threads)
+    painting = colors, under, alpha, target, _threads(threads, (y1 - y0) * (x1 - x0))
+    if not _kernel.rasterize(vertices, triangles, x0, y0, *painting):
+        raise _outside(triangles, len(vertices))
     return image
 
 
@@ -360,27 +338,6 @@ def shade(
 # Below, the arguments have been checked: float32 and int32, packed, indices in range.
 
 
-def _zbuffer(
-    vertices: np.ndarray,
-    triangles: np.ndarray,
-    x0: int,
-    y0: int,
-    height: int,
-    width: int,
-    threads: int | None,
-) -> ZBuffer:
-    threads = _threads(threads, height * width)
-    depth = np.empty((height, width), np.float32)
-    triangle = np.empty((height, width), np.int32)
-    if len(triangles):
-        if not _kernel.zbuffer(vertices, triangles, x0, y0, depth, triangle, threads):
-            raise _outside(triangles, len(vertices))
-    else:
-        depth.fill(-np.inf)
-        triangle.fill(-1)
-    return ZBuffer(depth, triangle, vertices, triangles, (x0, y0))
-
-
 def _bounds(vertices: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
     if not len(vertices):
         return 0, 0, 0, 0
@@ -389,57 +346,6 @@ def _bounds(vertices: np.ndarray, height: int, width: int) -> tuple[int, int, in
     (x_min, y_min, _), (x_max, y_max, _) = ends.tolist()
     x0, y0 = max(math.floor(x_min), 0), max(math.floor(y_min), 0)
     return x0, y0, min(math.ceil(x_max) + 1, width), min(math.ceil(y_max) + 1, height)
-
-
-def _interpolate(
-    buffer: ZBuffer,
-    triangles: np.ndarray,
-    attributes: np.ndarray,
-    image: np.ndarray,
-    threads: int | None,
-) -> np.ndarray:
-    """``image`` (h, w, C), where triangles are visible filled with attributes (N, C)."""
-    threads = _threads(threads, buffer.triangle.size)
-    vertices, own = buffer.vertices, buffer.triangles
-    if vertices.shape[1:] != (3,):  # the rest of an odd buffer the binding refuses
-        raise ValueError(f"the buffer's vertices must have shape (N, 3), not {vertices.shape}")
-    origin = _origin(buffer.origin, *buffer.triangle.shape)
-    given = _triangles(triangles, len(attributes))
-    if given is not own or len(attributes) > len(vertices):
-        # Checked again: the caller may have changed it since, and the kernel indexes memory by it.
-        own = _triangles(own, len(vertices))
-    count = min(len(given), len(own))
-    if not image.size:
-        return image
-    if count:
-        own, given = own[:count], given[:count]
-        done = _kernel.interpolate(
-            vertices, own, *origin, buffer.triangle, given, attributes, image, threads
-        )
-    else:
-        done = not buffer.covered.any()
-    if not done:
-        raise ValueError(
-            f"the buffer shows triangle {buffer.triangle.max()} but there are {len(triangles)}: "
-            "give the triangles it was made from"
-        )
-    return image
-
-
-def _paint(
-    buffer: ZBuffer,
-    triangles: np.ndarray,
-    colors: np.ndarray,
-    under: np.ndarray,
-    alpha: float,
-    image: np.ndarray,
-    threads: int | None,
-) -> None:
-    values = np.zeros(image.shape, np.float32)
-    _interpolate(buffer, triangles, colors, values, threads)
-    threads = _threads(threads, buffer.triangle.size)
-    if values.size:
-        _kernel.blend(buffer.triangle, values, under, alpha, image, threads)
 
 
 # The checks.
@@ -476,8 +382,8 @@ def _floats(
 
 
 def _colors(colors: np.ndarray, name: str = "colors") -> np.ndarray:
-    """(N, C) packed float32 within [0, 1]."""
-    packed = _pack(colors, name)
+    """(N, 3) packed float32 within [0, 1]."""
+    packed = _pack(colors, name, 3)
     if packed.size and not _kernel.values_within(packed, 0, 1):
         _floats(packed, name)
         raise ValueError(
@@ -524,10 +430,9 @@ def _background(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8:
         raise TypeError(f"background must be uint8, not {image.dtype}")
-    if image.ndim != 3 or not image.size or max(image.shape[:2]) > SIDE_LIMIT:
+    if image.shape[2:] != (3,) or not image.size or max(image.shape[:2]) > SIDE_LIMIT:
         raise ValueError(
-            "background must have shape (H, W, C), none of them 0, sides up to "
-            f"{SIDE_LIMIT}, not {image.shape}"
+            f"background must have shape (H, W, 3), sides from 1 to {SIDE_LIMIT}, not {image.shape}"
         )
     return image
 
@@ -546,8 +451,8 @@ def _target(out: np.ndarray | None, background: np.ndarray, alpha: float) -> np.
 
 def _is_packed(image: np.ndarray) -> bool:
     """Whether the pixels of each row lie side by side; the rows may lie anywhere."""
-    _, width, channels = image.shape  # of one thing alone the stride says nothing
-    return (channels == 1 or image.strides[2] == 1) and (width == 1 or image.strides[1] == channels)
+    # of one column alone the stride says nothing
+    return image.strides[2] == 1 and (image.shape[1] == 1 or image.strides[1] == 3)
 
 
 def _source(background: np.ndarray, image: np.ndarray) -> np.ndarray:

@@ -149,7 +149,9 @@ def rasterize(
         return False
     values = np.zeros(image.shape, np.float32)
     interpolate(vertices, triangles, x0, y0, triangle, triangles, colors, values, threads)
-    blend(triangle, values, under, alpha, image, threads)
+    alpha, painted = np.float32(alpha), (values * np.float32(255)).clip(0, 255).astype(np.uint8)
+    blended = np.rint(alpha * painted + (np.float32(1) - alpha) * under).astype(np.uint8)
+    np.copyto(image, blended, where=(triangle >= 0)[..., None])
     return True
 
 
@@ -173,17 +175,3 @@ def interpolate(
     a, b, c = attributes[attribute_triangles[t].T]  # (P, C) each
     image[rows, columns] = _mix(a, b, c, u[:, None], v[:, None])
     return True
-
-
-def blend(
-    triangle: np.ndarray,
-    values: np.ndarray,
-    under: np.ndarray,
-    alpha: float,
-    image: np.ndarray,
-    threads: int,
-) -> None:
-    alpha = np.float32(alpha)
-    colors = (values * np.float32(255)).clip(0, 255).astype(np.uint8)
-    blended = np.rint(alpha * colors + (np.float32(1) - alpha) * under).astype(np.uint8)
-    np.copyto(image, blended, where=(triangle >= 0)[..., None])

@@ -82,9 +82,4 @@ struct Attributes {
 bool interpolate(Mesh mesh, Window window, const std::int32_t* triangle, Attributes attributes,
                  float* image, int threads);
 
-// Paints values (h, w, channels), times 255, clamped, truncated, on the covered pixels of an image:
-// those where triangle (h, w) is not negative.
-void blend(const std::int32_t* triangle, const float* values, int height, int width, int channels,
-           Image image, int threads);
-
 }  // namespace sim3dr

@@ -665,49 +665,17 @@ bool interpolate_row(const Mesh& mesh, Window window, int y, const std::int32_t*
                            image);
 }
 
-// rows(part, begin, end) on each thread, for its share of a picture's rows.
-template <class Rows>
-void in_rows(int height, int threads, const Rows& rows) {
-    const int parts = std::min(threads, height);
-    auto first = [=](Index part) { return static_cast<int>(height * part / parts); };
-    in_parallel(parts, [&](int part) { rows(part, first(part), first(part + 1)); });
-}
-
-SIM3DR_CLONES
-void blend_row(const std::int32_t* triangle, const float* values, int width, int channels,
-               const std::uint8_t* under, float alpha, std::uint8_t* image) {
-    constexpr int SOME = 3 * CHUNK;
-    std::uint8_t pixels[SOME], covered[SOME];
-    const Index total = static_cast<Index>(width) * channels;
-    for (Index start = 0; start < total; start += SOME) {
-        const int count = static_cast<int>(std::min<Index>(SOME, total - start));
-        for (int i = 0; i < count; ++i) {
-            // The weights add to one only up to rounding: clamped, so that casts are defined.
-            const float level = least(greatest(values[start + i] * 255.0f, 0.0f), 255.0f);
-            pixels[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(level));
-        }
-        Index x = start / channels;
-        if (channels == 3)
-            for (int i = 0; i < count; i += 3, ++x)
-                covered[i] = covered[i + 1] = covered[i + 2] = triangle[x] < 0 ? 0 : 255;
-        else
-            for (int i = 0, c = static_cast<int>(start % channels); i < count; ++i) {
-                covered[i] = triangle[x] < 0 ? 0 : 255;
-                if (++c == channels) c = 0, ++x;
-            }
-        put_over(pixels, covered, count, under + start, alpha, image + start);
-    }
-}
-
 }  // namespace
 
 bool interpolate(Mesh mesh, Window window, const std::int32_t* triangle, Attributes attributes,
                  float* image, int threads) {
     const Index room = attributes.channels * Index(STRIDE);
-    std::vector<float> planes(std::min(threads, window.height) * room);
+    const Index parts = std::min(threads, window.height);
+    std::vector<float> planes(parts * room);
     std::atomic<bool> valid{true};
-    in_rows(window.height, threads, [&](int part, int begin, int end) {
-        for (Index y = begin; y < end; ++y)
+    in_parallel(static_cast<int>(parts), [&](int part) {
+        const Index end = window.height * (part + 1) / parts;
+        for (Index y = window.height * part / parts; y < end; ++y)
             if (!interpolate_row(mesh, window, window.y0 + static_cast<int>(y),
                                  triangle + y * window.width, attributes,
                                  planes.data() + part * room,
@@ -715,16 +683,6 @@ bool interpolate(Mesh mesh, Window window, const std::int32_t* triangle, Attribu
                 valid = false;
     });
     return valid;
-}
-
-void blend(const std::int32_t* triangle, const float* values, int height, int width, int channels,
-           Image image, int threads) {
-    in_rows(height, threads, [&](int, int begin, int end) {
-        for (Index y = begin; y < end; ++y)
-            blend_row(triangle + y * width, values + y * width * channels, width, channels,
-                      image.under + y * image.under_stride, image.alpha,
-                      image.pixels + y * image.stride);
-    });
 }
 
 }  // namespace sim3dr

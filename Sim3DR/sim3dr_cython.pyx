@@ -42,7 +42,6 @@ cdef extern from "kernel.h" namespace "sim3dr" nogil:
     cbool _interpolate "sim3dr::interpolate"(
         Mesh, Window, const int32_t*, Attributes, float*, int
     ) except +
-    void _blend "sim3dr::blend"(const int32_t*, const float*, int, int, int, Image, int) except +
 
 
 def values_within(const float[:, ::1] values not None, float low, float high):
@@ -164,22 +163,6 @@ def interpolate(
             &triangle[0, 0], given, &image[0, 0, 0], threads,
         )
     return result
-
-
-def blend(
-    const int32_t[:, ::1] triangle not None,
-    const float[:, :, ::1] values not None,
-    const uint8_t[:, :, :] under not None,
-    float alpha,
-    uint8_t[:, :, :] image not None,
-    int threads,
-):
-    """Values (h, w, C) in [0, 1] painted on the covered pixels of image, as by ``rasterize``."""
-    with nogil:
-        _blend(
-            &triangle[0, 0], &values[0, 0, 0], <int>values.shape[0], <int>values.shape[1],
-            <int>values.shape[2], _image(under, alpha, image), threads,
-        )
 
 
 cdef inline Mesh _mesh(

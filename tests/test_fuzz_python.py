@@ -146,12 +146,7 @@ def test_pictures_of_any_mesh(seed, colors, alpha, reverse, scale, threads):
     options = {"alpha": alpha, "reverse": reverse, "threads": threads}
     arguments = vertices, triangles, colors, background
     named = "colors|alpha|triangles"
-    painted = equal_to_the_twin(Sim3DR.rasterize, named, *arguments, **options)
-    if painted is None or reverse or len(colors) < 9:
-        return
-    buffer = Sim3DR.zbuffer(vertices, triangles, 20, 33)
-    again = Sim3DR.paint(buffer, triangles, colors, background, alpha)
-    np.testing.assert_array_equal(painted, again)
+    equal_to_the_twin(Sim3DR.rasterize, named, *arguments, **options)
 
 
 @given(anything(3, -9, 9), triangle_arrays)

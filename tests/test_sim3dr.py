@@ -65,7 +65,8 @@ def test_drawn_triangle():
     assert drawing(buffer) == ["0000.", "000..", "00...", "0....", "....."]
     assert (buffer.depth[buffer.covered] == 1).all()
     assert np.isneginf(buffer.depth[~buffer.covered]).all()
-    np.testing.assert_array_equal(buffer.barycentric[1, 2], [0.5, 0.25])  # of B (4, 0) and C (0, 4)
+    weights = Sim3DR.interpolate(buffer, ONE, np.array([[0, 0], [1, 0], [0, 1]]))
+    np.testing.assert_array_equal(weights[1, 2], [0.5, 0.25])  # of B (4, 0) and C (0, 4)
 
 
 def test_both_sides_are_painted():
@@ -139,7 +140,7 @@ def everything(
     values: np.ndarray,
     photo: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """What a kernel makes of a mesh, values (N, C) in [0, 1] and a picture (H, W, C)."""
+    """What a kernel makes of a mesh, values (N, C) in [0, 1] and a picture (H, W, 3)."""
     normals, ends = np.empty_like(vertices), np.empty((2, 3), np.float32)
     kernel.vertex_normals(vertices, triangles, normals)
     kernel.bounds(vertices, ends)
@@ -148,19 +149,16 @@ def everything(
     assert kernel.zbuffer(vertices, triangles, -3, 2, depth, triangle, threads)
     found = {"normals": normals, "ends": ends, "depth": depth, "triangle": triangle}
     mesh, window = (vertices, triangles), (-3, 2, triangle)
-    for channels in {3, values.shape[1]}:
-        attributes = np.ascontiguousarray(values[:, :channels])
+    colors = np.ascontiguousarray(values[:, :3])
+    for attributes in (colors, values):
+        channels = attributes.shape[1]
         image = np.full((*size, channels), 7, np.float32)
         assert kernel.interpolate(*mesh, *window, triangles, attributes, image, threads)
         found[f"values {channels}"] = image
-        under = np.ascontiguousarray(photo[..., :channels])
-        for alpha in (1.0, 0.6, 0.123):
-            found[f"blended {channels} {alpha}"] = blended = under.copy()
-            kernel.blend(triangle, image, under, alpha, blended, threads)
-            if channels == 3:
-                found[f"rasterized {alpha}"] = drawn = under.copy()
-                painting = under, alpha, drawn[::-1], threads  # negative stride
-                assert kernel.rasterize(*mesh, -3, 2, attributes, *painting)
+    for alpha in (1.0, 0.6, 0.123):
+        found[f"rasterized {alpha}"] = drawn = photo.copy()
+        painting = photo, alpha, drawn[::-1], threads  # negative stride
+        assert kernel.rasterize(*mesh, -3, 2, colors, *painting)
     return found
 
 
@@ -173,7 +171,7 @@ def test_kernel_equals_slow_twin(kind, seed, widened):
     vertices, triangles = random_mesh(rng, kind)
     vertices[:, 0] *= widened
     values = rng.random((len(vertices), 5), np.float32)
-    photo = rng.integers(0, 256, (20, 30 * widened, 5), np.uint8)
+    photo = rng.integers(0, 256, (20, 30 * widened, 3), np.uint8)
     given = vertices, triangles.astype(np.int32), values, photo
     expected = everything(fallback, 1, *given)
     assert (expected["triangle"] >= 0).any()
@@ -221,8 +219,10 @@ def test_window_is_a_part_of_the_picture():
     vertices, triangles = random_mesh(np.random.default_rng(5), "general")
     whole = Sim3DR.zbuffer(vertices, triangles, 20, 30)
     part = Sim3DR.zbuffer(vertices, triangles, 8, 11, origin=(6, 9))
-    for name in ("depth", "triangle", "barycentric"):
+    for name in ("depth", "triangle"):
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[9:17, 6:17])
+    values = [Sim3DR.interpolate(buffer, triangles, vertices) for buffer in (part, whole)]
+    np.testing.assert_array_equal(values[0], values[1][9:17, 6:17])
 
 
 # ---------------------------------------------------------------- attributes and colours
@@ -231,25 +231,32 @@ def test_window_is_a_part_of_the_picture():
 def test_linear_attribute_is_reproduced():
     vertices, triangles = random_mesh(np.random.default_rng(1), "general")
     buffer = Sim3DR.zbuffer(vertices, triangles, 20, 30)
-    position = Sim3DR.interpolate(buffer, triangles, vertices, fill=-1)
+    position = Sim3DR.interpolate(buffer, triangles, vertices)
     y, x = np.nonzero(buffer.covered)
     expected = np.stack([x, y, buffer.depth[buffer.covered]], -1)
     np.testing.assert_allclose(position[buffer.covered], expected, atol=1e-3)
-    assert (position[~buffer.covered] == -1).all()
+    assert not position[~buffer.covered].any()
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 7])
-def test_colours_are_truncated(channels):
-    colors = np.full((3, channels), 0.5, np.float64)  # 127.5
+def test_colours_are_truncated():
+    colors = np.full((3, 3), 0.5, np.float64)  # 127.5
     image = Sim3DR.rasterize(TRIANGLE, ONE, colors, height=5, width=5)
-    assert image.dtype == np.uint8 and image.shape == (5, 5, channels)
+    assert image.dtype == np.uint8 and image.shape == (5, 5, 3)
     assert (image[0, :4] == 127).all() and (image[0, 4] == 0).all()
-    white = Sim3DR.rasterize(TRIANGLE, ONE, np.ones((3, channels)), height=5, width=5)
+    white = Sim3DR.rasterize(TRIANGLE, ONE, np.ones((3, 3)), height=5, width=5)
     assert (white[0, :4] == 255).all()
 
 
+def painted(
+    buffer: Sim3DR.ZBuffer, triangles: np.ndarray, colors: np.ndarray, under: np.ndarray
+) -> np.ndarray:
+    """What ``rasterize`` promises, by its parts."""
+    values = Sim3DR.interpolate(buffer, triangles, colors) * np.float32(255)
+    return np.where(buffer.covered[..., None], values.clip(0, 255).astype(np.uint8), under)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
-def test_rasterize_equals_paint_over_the_whole_picture(reverse):
+def test_rasterize_equals_its_parts_on_the_whole_picture(reverse):
     rng = np.random.default_rng(2)
     vertices, triangles = random_mesh(rng, "small")
     colors = rng.random((60, 3))
@@ -257,9 +264,9 @@ def test_rasterize_equals_paint_over_the_whole_picture(reverse):
     image = Sim3DR.rasterize(vertices, triangles, colors, background, reverse=reverse)
     buffer = Sim3DR.zbuffer(vertices, triangles, 20, 30)
     if reverse:  # rows h - 1 - y of the background as it is
-        expected = Sim3DR.paint(buffer, triangles, colors, background[::-1])[::-1]
+        expected = painted(buffer, triangles, colors, background[::-1])[::-1]
     else:
-        expected = Sim3DR.paint(buffer, triangles, colors, background)
+        expected = painted(buffer, triangles, colors, background)
     np.testing.assert_array_equal(image, expected)
 
 
@@ -301,49 +308,37 @@ def test_no_triangles(n_vertices):
     assert not Sim3DR.interpolate(buffer, triangles, colors).any()
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_alpha_and_out(channels):
+def test_alpha_and_out():
     rng = np.random.default_rng(6)
     vertices, triangles = random_mesh(rng, "small")
-    colors = rng.random((60, channels))
-    photo, out = rng.integers(0, 256, (2, 20, 30, channels), np.uint8)
+    colors = rng.random((60, 3))
+    photo, out = rng.integers(0, 256, (2, 20, 30, 3), np.uint8)
     buffer = Sim3DR.zbuffer(vertices, triangles, 20, 30)
-    opaque = Sim3DR.paint(buffer, triangles, colors, photo)
+    opaque = painted(buffer, triangles, colors, photo)
     blend = 0.6 * opaque + 0.4 * photo.astype(float)  # never halfway between two levels
     expected = np.where(buffer.covered[..., None], np.rint(blend), photo)
-    np.testing.assert_array_equal(
-        Sim3DR.paint(buffer, triangles, colors, photo, alpha=0.6), expected
-    )
     rasterized = Sim3DR.rasterize(vertices, triangles, colors, photo, alpha=0.6)
     np.testing.assert_array_equal(rasterized, expected)
 
     expected = np.where(buffer.covered[..., None], expected, out)
-    for paint in (
-        lambda out: Sim3DR.paint(buffer, triangles, colors, photo, 0.6, out),
-        lambda out: Sim3DR.rasterize(vertices, triangles, colors, photo, alpha=0.6, out=out),
-    ):
-        target = np.zeros((20, 50, channels), np.uint8)[:, 9:39]  # a region of a larger picture
-        target[:] = out
-        assert paint(target) is target
-        np.testing.assert_array_equal(target, expected)
-        assert not target.base[:, :9].any() and not target.base[:, 39:].any()
+    target = np.zeros((20, 50, 3), np.uint8)[:, 9:39]  # a region of a larger picture
+    target[:] = out
+    drawn = Sim3DR.rasterize(vertices, triangles, colors, photo, alpha=0.6, out=target)
+    assert drawn is target
+    np.testing.assert_array_equal(target, expected)
+    assert not target.base[:, :9].any() and not target.base[:, 39:].any()
     in_place = photo.copy()
     Sim3DR.rasterize(vertices, triangles, colors, in_place, alpha=0.6, out=in_place)
     np.testing.assert_array_equal(in_place, rasterized)
-    strided = np.repeat(photo, 2, 1)[:, ::2]
-    np.testing.assert_array_equal(
-        Sim3DR.paint(buffer, triangles, colors, strided, alpha=0.6), rasterized
-    )
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("views", ["upside down", "shifted rows", "shifted columns"])
-def test_out_may_overlap_the_background(channels, reverse, views):
+def test_out_may_overlap_the_background(reverse, views):
     rng = np.random.default_rng(9)
     vertices, triangles = random_mesh(rng, "small")
-    colors = rng.random((60, channels))
-    memory = rng.integers(0, 256, (21, 31, channels), np.uint8)
+    colors = rng.random((60, 3))
+    memory = rng.integers(0, 256, (21, 31, 3), np.uint8)
 
     def overlapping(memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if views == "upside down":
@@ -355,39 +350,30 @@ def test_out_may_overlap_the_background(channels, reverse, views):
     under, out = (view.copy() for view in overlapping(memory))  # of their own
     alone = {"alpha": 0.3, "reverse": reverse}
     expected = Sim3DR.rasterize(vertices, triangles, colors, under, out=out, **alone)
-    buffer = Sim3DR.zbuffer(vertices, triangles, 20, 30)
-    painted = Sim3DR.paint(buffer, triangles, colors, under, 0.3, overlapping(memory)[1].copy())
     for threads in (1, 3):
         under, out = overlapping(memory.copy())
         image = Sim3DR.rasterize(
             vertices, triangles, colors, under, out=out, threads=threads, **alone
         )
         np.testing.assert_array_equal(image, expected)
-        under, out = overlapping(memory.copy())
-        image = Sim3DR.paint(buffer, triangles, colors, under, 0.3, out, threads)
-        np.testing.assert_array_equal(image, painted)
 
 
-def test_of_one_channel_or_column_the_stride_says_nothing():
-    grey = np.zeros((5, 5), np.uint8)
-    expected = Sim3DR.rasterize(TRIANGLE, ONE, np.ones((3, 1)), height=5, width=5)
-    assert expected.any()
-    view = grey[..., None]
-    assert Sim3DR.rasterize(TRIANGLE, ONE, np.ones((3, 1)), view, out=view) is view
-    np.testing.assert_array_equal(grey[..., None], expected)
+def test_of_one_column_the_stride_says_nothing():
+    expected = Sim3DR.rasterize(TRIANGLE, ONE, np.ones((3, 3)), height=5, width=5)
+    assert expected[:, 0].any()
     photo = np.zeros((5, 50, 3), np.uint8)
     column = photo[:, ::50]
     Sim3DR.rasterize(TRIANGLE, ONE, np.ones((3, 3)), column, out=column)
-    np.testing.assert_array_equal(photo[:, 0, 0], expected[:, 0, 0])
+    np.testing.assert_array_equal(photo[:, 0], expected[:, 0])
     assert not photo[:, 1:].any()
 
 
 def test_buffer_keeps_its_vertices():
     vertices = TRIANGLE.copy()
     buffer = Sim3DR.zbuffer(vertices, ONE, 5, 5)
-    expected = buffer.barycentric
+    expected = Sim3DR.interpolate(buffer, ONE, TRIANGLE)
     vertices *= 3
-    np.testing.assert_array_equal(buffer.barycentric, expected)
+    np.testing.assert_array_equal(Sim3DR.interpolate(buffer, ONE, TRIANGLE), expected)
 
 
 def test_a_buffers_triangles_are_checked_again():
@@ -580,7 +566,6 @@ def test_the_kernel_itself_refuses_none():
         sim3dr_cython.interpolate: (
             values, indices, 0, 0, indices, indices, values, np.float32(image), number,
         ),
-        sim3dr_cython.blend: (indices, np.float32(image), image, 1.0, image, number),
     }  # fmt: skip
     for function, given in arguments.items():
         for k in range(len(given)):
@@ -617,13 +602,14 @@ def test_an_index_outside_leaves_the_picture_as_it_was(monkeypatch, kernel, thre
     ("changes", "error", "message"),
     [
         ({"colors": np.ones((2, 3))}, ValueError, "index the 2 vertices"),
-        ({"colors": np.ones((3, 4))}, ValueError, "4 channels but the background has 3"),
+        ({"colors": np.ones((3, 4))}, ValueError, r"colors must have shape \(N, 3\)"),
         ({"colors": np.full((3, 3), 1.01)}, ValueError, r"within \[0, 1\]"),
         ({"colors": np.full((3, 3), np.nan)}, ValueError, "finite"),
         ({"background": np.zeros((5, 5, 3))}, TypeError, "uint8"),
         ({"background": np.zeros((5, 5), np.uint8)}, ValueError, "shape"),
         ({"background": np.zeros((0, 5, 3), np.uint8)}, ValueError, "shape"),
-        ({"background": np.zeros((2**24 + 1, 1, 3), np.uint8)}, ValueError, "sides up to"),
+        ({"background": np.zeros((5, 5, 4), np.uint8)}, ValueError, r"\(H, W, 3\)"),
+        ({"background": np.zeros((2**24 + 1, 1, 3), np.uint8)}, ValueError, "sides from 1 to"),
         ({"height": 6}, ValueError, "the background is 5 x 5"),
         ({"background": None}, ValueError, "height and width"),
         ({"background": None, "height": 5, "width": 0}, ValueError, "width must be from 1"),
@@ -653,8 +639,6 @@ def test_bad_buffers_and_lights():
     for triangles in (changed.triangles, np.zeros((2, 3), int)):
         with pytest.raises(ValueError, match="index the 3 vertices"):
             Sim3DR.interpolate(changed, triangles, TRIANGLE)
-    with pytest.raises(ValueError, match="buffer's size"):
-        Sim3DR.paint(buffer, ONE, np.ones((3, 3)), np.zeros((5, 6, 3), np.uint8))
     for axis in (0, 1):  # the kernel adds sizes to origins, in int
         for outside in (2**24 - 4, -(2**24) - 1, 2**31 - 1):
             origin = [0, 0]
@@ -663,7 +647,7 @@ def test_bad_buffers_and_lights():
                 Sim3DR.zbuffer(TRIANGLE, ONE, 5, 5, origin=origin)
     with pytest.raises(ValueError, match="normals must be"):
         Sim3DR.shade(TRIANGLE, TRIANGLE[:2])
-    with pytest.raises(ValueError, match="texture must be"):
+    with pytest.raises(ValueError, match="texture must have shape"):
         Sim3DR.shade(TRIANGLE, TRIANGLE, texture=np.ones((3, 1)))
 
 
