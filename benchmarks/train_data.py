@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from benchmarks.tables import median_and_quartiles
 from utils.assets import ROOT, find_face_model
-from utils.augmentation import PublishedAugmentation, make_augmentation
+from utils.augmentation import AUGMENTATIONS, PublishedAugmentation
 from utils.cli import at_least, run_script, script_parser
 from utils.datasets import (
     PUBLISHED_CROPS,
@@ -123,7 +123,7 @@ def published_way(samples: SampleBySample, workers: int) -> Iterator[torch.Tenso
 def ours(
     faces: Faces, augmentation: str, workers: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    augment, generator = make_augmentation(augmentation, faces.face_model), torch.Generator()
+    augment, generator = AUGMENTATIONS[augmentation](faces.face_model), torch.Generator()
     pinned = device.type == "cuda"
     for batch in batches(faces, None, len(faces), BATCH, 0, 0, workers=workers, pin_memory=pinned):
         yield augment(batch.to(device), generator)[0]

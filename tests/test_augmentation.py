@@ -11,7 +11,6 @@ from torch import Tensor
 from tests.conftest import asset
 from utils.assets import STARTER_FACE_MODEL
 from utils.augmentation import (
-    AUGMENTATIONS,
     CPU_CHUNK,
     GREY,
     Augment,
@@ -21,7 +20,6 @@ from utils.augmentation import (
     StrongAugmentation,
     StrongSettings,
     blur,
-    make_augmentation,
     sample_images,
     source_grid,
 )
@@ -430,13 +428,6 @@ def test_larger_pictures_are_centred(batch):
     expected = Augment()(batch, generator())[1:]
     found = PublishedAugmentation()(batch, generator())[1:]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def test_augmentations_by_name(face_model):
-    for name in AUGMENTATIONS:
-        make_augmentation(name, face_model)
-    with pytest.raises(ValueError, match=r"weak.*published.*strong.*none"):
-        make_augmentation("weak", face_model)
 
 
 # ------------------------------------------------------------------------------ the published way

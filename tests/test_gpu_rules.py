@@ -11,7 +11,7 @@ from benchmarks.gpu import FramesToLandmarks, plainly
 from FaceBoxes.network import TorchEngine
 from model_building import load_synergynet
 from utils import assets, training
-from utils.augmentation import AUGMENTATIONS, Batch, make_augmentation
+from utils.augmentation import AUGMENTATIONS, Batch
 from utils.datasets import write_packed
 from utils.distributed import World
 from utils.evaluation import torch_network
@@ -67,9 +67,9 @@ def test_augmentation_stays_on_the_device_and_never_waits(face_model, name, side
         torch.from_numpy(face_model.landmarks(parameters)),
         torch.tensor([[0.0, 0.0, side, side - 20]]).expand(12, 4),
     )
-    expected = make_augmentation(name, face_model)(batch, torch.Generator().manual_seed(0))
+    expected = AUGMENTATIONS[name](face_model)(batch, torch.Generator().manual_seed(0))
     with pretend_gpu() as gpu:
-        augment = make_augmentation(name, face_model)
+        augment = AUGMENTATIONS[name](face_model)
         made = augment(batch.to(GPU), torch.Generator().manual_seed(0))
         assert gpu.waits == []
         assert all(isinstance(tensor, GpuTensor) for tensor in made)

@@ -20,7 +20,7 @@ import main_train
 from loss_definition import LOOPS
 from model_building import SynergyNet, load_synergynet
 from utils.assets import find_face_model
-from utils.augmentation import make_augmentation
+from utils.augmentation import Augment
 from utils.cli import at_least, run_script, script_parser
 from utils.datasets import Faces, open_training_set
 from utils.draw import contact_sheet, draw_landmarks
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 @torch.inference_mode()
 def predict_landmarks(model: SynergyNet, faces: Faces) -> np.ndarray:
     """(n, 3, 68) raw landmarks of every face of a set, crop frame, at the training size."""
-    augment, landmarks = make_augmentation("none", model.face_model), []
+    augment, landmarks = Augment(), []
     for indices in np.array_split(np.arange(len(faces)), max(1, len(faces) // 100)):
         images = augment(faces.batch(indices), torch.Generator(), TRAIN_SIZE)[0]
         landmarks.append(model(images, "backbone").landmarks.float().numpy())

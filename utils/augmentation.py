@@ -1,6 +1,6 @@
 """Training augmentation in batches of tensors, on whatever device the batch lies.
 
-Three ways, all called ``augment(batch, generator, size)`` (``make_augmentation``): ``none``,
+Three ways, all called ``augment(batch, generator, size)`` (``AUGMENTATIONS``): ``none``,
 ``published`` and ``strong``.
 
 Geometry is exact: the camera parameters are changed by the same similarity that moves the pixels,
@@ -564,16 +564,3 @@ AUGMENTATIONS: dict[str, Callable[[MorphableModel], Augment]] = {
     "strong": StrongAugmentation,
     "none": lambda face_model: Augment(),
 }
-
-
-def make_augmentation(name: str, face_model: MorphableModel) -> Augment:
-    """An augmentation by its name in ``AUGMENTATIONS``.
-
-    Raises:
-        ValueError: another name.
-    """
-    if name not in AUGMENTATIONS:
-        raise ValueError(
-            f"unknown augmentation {name!r}; expected one of: {', '.join(AUGMENTATIONS)}"
-        )
-    return AUGMENTATIONS[name](face_model)

@@ -28,7 +28,7 @@ from backbone_nets.strided_depthwise import speed_up_strided_depthwise
 from loss_definition import LOOPS, LOSS_WEIGHTS, SynergyLoss, runs_inverse, runs_refiner, total
 from model_building import SynergyNet, evaluation_mode, load_learnable
 from utils.aflw2000 import DEFAULT_FOLDER, open_benchmark
-from utils.augmentation import Augment, Batch, make_augmentation
+from utils.augmentation import AUGMENTATIONS, Augment, Batch
 from utils.checkpoint import check_face_model, read_checkpoint, write_checkpoint
 from utils.cli import lasting, say
 from utils.datasets import (
@@ -343,7 +343,7 @@ class Trainer:
             step = DistributedDataParallel(step, device_ids=ids)
             step.broadcast_buffers = not is_shared  # the argument is deprecated since torch 2.13
         self.step, self.snapshot = step, Snapshot(self.model)
-        self.augment = make_augmentation(options.augment, face_model)
+        self.augment = AUGMENTATIONS[options.augment](face_model)
         self.plain = Augment(PROTOCOL_BORDER if options.augment == "published" else 0)
 
         self.description = (
