@@ -26,7 +26,7 @@ from starter_kit.fit_labels import LABEL_SIDE
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils.boxes import intersections
 from utils.files import map_npy, read_npz
-from utils.pictures import read_zipped_image
+from utils.pictures import decode_image, read_image, read_zipped_image
 
 SHARDS = 4  # zip files of face crops
 # Share of each kind of training picture; all but the first two are kinds of the picture set.
@@ -71,11 +71,6 @@ def boxes_from_landmarks(landmarks: np.ndarray) -> np.ndarray:
     nose = (landmarks[:, :, 30] - (low + high) / 2) / size
     corners = np.column_stack([np.ones(len(nose), np.float32), nose]) @ LANDMARKS_TO_BOX
     return np.concatenate([low, high], axis=1) + corners * size
-
-
-def decode(content: bytes) -> np.ndarray | None:
-    """A picture file's bytes -> (H, W, 3) uint8 BGR; None where they are no picture."""
-    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
 
 class TrainingPictures(Dataset):
@@ -160,13 +155,11 @@ class TrainingPictures(Dataset):
         """Add a folder's pictures, with the boxes that the teacher's ``weights`` give them.
 
         Raises:
-            ValueError: a file is no picture that OpenCV reads.
+            OSError, ValueError: a file is no picture that OpenCV reads.
         """
         detector = FaceBoxes(weights, "cpu", score_threshold=UNSURE)
         for path in tqdm(sorted(folder.iterdir()), desc="unlabelled", leave=False):
-            image = decode(path.read_bytes())
-            if image is None:
-                raise ValueError(f"{path}: not a picture that can be read; take it out of {folder}")
+            image = read_image(path)
             boxes = detector(image).astype(np.float32)
             sure = int((boxes[:, 4] >= 0.5).sum())
             kind = "crowd" if sure > 4 else "photo" if sure else "scene"
@@ -314,7 +307,7 @@ class TrainingPictures(Dataset):
             image, landmarks = np.array(self.views[0][i]), self.views[1][i]
         else:
             i = min(int(np.searchsorted(self.portrait_share, rng.random())), len(self.crops) - 1)
-            image, landmarks = decode(self.crops[i]), self.crop_landmarks[i]
+            image, landmarks = decode_image(self.crops[i]), self.crop_landmarks[i]
             if rng.random() < 0.5:
                 image = filled_outside(image, self.crop_valid[i], rng.integers(0, 256, 3))
         if rng.random() < 0.5:
@@ -353,7 +346,7 @@ class TrainingPictures(Dataset):
         box, valid = self.crop_boxes[i], self.crop_valid[i]
         size = np.tile(box[2:] - box[:2], 2)
         margin = rng.uniform(0.03, 0.7, 4) * size * (-1, -1, 1, 1)
-        image = decode(self.crops[i])
+        image = decode_image(self.crops[i])
         low = np.maximum(np.floor(box[:2] + margin[:2]), np.maximum(valid[:2], 0)).astype(int)
         high = np.minimum(np.ceil(box[2:] + margin[2:]), valid[2:]).astype(int)
         part = image[low[1] : high[1], low[0] : high[0]]
@@ -367,7 +360,7 @@ class TrainingPictures(Dataset):
         """A small picture without a face: skin and hair from a part of one, or a thing."""
         if rng.random() < 0.5:
             i = int(rng.integers(len(self.crops)))
-            image, box = decode(self.crops[i]), np.clip(self.crop_boxes[i], 0, LABEL_SIDE)
+            image, box = decode_image(self.crops[i]), np.clip(self.crop_boxes[i], 0, LABEL_SIDE)
             size = (rng.uniform(0.2, 0.5, 2) * (box[2:] - box[:2])).astype(int)
             low = rng.uniform(box[:2], box[2:] - size).astype(int)
         else:
@@ -502,8 +495,8 @@ def photometric(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         noise = rng.normal(0, rng.uniform(3, 14), image.shape)
         image = np.clip(image + noise, 0, 255).astype(np.uint8)
     if rng.random() < 0.15:
-        quality = int(rng.integers(20, 70))
-        image = decode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 70))]
+        image = decode_image(cv2.imencode(".jpg", image, quality)[1].tobytes())
     return image
 
 
