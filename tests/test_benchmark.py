@@ -111,13 +111,13 @@ def test_past_the_profile_published_formulas_throw_the_face_over(copy, data, tru
 def test_dense(data, truth, face_model, monkeypatch, batch):
     monkeypatch.setattr(evaluation, "BATCH", batch)
     assert not data.dense.points.flags.writeable and not data.dense.indices.flags.writeable
-    errors = evaluation.dense_errors(face_model, data.dense, data, truth)
+    errors = evaluation.dense_errors(face_model, data, truth)
     assert errors.shape == (COUNT,) and errors.max() < 1e-3
     size = metrics.box_size(data.landmarks["original"])
     moved = replace(truth, parameters=truth.parameters.copy())
     moved.parameters[:, 3] += 3  # crop pixels to the right
     scale = (data.roi_boxes[:, 2] - data.roi_boxes[:, 0]) / 120
-    errors = evaluation.dense_errors(face_model, data.dense, data, moved)
+    errors = evaluation.dense_errors(face_model, data, moved)
     np.testing.assert_allclose(errors, 100 * 3 * scale / size, rtol=1e-3)
 
 
@@ -156,7 +156,7 @@ def test_scoring_changes_nothing(data, truth, face_model):
     runs = []
     for _ in range(2):
         scores, samples = evaluation.score(data, truth)
-        dense = evaluation.dense_errors(face_model, data.dense, data, truth)
+        dense = evaluation.dense_errors(face_model, data, truth)
         boxes = evaluation.score_boxes(data, truth, truth, np.arange(COUNT))
         runs.append((json.dumps([scores, boxes]), np.stack([*samples.values(), dense])))
     assert runs[0][0] == runs[1][0]

@@ -154,15 +154,16 @@ def score_all(inputs: Inputs, options: argparse.Namespace) -> tuple[dict, evalua
         if not count:
             missing.append(f"no face with a yaw of {degrees}: there is no mean of the yaw bins")
 
-    if data.dense is not None:
-        try:
-            errors = evaluation.dense_errors(inputs.face_model, data.dense, data, prediction)
-        except evaluation.OtherFaceModelError as error:
-            missing.append(f"{error}: the dense mesh is not scored")
-        else:
-            found = evaluation.face_scores(errors, data.yaw)
-            scores["dense"] = {"vertices": len(data.dense.indices), "nme": found}
-            samples["nme_dense"] = errors
+    vertices = inputs.face_model.num_vertices
+    if data.dense is not None and data.dense.num_vertices != vertices:
+        missing.append(
+            f"the dense labels are of a face model with {data.dense.num_vertices} vertices, not "
+            f"{vertices}: the dense mesh is not scored"
+        )
+    elif data.dense is not None:
+        samples["nme_dense"] = evaluation.dense_errors(inputs.face_model, data, prediction)
+        found = evaluation.face_scores(samples["nme_dense"], data.yaw)
+        scores["dense"] = {"vertices": len(data.dense.indices), "nme": found}
     if inputs.aflw is None:
         missing.append(f"no {AFLW_LIST}: AFLW's 21 points are not scored (--aflw)")
     else:

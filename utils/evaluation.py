@@ -26,7 +26,6 @@ from utils.aflw2000 import (
     BOX_TO_LABEL_FRAME,
     Aflw21,
     BenchmarkSet,
-    DenseLabels,
     crop_to_label_frame,
 )
 from utils.boxes import overlaps
@@ -316,24 +315,13 @@ def face_scores(errors: np.ndarray, yaw: np.ndarray) -> dict[str, float]:
     }
 
 
-class OtherFaceModelError(ValueError):
-    """Labels of mesh vertices do not belong to the face model."""
-
-
 def dense_errors(
-    face_model: MorphableModel, dense: DenseLabels, data: BenchmarkSet, prediction: Prediction
+    face_model: MorphableModel, data: BenchmarkSet, prediction: Prediction
 ) -> np.ndarray:
-    """(n,) NME of the labelled mesh vertices, percent: their mean 2D distance over sqrt(w * h) of
-    the original landmarks' box, as for the landmarks themselves.
-
-    Raises:
-        OtherFaceModelError: the labels belong to a face model with another number of vertices.
-    """
-    if face_model.num_vertices != dense.num_vertices:
-        raise OtherFaceModelError(
-            f"the dense labels are of a face model with {dense.num_vertices} vertices, "
-            f"not {face_model.num_vertices}"
-        )
+    """(n,) NME of the mesh vertices that ``data.dense`` labels, which belong to the face model,
+    percent: their mean 2D distance over sqrt(w * h) of the original landmarks' box, as for the
+    landmarks themselves."""
+    dense = data.dense
     chosen = replace(
         face_model,
         mean=face_model.mean[:, dense.indices],
