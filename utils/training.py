@@ -421,14 +421,7 @@ class Trainer:
                 f"{self.last}: stopped in the middle of an epoch drawn with {', '.join(changed)}; "
                 "resume with the same settings"
             )
-        recipe = self._recipe()
-        # older files do not name the losses, the processes in the plan, and had no choice of norm
-        unsaid = {
-            "losses": recipe["losses"],
-            "processes": state["plan"].get("processes"),
-            "norm": "all",
-        }
-        before = unsaid | state["recipe"]
+        before, recipe = state["recipe"], self._recipe()
         changed += differences(before, recipe)
         if changed and self.world.is_main:
             say(f"{self.last}: goes on with other settings: {', '.join(changed)}")
@@ -449,10 +442,10 @@ class Trainer:
                 f"--init {self.last}"
             ) from error
         self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
-        if before["losses"] != recipe["losses"]:
+        if before.get("losses") != recipe["losses"]:
             self.progress.counted, self.progress.sums = 0, {}  # means of other terms, or none
-        same_faces = state.get("validation", self.val_fingerprint) == self.val_fingerprint
-        if same_faces and _cut(state["recipe"]) == _cut(recipe):
+        same_faces = state.get("validation") == self.val_fingerprint
+        if same_faces and _cut(before) == _cut(recipe):
             return
         if not (same_faces or self.options.val):
             raise ValueError(
