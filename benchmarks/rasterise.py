@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 
 import Sim3DR
+from benchmarks.tables import median_and_quartiles
 from Sim3DR import fallback
 from utils.cli import at_least, run_script, script_parser
 from utils.render import render_mesh_overlay
@@ -106,14 +107,9 @@ def milliseconds(
     return times
 
 
-def summary(times: np.ndarray) -> str:
-    low, median, high = np.percentile(times, [25, 50, 75])
-    return f"{median:.2f} | {times.min():.2f} | {low:.2f}–{high:.2f}"
-
-
 def against_plain(grid: int, repeats: int) -> None:
-    print("\n| mesh (px) | what | threads | median ms | min | quartiles | plain / this |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n| mesh (px) | what | threads | median ms | quartiles | plain / this |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         plain = compile_plain(folder)
         for size in (160, 2000):
@@ -139,7 +135,8 @@ def against_plain(grid: int, repeats: int) -> None:
                     what = name.split(",")[0]
                     ratio = np.median(times[f"{what}, plain"]) / np.median(taken)
                     used = 1 if "plain" in name else threads
-                    print(f"| {size} | {name} | {used} | {summary(taken)} | {ratio:.1f} |")
+                    cells = median_and_quartiles(taken)
+                    print(f"| {size} | {name} | {used} | {cells} | {ratio:.1f} |")
 
 
 def overlay_steps(grid: int, size: float, height: int, width: int) -> Steps:
@@ -159,8 +156,8 @@ def overlay_steps(grid: int, size: float, height: int, width: int) -> Steps:
 
 
 def steps_of_an_overlay(grid: int, repeats: int) -> None:
-    print("\n| mesh, photo (px) | step | median ms | min | quartiles | numpy / this |")
-    print("|---|---|---|---|---|---|")
+    print("\n| mesh, photo (px) | step | median ms | quartiles | numpy / this |")
+    print("|---|---|---|---|---|")
     native = Sim3DR._kernel
     for case in PHOTOS:
         steps = overlay_steps(grid, *case)
@@ -172,7 +169,7 @@ def steps_of_an_overlay(grid: int, repeats: int) -> None:
                 Sim3DR._kernel = native
                 slower = f"{numpy_times[0] / np.median(times):.0f}"
             sizes = "{}, {} x {}".format(*case)
-            print(f"| {sizes} | {name} | {summary(times)} | {slower} |")
+            print(f"| {sizes} | {name} | {median_and_quartiles(times)} | {slower} |")
 
 
 def growth(grid: int, repeats: int) -> None:
