@@ -1,9 +1,9 @@
 """Writes a coloured 3D mesh of every face: from a UV map, or textured with the photo itself.
 
-python artistic.py -f art-all/122.png
-python artistic.py -f texture_data/real --precropped --uv-dir texture_data/uv_real
 python artistic.py -f photo.jpg --texture photo --format obj,glb
 python artistic.py -f photo.jpg --texture photo --expression-from smile.jpg --turntable gif
+python artistic.py -f art-all/122.png           # the published job: needs the published files
+python artistic.py -f texture_data/real --precropped --uv-dir texture_data/uv_real
 """
 
 import argparse

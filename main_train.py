@@ -63,7 +63,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     model = parser.add_argument_group("model")
     add(model, "--backbone", f"image encoder: {', '.join(BACKBONES)}",
         choices=BACKBONES, default="mobilenet_v2", metavar="NAME")  # fmt: skip
-    add(model, "--heads", "point networks end in a ReLU, or signed",
+    add(model, "--heads", "outputs of the point networks: ReLU, or linear",
         choices=HEADS, default="published")  # fmt: skip
     add(model, "--loop", "what is trained; each adds to those before",
         choices=LOOPS, default="full")  # fmt: skip
