@@ -1,7 +1,7 @@
-"""Writes a coloured 3D mesh of every face: from a UV map, or textured with the photo itself.
+"""Writes a coloured 3D mesh of every face: textured with the photo itself, or from a UV map.
 
-python artistic.py -f photo.jpg --texture photo --format obj,glb
-python artistic.py -f photo.jpg --texture photo --expression-from smile.jpg --turntable gif
+python artistic.py -f photo.jpg --format obj,glb
+python artistic.py -f photo.jpg --expression-from smile.jpg --turntable gif
 python artistic.py -f art-all/122.png           # the published job: needs the published files
 python artistic.py -f texture_data/real --precropped --uv-dir texture_data/uv_real
 """
@@ -9,7 +9,8 @@ python artistic.py -f texture_data/real --precropped --uv-dir texture_data/uv_re
 import argparse
 from pathlib import Path
 
-from utils import artistic_script, texture
+from utils import texture
+from utils.artistic_script import write_meshes
 from utils.cli import comma_list, run_script, script_parser, within
 from utils.mesh_io import FRAMES, MESH_SUFFIXES
 from utils.photo_script import add_photo_options, load_model, parse_photo_options
@@ -18,9 +19,10 @@ from utils.turntable import WRITERS
 FORMATS = tuple(suffix[1:] for suffix in MESH_SUFFIXES)
 CLIPS = tuple(suffix[1:] for suffix in WRITERS)
 EPILOG = """\
---texture uv (default): NAME.png is coloured from UV_DIR/NAME_fake_B.png, X_real_A.png from
-UV_DIR/X_fake_B.png. The published maps need the published face model (3dmm_data).
---texture photo needs no other file.
+--texture photo needs no other file; it is the default on the bundled face model, unless --uv-dir
+is given. --texture uv is the default on any other: NAME.png is coloured from
+UV_DIR/NAME_fake_B.png, X_real_A.png from UV_DIR/X_fake_B.png. The published maps need the published
+face model (3dmm_data).
 
 written for each photo NAME that has a face; further faces are NAME_1, NAME_2, ...:
   OUT/obj/NAME.obj                 --texture uv: as published, v x y z r g b
@@ -52,8 +54,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add_photo_options(parser)
     add = parser.add_argument
     add("--precropped", action="store_true", help="each photo is one face's square crop")
-    add("--texture", choices=("uv", "photo"), default="uv",
-        help="colours from --uv-dir (default), or from the photo itself")  # fmt: skip
+    add("--texture", choices=("photo", "uv"),
+        help="colours from the photo itself, or from --uv-dir (default: see below)")  # fmt: skip
     add("--uv-dir", type=Path, help="UV maps (uv_art; --precropped: texture_data/uv_real)")
     add("--texture-size", type=within(*texture.SIZE_RANGE), default=texture.DEFAULT_SIZE,
         help=f"texels a side of a photo's texture ({texture.DEFAULT_SIZE})")  # fmt: skip
@@ -77,18 +79,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
             parser.error("--expression-from has no effect on a neutral face (--expression 0)")
     if options.texture == "photo" and options.uv_dir:
         parser.error("--uv-dir is for --texture uv")
-    if not options.uv_dir:
-        options.uv_dir = (
-            artistic_script.PRECROPPED_UV_FOLDER
-            if options.precropped
-            else artistic_script.UV_FOLDER
-        )
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    return artistic_script.write_meshes(options, load_model(options))
+    return write_meshes(options, load_model(options))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """artistic.py: which files it writes, where colours come from, messages and exit codes."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -340,7 +341,7 @@ def test_published_uv_maps_are_not_for_the_bundled_face_model(run, monkeypatch, 
     write_picture(Path("a.png"), photo((20, 30, 40)))
     write_picture(Path("uv_art/a_fake_B.png"), uv_map())
     write_picture(Path("mine/a_fake_B.png"), uv_map())
-    for arguments in ((), ("--uv-dir", str(Path("uv_art").absolute()))):
+    for arguments in (("--texture", "uv"), ("--uv-dir", str(Path("uv_art").absolute()))):
         code, output = run("-f", "a.png", *arguments)
         assert code == 2 and not written()
         assert "uv_art: published UV maps belong to the published face model" in output
@@ -349,3 +350,7 @@ def test_published_uv_maps_are_not_for_the_bundled_face_model(run, monkeypatch, 
     assert "mine: its UV maps are read as made for the bundled face model" in output
     code, output = run("-f", "a.png", "--texture", "photo")
     assert code == 0 and "UV maps" not in output
+    by_photo = written()
+    shutil.rmtree("inference_output")
+    code, output = run("-f", "a.png")  # what works on a fresh machine
+    assert code == 0 and "the photo's own (--texture photo)" in output and written() == by_photo

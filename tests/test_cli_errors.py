@@ -15,11 +15,10 @@ import pytest
 import torch
 from conftest import ROOT, Evil, run_python
 
-import artistic
 import benchmark
 import main_train
 import singleImage
-from utils import assets
+from utils import artistic_script, assets
 from utils.cli import lasting
 
 ASTRONAUT = ROOT / "img" / "astronaut.jpg"
@@ -270,10 +269,8 @@ def test_published_folders_are_the_repositorys_wherever_one_stands(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert main_train.parse_options([]).data == ROOT
     assert benchmark.parse_options([]).data == ROOT / "aflw2000_data"
-    photo = ["-f", str(ASTRONAUT)]
-    assert artistic.parse_options(photo).uv_dir == ROOT / "uv_art"
-    cropped = artistic.parse_options([*photo, "--precropped"])
-    assert cropped.uv_dir == ROOT / "texture_data" / "uv_real"
+    assert artistic_script.UV_FOLDER == ROOT / "uv_art"
+    assert artistic_script.PRECROPPED_UV_FOLDER == ROOT / "texture_data" / "uv_real"
 
 
 def test_durations_have_a_unit_of_their_size():

@@ -387,7 +387,7 @@ def test_a_failed_export_writes_nothing(small, tmp_path, call, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_file(small, tmp_path, run_wrongly, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(small, tmp_path, call, monkeypatch):
     old = tmp_path / "out" / "synergynet_parameters.onnx"
     old.parent.mkdir()
     old.write_bytes(b"old")
@@ -397,5 +397,6 @@ def test_a_failed_write_leaves_the_old_file(small, tmp_path, run_wrongly, monkey
 
     monkeypatch.setattr("utils.files.os.replace", full)
     monkeypatch.setattr(export_onnx, "export_graph", lambda *_: b"new")
-    assert os.strerror(28) in run_wrongly(*small, "-o", old.parent)
+    code, told = call(export_onnx.main, *small, "-o", old.parent)
+    assert code == 1 and os.strerror(28) in told
     assert [path.read_bytes() for path in old.parent.iterdir()] == [b"old"]

@@ -37,6 +37,13 @@ def write_meshes(options: argparse.Namespace, model: SynergyNet) -> int:
             it, the photo of ``expression_from`` gives none, or nothing can be written.
     """
     texture.require_texture_coordinates(model.face_model)
+    if options.texture is None:
+        maps_are_others = not options.uv_dir and is_bundled(model.face_model)
+        options.texture = "photo" if maps_are_others else "uv"
+        if maps_are_others:
+            say("texture: the photo's own (--texture photo): published UV maps need 3dmm_data")
+    if not options.uv_dir:
+        options.uv_dir = PRECROPPED_UV_FOLDER if options.precropped else UV_FOLDER
     is_mapped = options.texture == "uv"
     map_of = partial(texture.uv_map_path, folder=options.uv_dir) if is_mapped else None
     finished = finished_photos(options, model, map_of)
@@ -53,6 +60,13 @@ def write_meshes(options: argparse.Namespace, model: SynergyNet) -> int:
     return run_on_photos(options, find_faces, writer, finished)
 
 
+def is_bundled(face_model: MorphableModel) -> bool:
+    """Whether it is the starter kit's, from whatever file."""
+    if not assets.STARTER_FACE_MODEL.is_file():
+        return False
+    return face_model.fingerprint == load_morphable_model(assets.STARTER_FACE_MODEL).fingerprint
+
+
 def check_uv_folder(folder: Path, face_model: MorphableModel) -> str:
     """Published UV maps belong to the published face model: another one has its eyes elsewhere.
 
@@ -62,10 +76,7 @@ def check_uv_folder(folder: Path, face_model: MorphableModel) -> str:
     Raises:
         ValueError: the folder is the published maps', and the face model the bundled one.
     """
-    if not assets.STARTER_FACE_MODEL.is_file():  # so it is not in use
-        return ""
-    bundled = load_morphable_model(assets.STARTER_FACE_MODEL)
-    if face_model.fingerprint != bundled.fingerprint:
+    if not is_bundled(face_model):
         return ""
     if folder.resolve() in (f.resolve() for f in (UV_FOLDER, PRECROPPED_UV_FOLDER)):
         raise ValueError(
@@ -76,7 +87,7 @@ def check_uv_folder(folder: Path, face_model: MorphableModel) -> str:
         )
     return (
         f"{folder}: its UV maps are read as made for the bundled face model "
-        f"({assets.shown(bundled.source)}); published ones belong to 3dmm_data"
+        f"({assets.shown(assets.STARTER_FACE_MODEL)}); published ones belong to 3dmm_data"
     )
 
 
