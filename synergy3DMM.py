@@ -17,12 +17,10 @@ upright = frontal(with_expression(faces[0], factor=0))
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat, starmap, zip_longest
 from numbers import Integral
-from threading import Thread
 from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
@@ -147,12 +145,12 @@ class SynergyNet:
             )
 
         def open_pipeline() -> FacePipeline:
-            # reading and hashing leave a core for the detector
-            start = _meanwhile if self.engine == "onnx" else nullcontext
-            with start(open_detector) as opened_detector:
+            with ThreadPoolExecutor(1) as pool:  # reading and hashing leave a core for the detector
+                opening = pool.submit(open_detector) if self.engine == "onnx" else None
                 model = load_morphable_model(face_model)
                 regressor = open_regressor(self.engine, weights, model, self.device, threads)
-                return FacePipeline(opened_detector(), regressor, model)
+                finder = opening.result() if opening else open_detector()
+            return FacePipeline(finder, regressor, model)
 
         self.engine, self.device = choose_engine(engine, device)
         reason = ""
@@ -314,25 +312,3 @@ def _reopened(kind: type[SynergyNet], settings: tuple) -> SynergyNet:
     model = kind.__new__(kind)
     SynergyNet.__init__(model, *settings)
     return model
-
-
-@contextmanager
-def _meanwhile(work: Callable[[], Detector]) -> Iterator[Callable[[], Detector]]:
-    """``work()`` in a thread, beside the block; what the block gets waits for the result.
-
-    No pool: those take nothing once the main thread has ended, though others are still at work.
-    """
-    done: Future[Detector] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 (raised by ``result``)
-            done.set_exception(error)
-
-    thread = Thread(target=run)
-    thread.start()
-    try:
-        yield done.result
-    finally:
-        thread.join()

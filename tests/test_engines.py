@@ -451,21 +451,6 @@ def test_a_warm_run_imports_no_more_than_it_needs(tmp_path):
     assert len(list(tmp_path.rglob("*.jpg"))) == 3
 
 
-def test_a_thread_that_outlives_the_main_one_can_open_a_model():
-    program = """
-from threading import Thread, main_thread
-
-def work():
-    main_thread().join()
-    from synergy3DMM import SynergyNet
-    print(len(SynergyNet(device="cpu")("img/astronaut.jpg")))
-
-Thread(target=work).start()
-"""
-    done = run_python("-c", program)
-    assert done.stdout == "1\n", done.stderr
-
-
 def test_one_thread_at_a_time_on_an_apple_gpu():
     apple = torch.device("mps")
     with runtime.alone_on(apple), ThreadPoolExecutor(1) as pool:
