@@ -982,6 +982,38 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, model, frames, form):
     assert found == list(range(len(found))) and len(found) > 1
 
 
+@pytest.mark.parametrize("room", [0, 2])
+def test_a_full_disk_leaves_no_row_without_time_and_no_empty_file(
+    tmp_path, model, frames, monkeypatch, room
+):
+    append, written = video_numbers._append, []
+
+    def limited(file, content: bytes) -> None:
+        if content.startswith(b"{"):
+            if len(written) == room:
+                raise OSError("full")
+            written.append(content)
+        append(file, content)
+
+    monkeypatch.setattr(video_numbers, "_append", limited)
+    (tmp_path / "o.jsonl").write_text("an earlier run's")
+    tracked = [(1, model(frames[0], dense=False)[0])]
+    with VideoNumbers(tmp_path / "o.mp4", ("jsonl", "npz")) as numbers:
+        with pytest.raises(OSError, match="full"):
+            [numbers.add(t, t / 25, tracked) for t in range(9)]
+    if room:
+        table = np.load(tmp_path / "o.npz")
+        assert (
+            len(table["frame"])
+            == len(table["frame_time"])
+            == len(lines_of(numbers.files[0]))
+            == room
+        )
+    else:
+        assert (tmp_path / "o.jsonl").read_text() == "an earlier run's"
+        assert [path.name for path in tmp_path.iterdir()] == ["o.jsonl"] and not numbers.files
+
+
 # ------------------------------------------------------------------------------------ wrong usage
 
 

@@ -70,9 +70,12 @@ class VideoNumbers:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if error is None and not self.times:  # perhaps there was no room for the first one
+            error = OSError("no frame")
         with self.rows:
-            self.open_files.__exit__(kind, error, trace)  # it gets its name, or goes
-            if kind is not None or not self.times:  # an earlier run's files stay
+            # they get their names, or go
+            self.open_files.__exit__(error and type(error), error, trace)
+            if error is not None:  # an earlier run's files stay
                 return
             if "npz" in self.formats:
                 self._write_table()
@@ -108,12 +111,6 @@ class VideoNumbers:
         """
         if not self.times:
             self._begin()
-        if "npz" in self.formats:
-            rows = np.zeros(len(tracked), ROW)
-            for row, (face_id, face) in zip(rows, tracked, strict=True):
-                row["frame"], row["time"], row["id"] = frame, seconds, face_id
-                fill_row(row, face)
-            _append(self.rows, rows.tobytes())
         if "jsonl" in self.formats:
             faces = [{"id": face_id} | face_to_json(face) for face_id, face in tracked]
             line = {"frame": frame, "time": round(seconds, 6), "faces": faces}
@@ -124,6 +121,12 @@ class VideoNumbers:
             table = csv.writer(text, lineterminator="\n")
             table.writerows((*start, face_id, *csv_numbers(face)) for face_id, face in tracked)
             _append(self.sheet, text.getvalue().encode())
+        if "npz" in self.formats:  # last: every row has its frame's time
+            rows = np.zeros(len(tracked), ROW)
+            for row, (face_id, face) in zip(rows, tracked, strict=True):
+                row["frame"], row["time"], row["id"] = frame, seconds, face_id
+                fill_row(row, face)
+            _append(self.rows, rows.tobytes())
         self.times.append(seconds)
 
 
