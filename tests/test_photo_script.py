@@ -1,5 +1,6 @@
 """What the scripts that go through photos share."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -90,6 +91,7 @@ def test_a_full_disk_under_the_log_ends_no_run(tmp_path, stream):
         (ValueError("x.npz: no"), 2, "x.npz: no\n"),
         (OSError(2, "no such file", "x"), 2, "[Errno 2] no such file: 'x'\n"),
         (OSError(28, "disk full", "x"), 1, "[Errno 28] disk full: 'x'\n"),
+        (OSError(errno.EDQUOT, "quota", "x"), 1, f"[Errno {errno.EDQUOT}] quota: 'x'\n"),
         (UnavailableError("no such device"), 2, "no such device\n"),
         (KeyboardInterrupt(), STOPPED, "stopped\n"),
     ],

@@ -49,12 +49,13 @@ def _write(text: str, stream: IO[str] | None, above_bar: bool = False) -> None:
             raise
         # `| head` has read enough, the terminal is closed or the disk full; the work goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if error.errno == errno.ENOSPC and stream is not sys.stderr:
+        if error.errno in _FULL and stream is not sys.stderr:
             _write("no space left for what is printed: nothing more of it is written", sys.stderr)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or one's own share of it
 # What writing to a closed pipe or terminal gives, or to a full disk; Windows' pipes EINVAL.
-_CLOSED = (errno.EPIPE, errno.EIO, errno.ENOSPC)
+_CLOSED = (errno.EPIPE, errno.EIO, *_FULL)
 _CLOSED += (errno.EINVAL,) if sys.platform == "win32" else ()
 
 
@@ -192,7 +193,7 @@ def run_script(main: Callable[[], int | None]) -> None:
         code = main()
     except (OSError, ValueError, UnavailableError) as error:
         complain(script, error)
-        code = 1 if getattr(error, "errno", None) == errno.ENOSPC else 2
+        code = 1 if getattr(error, "errno", None) in _FULL else 2
     except KeyboardInterrupt:
         complain(script, "stopped")
         code = STOPPED
