@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from backbone_nets import create_backbone
@@ -28,7 +27,7 @@ from utils.checkpoint import (
     require_finite,
 )
 from utils.morphable_model import CAMERA, MorphableModel
-from utils.onnx_engine import export_onnx
+from utils.onnx_engine import export_onnx, random_pictures
 from utils.preprocessing import CROP_SIZE
 
 RESIDUAL_SCALE = 0.05  # refined = landmarks + 0.05 * residual
@@ -231,12 +230,9 @@ def export_encoder(weights: str | os.PathLike, face_model: MorphableModel) -> by
         ExportError, UnavailableError: see ``export_onnx``.
     """
     model = load_synergynet(weights, face_model)
-    generator = torch.Generator().manual_seed(0)
-    plain = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
-    samples = [torch.rand(n, 3, CROP_SIZE, CROP_SIZE, **plain) * 2 - 1 for n in (2, 1, 3)]
     return export_onnx(
         model.I2P,
-        samples,
+        random_pictures([(n, CROP_SIZE, CROP_SIZE) for n in (2, 1, 3)], 2, -1),
         ("parameters", "features"),
         {name: {0: "batch"} for name in ("images", "parameters", "features")},
         {

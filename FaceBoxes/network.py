@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from backbone_nets.heads import full_precision
 from utils.checkpoint import new_network, read_checkpoint, require_finite
-from utils.onnx_engine import export_onnx
+from utils.onnx_engine import export_onnx, random_pictures
 from utils.runtime import alone_on, on_device, picture_layout
 
 MAP_CHANNELS = (128, 128, 128, 128, 256, 256)  # of the feature maps; the heads read the last three
@@ -218,10 +218,7 @@ def export_detector(weights: Path | str) -> bytes:
     whole.bias = nn.Parameter(torch.cat([half.bias, -half.bias]))
     network.conv1 = nn.Sequential(whole, nn.ReLU())
 
-    generator = torch.Generator().manual_seed(0)
-    sizes = ((1, 96, 160), (2, 33, 190), (1, 1, 1))
-    plain = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
-    samples = [torch.rand(n, 3, h, w, **plain) * 255 - 115 for n, h, w in sizes]
+    samples = random_pictures(((1, 96, 160), (2, 33, 190), (1, 1, 1)), 255, -115)
     rows = {0: "batch", 1: "anchors"}
     return export_onnx(
         WithProbabilities(network),

@@ -157,7 +157,7 @@ def test_scoring_changes_nothing(data, truth, face_model):
     for _ in range(2):
         scores, samples = evaluation.score(data, truth)
         dense = evaluation.dense_errors(face_model, data, truth)
-        boxes = evaluation.score_boxes(data, truth, truth, np.arange(COUNT))
+        boxes, _ = evaluation.score_boxes(data, truth, truth, np.arange(COUNT))
         runs.append((json.dumps([scores, boxes]), np.stack([*samples.values(), dense])))
     assert runs[0][0] == runs[1][0]
     np.testing.assert_array_equal(runs[0][1], runs[1][1])
@@ -285,15 +285,14 @@ def test_other_boxes_are_cut_from_the_photos(folder, data, truth, face_model):
     landmarks = crop_to_image(face_model.landmarks(parameters), moved)
     _, rotation, _ = decompose_camera(split_camera(parameters))
     other = Prediction(landmarks, {"raw": landmarks}, rotation, 1.0)
-    found = evaluation.score_boxes(data, truth, other, indices)
+    found, columns = evaluation.score_boxes(data, truth, other, indices)
     assert found["found"] == pytest.approx(100 * 2 / COUNT) and found["moved"] > 3
     assert found["nme_supplied"]["original"]["raw"]["mean"] < 1e-3
     assert found["nme"]["original"]["raw"]["mean"] == pytest.approx(found["moved"], rel=1e-3)
-    columns = evaluation.box_errors(data, other, indices, "detector")
-    assert columns.keys() == {"nme_original_raw_detector", "nme_reannotated_raw_detector"}
-    (rows,) = np.nonzero(np.isfinite(columns["nme_original_raw_detector"]))
+    assert columns.keys() == {"nme_original_raw", "nme_reannotated_raw"}
+    (rows,) = np.nonzero(np.isfinite(columns["nme_original_raw"]))
     assert rows.tolist() == [4, 9]  # which faces were not found can be seen
-    mean = columns["nme_original_raw_detector"][rows].mean()
+    mean = columns["nme_original_raw"][rows].mean()
     assert mean == pytest.approx(found["nme"]["original"]["raw"]["mean"])
 
 

@@ -37,18 +37,18 @@ def write_meshes(options: argparse.Namespace, model: SynergyNet) -> int:
             it, the photo of ``expression_from`` gives none, or nothing can be written.
     """
     texture.require_texture_coordinates(model.face_model)
+    of_bundled = options.texture != "photo" and is_bundled(model.face_model)
     if options.texture is None:
-        maps_are_others = not options.uv_dir and is_bundled(model.face_model)
-        options.texture = "photo" if maps_are_others else "uv"
-        if maps_are_others:
+        options.texture = "photo" if of_bundled and not options.uv_dir else "uv"
+        if options.texture == "photo":
             say("texture: the photo's own (--texture photo): published UV maps need 3dmm_data")
     if not options.uv_dir:
         options.uv_dir = PRECROPPED_UV_FOLDER if options.precropped else UV_FOLDER
     is_mapped = options.texture == "uv"
     map_of = partial(texture.uv_map_path, folder=options.uv_dir) if is_mapped else None
     finished = finished_photos(options, model, map_of)
-    if is_mapped and (note := check_uv_folder(options.uv_dir, model.face_model)):
-        say(note)
+    if is_mapped and of_bundled:
+        say(check_uv_folder(options.uv_dir))
     expression = None
     if options.expression_from:
         expression = expression_of_photo(options.expression_from, model)
@@ -67,17 +67,15 @@ def is_bundled(face_model: MorphableModel) -> bool:
     return face_model.fingerprint == load_morphable_model(assets.STARTER_FACE_MODEL).fingerprint
 
 
-def check_uv_folder(folder: Path, face_model: MorphableModel) -> str:
-    """Published UV maps belong to the published face model: another one has its eyes elsewhere.
+def check_uv_folder(folder: Path) -> str:
+    """Published UV maps belong to the published face model: the bundled one has its eyes elsewhere.
 
     Returns:
-        What is to be said of the folder, or nothing.
+        What is to be said of the folder where the bundled face model is in use.
 
     Raises:
-        ValueError: the folder is the published maps', and the face model the bundled one.
+        ValueError: the folder is the published maps'.
     """
-    if not is_bundled(face_model):
-        return ""
     if folder.resolve() in (f.resolve() for f in (UV_FOLDER, PRECROPPED_UV_FOLDER)):
         raise ValueError(
             f"{assets.shown(folder)}: published UV maps belong to the published face model; on the "

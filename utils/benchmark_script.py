@@ -147,9 +147,9 @@ def score_all(inputs: Inputs, options: argparse.Namespace) -> tuple[dict, evalua
                 missing.append("the detector found none of the faces: its boxes are not scored")
                 continue
         other = predict(data.crops_at(indices, boxes), boxes, title=kind)
-        found = evaluation.score_boxes(data, prediction, other, indices)
+        found, columns = evaluation.score_boxes(data, prediction, other, indices)
         scores.setdefault("boxes", {})[kind] = found
-        samples |= evaluation.box_errors(data, other, indices, kind)
+        samples |= {f"{name}_{kind}": column for name, column in columns.items()}
     for degrees, count in zip(report.DEGREES, scores["counts"].values(), strict=True):
         if not count:
             missing.append(f"no face with a yaw of {degrees}: there is no mean of the yaw bins")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -370,12 +371,7 @@ def pose_scores(
     exact = angle_differences(exact_angles(rotation[has], labels), labels)
     turn = metrics.geodesic(nearest_rotation(rotation[has]), angles_to_rotation(labels))
     scores, columns = {}, {}
-
-    def column(values: np.ndarray) -> np.ndarray:
-        full = np.full(len(data), np.nan)
-        full[has] = values
-        return full
-
+    column = partial(_column, len(data), has)
     for kind, errors in (("published", published), ("exact", exact)):
         means = errors.mean(0)
         scores[kind] = dict(zip(ANGLES, means.tolist(), strict=True))
@@ -390,7 +386,7 @@ def pose_scores(
 
 def score_boxes(
     data: BenchmarkSet, supplied: Prediction, other: Prediction, indices: np.ndarray
-) -> dict[str, dict | float]:
+) -> tuple[dict[str, dict | float], dict[str, np.ndarray]]:
     """How much worse it gets with other roi boxes than the supplied ones.
 
     Args:
@@ -398,10 +394,13 @@ def score_boxes(
         other: of the k faces at ``indices``, with the other boxes.
 
     Returns:
-        ``found``: percent of the faces with a whole picture that have such a box; ``moved``: mean
-        shift of the raw landmarks in percent of sqrt(w * h) of their box; ``nme``: as in ``score``,
-        of those faces; ``nme_supplied``: the same faces with the supplied boxes.
+        scores: ``found``: percent of the faces with a whole picture that have such a box;
+            ``moved``: mean shift of the raw landmarks in percent of sqrt(w * h) of their box;
+            ``nme``: as in ``score``, of those faces; ``nme_supplied``: the same faces with the
+            supplied boxes.
+        samples: (n,) columns ``nme_LABELS_LANDMARKS`` with the other boxes, NaN at other faces.
     """
+    samples = {}
     result: dict[str, dict | float] = {
         "found": 100 * len(indices) / len(data.pictured),
         "moved": float(
@@ -410,32 +409,22 @@ def score_boxes(
     }
     kept = {name: points[indices] for name, points in supplied.landmarks.items()}
     for key, landmarks in (("nme", other.landmarks), ("nme_supplied", kept)):
-        result[key] = {
-            labels: {
-                name: nme_scores(metrics.point_errors(points, target[indices]), data.yaw[indices])
-                for name, points in landmarks.items()
-            }
-            for labels, target in data.landmarks.items()
-        }
-    return result
+        result[key] = {labels: {} for labels in data.landmarks}
+        for labels, target in data.landmarks.items():
+            for name, points in landmarks.items():
+                errors = metrics.point_errors(points, target[indices])  # (k, 68)
+                result[key][labels][name] = nme_scores(errors, data.yaw[indices])
+                if key == "nme":
+                    column = _column(len(data), indices, errors.mean(1))
+                    samples[f"nme_{labels}_{name}"] = column
+    return result, samples
 
 
-def box_errors(
-    data: BenchmarkSet, other: Prediction, indices: np.ndarray, kind: str
-) -> dict[str, np.ndarray]:
-    """Each face's errors with other roi boxes (arguments as ``score_boxes``), as ``score`` gives
-    those with the supplied ones.
-
-    Returns:
-        (n,) columns ``nme_LABELS_LANDMARKS_KIND``, percent; NaN where a face has no such box.
-    """
-    columns = {}
-    for labels, target in data.landmarks.items():
-        for name, points in other.landmarks.items():
-            column = np.full(len(data), np.nan)
-            column[indices] = metrics.nme(points, target[indices])
-            columns[f"nme_{labels}_{name}_{kind}"] = column
-    return columns
+def _column(count: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(count,) with the values in those rows and NaN in the others."""
+    full = np.full(count, np.nan)
+    full[rows] = values
+    return full
 
 
 def labels_fingerprints(data: BenchmarkSet) -> dict[str, str]:

@@ -242,6 +242,17 @@ def _store(graph: bytes, folders: Sequence[Path], name: str, key: str) -> None:
 # ------------------------------------------------------------------------------------- the export
 
 
+def random_pictures(
+    shapes: Sequence[tuple[int, int, int]], scale: float, offset: float
+) -> list[torch.Tensor]:
+    """Samples (B, 3, H, W) for ``export_onnx``, one for each (B, H, W): float32 on the CPU, uniform
+    from ``offset`` to ``offset + scale``, the same at each call."""
+    import torch
+
+    plain = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float32, "device": "cpu"}
+    return [torch.rand(n, 3, h, w, **plain) * scale + offset for n, h, w in shapes]
+
+
 def export_onnx(
     module: torch.nn.Module,
     samples: Sequence[torch.Tensor | tuple[torch.Tensor, ...]],
