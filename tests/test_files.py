@@ -3,6 +3,7 @@
 import base64
 import os
 import pickle
+import re
 import struct
 import threading
 import zlib
@@ -11,12 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 from utils import files
 from utils.array_pickle import read_array_pickle
 from utils.files import atomic_write, map_npy, new_folder, read_npy
-from utils.pictures import read_image, to_bgr8, write_image
+from utils.pictures import WHAT_IS_A_PICTURE, read_image, to_bgr8, write_image
 
 # ---------------------------------------------------------------------------------------- pictures
 
@@ -174,6 +175,15 @@ def test_orientation_of_avif_is_obeyed(tmp_path, orientation, mode):
     found, expected = read_image(tmp_path / "a.avif"), UPRIGHT[orientation](stored)
     assert found.shape == expected.shape
     assert np.abs(found.astype(float) - expected).mean() < 3
+
+
+def test_the_advice_for_pillows_pictures_turns_them_as_files_are(tmp_path):
+    path = saved(tmp_path, ".png", picture())
+    path.write_bytes(with_exif(path.read_bytes(), 6))
+    (advice,) = re.findall(r"np\.asarray\(.*\]", WHAT_IS_A_PICTURE)
+    with Image.open(path) as image:
+        found = eval(advice, {"np": np, "ImageOps": ImageOps, "image": image})
+    np.testing.assert_array_equal(found, read_image(path))
 
 
 def test_a_mapped_array_is_refused_like_one_that_is_read(tmp_path):

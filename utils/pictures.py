@@ -235,9 +235,9 @@ def as_picture(image: Picture) -> np.ndarray:
 
 
 WHAT_IS_A_PICTURE = (
-    "a picture is an array (H, W, 3) in BGR (np.asarray(image.convert('RGB'))[..., ::-1] of "
-    "Pillow's), the path of a picture file, or that file's bytes; cv2.imread gives None for a file "
-    "that it cannot read"
+    "a picture is an array (H, W, 3) in BGR (of Pillow's, upright as phones mean it, "
+    "np.asarray(ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1]), the path of a picture "
+    "file, or that file's bytes; cv2.imread gives None for a file that it cannot read"
 )
 
 
