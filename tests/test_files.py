@@ -6,6 +6,7 @@ import pickle
 import re
 import struct
 import threading
+import urllib.request
 import zlib
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image, ImageOps, features
 from utils import files
 from utils.array_pickle import read_array_pickle
 from utils.files import atomic_write, map_npy, new_folder, read_npy
-from utils.pictures import WHAT_IS_A_PICTURE, read_image, to_bgr8, write_image
+from utils.pictures import WHAT_IS_A_PICTURE, as_picture, read_image, to_bgr8, write_image
 
 # ---------------------------------------------------------------------------------------- pictures
 
@@ -184,6 +185,16 @@ def test_the_advice_for_pillows_pictures_turns_them_as_files_are(tmp_path):
     with Image.open(path) as image:
         found = eval(advice, {"np": np, "ImageOps": ImageOps, "image": image})
     np.testing.assert_array_equal(found, read_image(path))
+
+
+def test_an_address_is_no_path():
+    png = cv2.imencode(".png", picture())[1].tobytes()
+    page = "data:image/png;base64," + base64.b64encode(png).decode()
+    for address in (page, "https://me:secret@example.com/a.jpg"):
+        with pytest.raises(ValueError, match=r"urllib\.request\.urlopen\(address\)") as refused:
+            as_picture(address)
+        assert "secret" not in str(refused.value) and len(str(refused.value)) < 100
+    np.testing.assert_array_equal(as_picture(urllib.request.urlopen(page).read()), picture())
 
 
 def test_a_mapped_array_is_refused_like_one_that_is_read(tmp_path):

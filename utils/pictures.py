@@ -229,6 +229,11 @@ CONTENT = (bytes, bytearray, memoryview)
 def as_picture(image: Picture) -> np.ndarray:
     """The picture of a path (``read_image``) or a file's bytes (``decode_image``); arrays as they
     are."""
+    if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
+        raise ValueError(  # without the address, which may hold a password
+            f"{image.partition(':')[0]}: an address is not fetched; give the file's bytes, "
+            "urllib.request.urlopen(address).read()"
+        )
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
     return decode_image(bytes(image)) if isinstance(image, CONTENT) else image
