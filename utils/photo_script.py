@@ -266,9 +266,10 @@ def small_faces_note(shape: tuple[int, ...], detect_size: int) -> str:
 
 
 def with_progress(photos: list[tuple[str, Path]]) -> Iterable[tuple[str, Path]]:
-    """The photos, and where there are several, a progress bar."""
+    """The photos, and where there are several, on a terminal, a progress bar: in a log it would
+    stand before the lines of what failed."""
     if len(photos) == 1:
         return photos
     from tqdm import tqdm  # imported here: it takes a tenth of the time of a run on one photo
 
-    return tqdm(photos, unit="photo")
+    return tqdm(photos, unit="photo", disable=None)
