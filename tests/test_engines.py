@@ -21,7 +21,7 @@ from FaceBoxes.network import FaceBoxesNet, TorchEngine
 from model_building import SynergyNet as Network
 from model_building import load_synergynet
 from synergy3DMM import SynergyNet
-from utils import assets, evaluation, runtime
+from utils import assets, cores, evaluation, runtime
 from utils.checkpoint import write_checkpoint
 from utils.cores import cpu_threads
 from utils.errors import UnavailableError, first_line
@@ -431,6 +431,20 @@ def test_the_number_of_threads(monkeypatch):
         assert 1 <= cpu_threads() <= os.cpu_count()
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
     assert cpu_threads() == 1  # as `taskset` or a container leaves it
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("max 100000", 8), ("150000 100000", 2), ("5000 100000", 1), ("9900000 100000", 8), (None, 8)],
+)
+def test_the_cores_that_a_container_may_use(tmp_path, monkeypatch, limit, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(cores, "CONTAINER_LIMIT", tmp_path / "cpu.max")
+    if limit:
+        cores.CONTAINER_LIMIT.write_text(limit + "\n")
+    assert cores.usable_cores() == expected
+    assert cpu_threads() <= expected
 
 
 # ---------------------------------------------------------------------------------- the cold start

@@ -1,14 +1,20 @@
 """How many processors there are to use. Imports nothing heavy: start-up goes through here."""
 
+import math
 import os
 from pathlib import Path
+
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores() -> int:
     """How many logical cores this process may use; all there are where the system does not tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:  # of `docker run --cpus` and Kubernetes' limits: microseconds of CPU in as many of time
+        quota, period = map(int, CONTAINER_LIMIT.read_text().split())
+    except (OSError, ValueError):  # no such limit ("max"), or another system
+        return cores or 1
+    return min(cores or 1, max(1, math.ceil(quota / period)))
 
 
 def openmp_threads() -> int | None:
@@ -26,6 +32,7 @@ def cpu_threads() -> int:
         return wanted
     siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     try:
-        return len({Path(siblings.format(cpu)).read_text() for cpu in os.sched_getaffinity(0)})
+        cores = {Path(siblings.format(cpu)).read_text() for cpu in os.sched_getaffinity(0)}
+        return min(len(cores), usable_cores())
     except (AttributeError, OSError):  # macOS and Windows; no /sys in this container
         return usable_cores()
