@@ -1,6 +1,7 @@
 """The ONNX Runtime engine: the same numbers as PyTorch, a cache that is never wrong, no torch."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -343,6 +344,19 @@ def test_without_the_packages_it_is_torch(monkeypatch, face_npz, weights, detect
         choose_engine("onnx", "cpu")
     model = SynergyNet(weights, face_npz, detector_weights, "cpu")
     assert "engine torch, device cpu" in model.description
+
+
+def test_without_torch_what_is_exported_runs(monkeypatch, face_npz, weights, detector_weights):
+    find = importlib.util.find_spec
+    own = SynergyNet(weights, face_npz, detector_weights, "cpu")  # into the cache
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "torch" else find(n))
+    assert SynergyNet(weights, face_npz, detector_weights, "cpu").engine == own.engine == "onnx"
+    weights.write_bytes(weights.read_bytes() + b"\0")  # other content: not in the cache
+    for device in ("auto", "cpu"):
+        with pytest.raises(UnavailableError, match="SynergyNet: not exported yet .* copy"):
+            SynergyNet(weights, face_npz, detector_weights, device, engine="onnx")
+    with pytest.raises(UnavailableError, match="pip install torch"):
+        SynergyNet(weights, face_npz, detector_weights, "cpu", engine="torch")
 
 
 def test_packages_that_do_not_load_are_told_and_torch_takes_over(

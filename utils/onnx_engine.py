@@ -126,6 +126,7 @@ def open_network(
     Raises:
         FileNotFoundError: there are no such weights.
         ExportError: ONNX Runtime is installed, but does not load.
+        UnavailableError: no cache file fits, and there is no torch to export.
         Exception: whatever ``export`` raises.
     """
     try:
@@ -149,6 +150,12 @@ def open_network(
             network = _open_file(path, threads)
             if network is not None and expected.items() <= network.metadata.items():
                 return network
+    if importlib.util.find_spec("torch") is None:
+        tried = " or ".join(map(str, folders)) or "a cache folder (XDG_CACHE_HOME names one)"
+        raise UnavailableError(
+            f"{expected['network']}: not exported yet for ONNX Runtime {version}, which takes "
+            f"torch; make a model where torch is, and copy what that writes into {tried}"
+        )
     logger.warning("exporting %s for ONNX Runtime, once for these weights", expected["network"])
     with _EXPORTING:
         graph = export()

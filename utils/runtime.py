@@ -5,6 +5,7 @@ Importing this module imports neither; a choice that falls on ONNX Runtime never
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -66,6 +67,8 @@ def choose_engine(engine: str = "auto", device: str | torch.device = "auto") -> 
         device = str(choose_device(device))
     if engine == "auto":
         engine = "onnx" if device == "cpu" and not missing else "torch"
+    if engine == "torch" and importlib.util.find_spec("torch") is None:
+        raise UnavailableError("the torch engine needs a package: pip install torch; or take onnx")
     return engine, device
 
 
