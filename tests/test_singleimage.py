@@ -75,8 +75,36 @@ def test_one_picture_of_what_is_to_be_drawn(run):
     code, output = run("-f", "a.png", "--draw", "mesh,landmarks,pose")
     assert code == 0, output
     assert written() == {"drawn/a.jpg"}
-    code, output = run("-f", "a.png", "--draw", "moustache")
-    assert code == 2 and "moustache" in output
+    for wrong in (["moustache"], ["none"], ["none,pose", "--save", "csv"]):
+        code, output = run("-f", "a.png", "--draw", *wrong)
+        assert code == 2 and wrong[0].split(",")[0] in output
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("csv", "faces.csv numbers/a.csv numbers/b.csv"),
+        ("json,csv", "faces.csv numbers/a.csv numbers/a.json numbers/b.csv numbers/b.json"),
+        ("depth", "depth/a.png depth/b.png"),
+        ("uv", "uv/a.png uv/b.png confidence/a.png confidence/b.png"),
+        ("ply", "ply/a.ply ply/b.ply"),
+    ],
+)
+def test_no_pictures_but_what_is_saved(call, monkeypatch, tmp_path, face_model, form, expected):
+    model = Model(face_model)
+    model.files, model.description = [], "made up"
+    monkeypatch.setattr("utils.photo_script.open_model", lambda options, threads: model)
+    monkeypatch.setattr("utils.texture.textured_face", lambda *a: textured_face(*a, size=64))
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        write_picture(Path(f"in/{name}.png"), photo((20, 30, 40)))
+    for said in ("2 photos with faces", "2 photos finished before", "1 photo finished before"):
+        command = ["-f", "in", "--draw", "none", "--save", form, "--resume"]
+        code, output = call(singleImage.main, *command)
+        assert code == 0 and said in output, output
+        assert written() == {"finished.jsonl", *expected.split()}
+        if "2 photos finished" in said:
+            Path("inference_output", expected.split()[-1].replace("confidence", "uv")).unlink()
 
 
 @pytest.mark.parametrize(
@@ -87,6 +115,7 @@ def test_one_picture_of_what_is_to_be_drawn(run):
         (["--draw", "box,depth"], True),
         (["--draw", "pose", "--save", "npz"], True),
         (["--draw", "pose", "--save", "uv"], True),
+        (["--draw", "none", "--save", "json,csv"], False),
     ],
     ids=str,
 )

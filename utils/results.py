@@ -23,6 +23,7 @@ from utils.render import normalized_coordinate_code, render_depth, render_pncc
 MAP_FORMATS = ("depth", "pncc")
 # the published pictures: folder, what is drawn
 PICTURES = {"rendering_overlay": ("mesh",), "landmarks": ("landmarks",), "poses": ("pose",)}
+NOTHING = ("none",)  # in place of drawings: no pictures
 # what shows a face with the photo's own texture; each face gets a file of its own
 TEXTURED_FORMATS = (*(suffix[1:] for suffix in MESH_SUFFIXES), "uv")
 # all folders that results are written to
@@ -36,11 +37,13 @@ def draw_pictures(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Pictures of a photo with at least one face, each with the folder it goes to.
 
-    The three published ones, or a single one, ``drawn``, of ``drawings`` (``utils.overlays``).
-    Where poses or boxes are drawn of several faces, their numbers are too, from 0 on: those of the
-    files NAME, NAME_1, ..., and of the faces in the numbers' files.
+    The three published ones, or a single one, ``drawn``, of ``drawings`` (``utils.overlays``), or
+    none, of ``NOTHING``. Where poses or boxes are drawn of several faces, their numbers are too,
+    from 0 on: those of the files NAME, NAME_1, ..., and of the faces in the numbers' files.
     """
     wanted = {"drawn": drawings} if drawings else PICTURES
+    if drawings == NOTHING:
+        wanted = {}
     for folder, drawn in wanted.items():
         numbers = range(len(faces)) if {"box", "pose"} & set(drawn) else None
         yield folder, Overlays(faces[0].face_model, drawn)(image, faces, numbers)
@@ -107,7 +110,9 @@ class PhotoResults(PhotoWriter):
         self.formats, self.drawings, self.face_model = options.save, options.draw, face_model
         drawn = set(self.drawings or chain(*PICTURES.values()))
         self.dense = not (drawn.isdisjoint(DENSE) and {"json", "csv"}.issuperset(self.formats))
-        self.sheets = ContactSheets(options.out) if len(options.photos) > 1 else None
+        self.are_several = len(options.photos) > 1
+        with_sheets = self.are_several and self.drawings != NOTHING
+        self.sheets = ContactSheets(options.out) if with_sheets else None
         self.names: list[str] = []  # of the photos whose results are there
 
     def save(
@@ -124,7 +129,12 @@ class PhotoResults(PhotoWriter):
         return cell
 
     def result_of(self, name: str) -> Path:
-        """The first picture that ``save_pictures`` writes."""
+        """The first picture that ``save_pictures`` writes, or what is saved without pictures."""
+        if self.drawings == NOTHING:
+            form = self.formats[0]
+            folder = "numbers" if form in FORMATS else form
+            suffix = "png" if form in ("uv", *MAP_FORMATS) else form
+            return self.out / folder / f"{name}.{suffix}"
         return self.out / ("drawn" if self.drawings else next(iter(PICTURES))) / f"{name}.jpg"
 
     def kept(self, name: str) -> np.ndarray | None:
@@ -141,12 +151,12 @@ class PhotoResults(PhotoWriter):
         if self.sheets:
             self.sheets.write()
             is_whole = not self.sheets.failed
-            if "csv" in self.formats:
-                try:
-                    join_tables(self.out, self.names)
-                except OSError as error:
-                    is_whole = False
-                    say(f"failed: {error}", file=sys.stderr)
+        if self.are_several and "csv" in self.formats:
+            try:
+                join_tables(self.out, self.names)
+            except OSError as error:
+                is_whole = False
+                say(f"failed: {error}", file=sys.stderr)
         return is_whole
 
 
