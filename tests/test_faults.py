@@ -166,10 +166,11 @@ def test_a_folder_goes_on_where_it_was_stopped(run_folder, tmp_path):
     assert run_folder("--resume", "--draw", "pose")[0] == []
     assert run_folder("--resume")[0] == [60, 70, 80]  # other settings' numbers lay there
     weights = tmp_path / "weights.pth"
-    for expected in ([60, 70, 80], [], [60, 70, 80]):
-        if expected:
-            weights.write_bytes(b"trained on")
-            os.utime(weights, ns=(0, len(listed.read_text())))
+    for content, expected in ((b"a", [60, 70, 80]), (b"a", []), (b"b", [60, 70, 80])):
+        weights.write_bytes(content)
+        os.utime(
+            weights, ns=(0, len(listed.read_text()))
+        )  # another each time, as of a new checkout
         assert run_folder("--resume", "-w", str(weights))[0] == expected
     (tmp_path / "photos" / "70.jpg").write_bytes((tmp_path / "photos" / "80.png").read_bytes())
     assert run_folder("--resume")[0] == [60, 70, 80, 80]

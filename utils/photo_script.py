@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -130,11 +131,18 @@ def finished_photos(
     read = [*model.files, *filter(Path.is_file, given)]
     settings |= {
         "model": model.description,
-        "changed": [Path(path).stat().st_mtime_ns for path in read],
+        "content": [_content(Path(path)) for path in read],
     }
     if "csv" in settings.get("save", ()):  # another version's lines do not fit into our faces.csv
         settings["columns"] = photo_numbers.CSV_COLUMNS
     return FinishedPhotos(options.out, settings, options.resume, companion_of)
+
+
+def _content(path: Path) -> object:
+    """What tells files that results depend on apart: not by time, which each checkout sets anew."""
+    if path.is_dir():  # of a published face model
+        return path.stat().st_mtime_ns
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 # What can become of a photo, in the words of the summary.
