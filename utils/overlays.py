@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DENSE = ("mesh", "depth", "pncc")  # need the dense mesh; each hides those before it here
 DRAWINGS = (*DENSE, "landmarks", "box", "pose")  # in the order of drawing
+NUMBERED = frozenset(("box", "pose"))  # several faces of a photo get their numbers with these
 
 
 def nearest_last(faces: Sequence[Face]) -> list[Face]:
@@ -107,14 +108,16 @@ class Overlays:
 
     def _dense(self, image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
         vertices, triangles = [face.vertices for face in faces], self.face_model.triangles
-        if "mesh" in self.drawings and not self.drawings & {"depth", "pncc"}:
+        drawing = next(name for name in reversed(DENSE) if name in self.drawings)
+        if drawing == "mesh":
             return render_mesh_overlay(image, vertices, triangles)
         canvas = image.copy()
-        if "pncc" in self.drawings:
+        if drawing == "pncc":
             layer = render_pncc(vertices, triangles, self.codes, *image.shape[:2])
             is_black = cv2.inRange(layer, (0, 0, 0), (0, 0, 0))  # numpy takes ten times as long
             cv2.copyTo(layer, ~is_black, canvas)
         else:
+            assert drawing == "depth", drawing
             layer = render_depth(vertices, triangles, *image.shape[:2])
             cv2.copyTo(cv2.cvtColor(layer, cv2.COLOR_GRAY2BGR), layer, canvas)
         return canvas

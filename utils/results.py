@@ -14,7 +14,7 @@ from utils.draw import contact_sheet, fit_into
 from utils.inference import MAX_STRETCH, Face
 from utils.mesh_io import MESH_SUFFIXES, TexturedMesh, save_mesh
 from utils.morphable_model import MorphableModel
-from utils.overlays import DENSE, Overlays, nearest_last
+from utils.overlays import DENSE, NUMBERED, Overlays, nearest_last
 from utils.photo_numbers import FORMATS, join_tables, save_numbers, write_numbers
 from utils.photos import PHOTO_SUFFIXES, face_names
 from utils.pictures import read_image, write_image
@@ -38,14 +38,14 @@ def draw_pictures(
     """Pictures of a photo with at least one face, each with the folder it goes to.
 
     The three published ones, or a single one, ``drawn``, of ``drawings`` (``utils.overlays``), or
-    none, of ``NOTHING``. Where poses or boxes are drawn of several faces, their numbers are too,
-    from 0 on: those of the files NAME, NAME_1, ..., and of the faces in the numbers' files.
+    none, of ``NOTHING``. With a drawing of ``NUMBERED`` several faces get their numbers, from 0 on:
+    those of the files NAME, NAME_1, ..., and of the faces in the numbers' files.
     """
     wanted = {"drawn": drawings} if drawings else PICTURES
     if drawings == NOTHING:
         wanted = {}
     for folder, drawn in wanted.items():
-        numbers = range(len(faces)) if {"box", "pose"} & set(drawn) else None
+        numbers = None if NUMBERED.isdisjoint(drawn) else range(len(faces))
         yield folder, Overlays(faces[0].face_model, drawn)(image, faces, numbers)
 
 
