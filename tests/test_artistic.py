@@ -286,7 +286,7 @@ def test_a_second_face_does_not_overwrite_another_photo(run):
     [
         ([], "-f"),
         (["-f", "nothing.png"], "nothing.png: no such file or folder"),
-        (["-f", ".", "--format", "stl"], "stl"),
+        (["-f", ".", "--format", "clay"], "clay"),
         (["-f", ".", "--texture", "paint"], "paint"),
         (["-f", ".", "--frame", "camera"], "camera"),
         (["-f", ".", "--texture", "photo", "--uv-dir", "x"], "--uv-dir is for --texture uv"),

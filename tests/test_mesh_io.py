@@ -135,7 +135,7 @@ def test_a_ply_needs_no_texture_coordinates(tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes", "frame", "message"),
     [
-        ("face.stl", {}, "model", r"face\.stl: .*\.obj, \.glb, \.ply, \.html"),
+        ("face.clay", {}, "model", r"face\.clay: .*\.obj, \.glb, \.ply, \.html"),
         ("face", {}, "model", r"\.obj, \.glb, \.ply"),
         ("face.obj", {}, "camera", "model or image, not 'camera'"),
         ("face.obj", {"uv": None}, "model", "no texture coordinates"),

@@ -53,6 +53,8 @@ def test_everything_that_can_be_saved(run, face_model, monkeypatch):
             for suffix in suffixes.split()
         }
     )
+    folders = {name.split("/")[0] for name in written() if "/" in name}
+    assert folders == results.FOLDERS - {"drawn", "turntable"}
     out = Path("inference_output")
     faces = Model(face_model)(image)
     for face, name in zip(faces, ("a", "a_1_"), strict=True):

@@ -263,7 +263,7 @@ def save_face(path: Path, face: Face, image: np.ndarray | None) -> list[Path]:
         write_numbers(path, [face], {}, face.face_model)
         return [path]
     if suffix not in (*PHOTO_SUFFIXES, *MESH_SUFFIXES):
-        expected = ", ".join([".npz", ".json", ".csv", *MESH_SUFFIXES, ".png", ".jpg"])
+        expected = ", ".join([*(f".{form}" for form in FORMATS), *MESH_SUFFIXES, ".png", ".jpg"])
         raise ValueError(f"{path}: a face is written as {expected}, not {suffix!r}")
     if suffix in PHOTO_SUFFIXES:
         if image is None:
