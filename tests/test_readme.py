@@ -23,9 +23,15 @@ import torch
 from conftest import ROOT, run_python
 from moving_pictures import film, write_film
 
-from synergy3DMM import SynergyNet
+import artistic
+import singleImage
+import synergy3DMM
+import video
+from synergy3DMM import Face, SynergyNet
 from tools.fetch_published import PUBLISHED, url
-from utils import assets
+from utils import assets, photo_numbers, video_numbers
+from utils.mesh_io import save_mesh
+from utils.overlays import DRAWINGS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
@@ -88,6 +94,26 @@ def test_every_published_download_is_linked():
     linked = set(re.findall(r"https://drive\.google\.com/file/d/[\w-]+", README))
     assert linked == {url(file_id) for item in PUBLISHED.values() for file_id in item.ids}
     assert all(f"| `{name}` |" in README for name in PUBLISHED)
+
+
+# Where users read what drawings and formats there are: the text, how it names an X, which it names.
+OF_FACES = [*photo_numbers.FORMATS, *artistic.FORMATS]
+TOLD = {
+    "README.md": (README, r"`X`|--save \S*\bX\b", [",".join(DRAWINGS), *singleImage.FORMATS]),
+    "singleImage.py": (singleImage.EPILOG, r"OUT/X/|OUT/numbers/.*\.X\b", singleImage.FORMATS),
+    "artistic.py": (artistic.EPILOG, r"\bX/NAME\.X\b", artistic.FORMATS),
+    "video.py": (video.EPILOG, "\n  X ", video_numbers.FORMATS),
+    "synergy3DMM.py": (synergy3DMM.__doc__, "by suffix:.* X ", OF_FACES),
+    "Face.save": (Face.save.__doc__, r"``\.X``", OF_FACES),
+    "Face.draw": (Face.draw.__doc__, r"\bX[,.]", DRAWINGS),
+    "save_mesh": (save_mesh.__doc__, r"``\.X``", artistic.FORMATS),
+}
+
+
+@pytest.mark.parametrize("place", TOLD)
+def test_drawings_and_formats_are_told(place):
+    text, pattern, names = TOLD[place]
+    assert [name for name in names if not re.search(pattern.replace("X", name), text)] == []
 
 
 # ------------------------------------------------------------------------------------- commands
