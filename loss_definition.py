@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from utils.morphable_model import CAMERA
 
-# The five terms and what stands in front of each: the whole recipe at a glance.
+# The terms and what stands in front of each: the whole recipe at a glance.
 LOSS_WEIGHTS = {
     "loss_LMK_f0": 0.05,  # Wing(3DMM landmarks, target landmarks)
     "loss_LMK_pointNet": 0.05,  # Wing(refined landmarks, target landmarks)
@@ -16,16 +16,16 @@ LOSS_WEIGHTS = {
     "loss_Param_S1S2": 0.001,  # the two predictions vs. each other, gradient to both
 }
 
-# What is trained together: the ablation of the paper, each adding to the one before. "full" takes
-# every term of LOSS_WEIGHTS, new ones too. Only loss_LMK_pointNet makes the refiner run, and only
-# loss_Param_S2 the inverse regressor, which needs the refiner: a loop without them has no
-# ``refined``, no ``inverse``.
+# What is trained together: the ablation of the paper, each adding to the one before. Only
+# loss_LMK_pointNet makes the refiner run, and only loss_Param_S2 the inverse regressor, which needs
+# the refiner: a loop without them has no ``refined``, no ``inverse``.
 LOOPS = {
     "backbone": ("loss_LMK_f0", "loss_Param_In"),
     "refiner": ("loss_LMK_f0", "loss_LMK_pointNet", "loss_Param_In"),
     "inverse": ("loss_LMK_f0", "loss_LMK_pointNet", "loss_Param_In", "loss_Param_S2"),
-    "full": tuple(LOSS_WEIGHTS),
-}
+    "full": ("loss_LMK_f0", "loss_LMK_pointNet", "loss_Param_In", "loss_Param_S2",
+        "loss_Param_S1S2"),
+}  # fmt: skip
 
 WING_WIDTH, WING_CURVATURE = 10.0, 2.0  # omega, epsilon
 
