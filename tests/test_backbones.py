@@ -10,11 +10,11 @@ import torch
 from conftest import GOLDEN_DIR
 from torch import nn
 
-from backbone_nets import BACKBONES, Backbone, create_backbone
+from backbone_nets import _BUILDERS, BACKBONES, Backbone, create_backbone
 
 LISTINGS = GOLDEN_DIR.parent / "spec" / "state_dicts"
-# one of each kind
-FAMILIES = ("mobilenet_v2", "mobilenet_025", "resnet18", "ghostnet", "resnest50")
+# the first of each class
+FAMILIES = {getattr(b, "func", b): name for name, b in reversed(_BUILDERS.items())}.values()
 HEADS = {"classifier_ori": 12, "classifier_shape": 40, "classifier_exp": 10}
 
 # D, and the well-known parameter count of the ImageNet model, whose 1000-way classifier ours lacks.
