@@ -43,6 +43,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     def add(group, names: str, help: str, **settings) -> None:
         default = settings.get("default")
         shown = f" (default: {default})" if default not in (None, []) else ""
+        if settings.get("type") not in (None, Path):
+            settings["metavar"] = "N"
         group.add_argument(*names.split(), help=help + shown, **settings)
 
     data = parser.add_argument_group("data")
