@@ -3,6 +3,7 @@
 import math
 from dataclasses import fields, replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,13 +14,18 @@ from utils.assets import STARTER_FACE_MODEL
 from utils.augmentation import (
     CPU_CHUNK,
     GREY,
+    NOISE,
+    QUALITIES,
     Augment,
     Batch,
     Mirror,
     PublishedAugmentation,
     StrongAugmentation,
     StrongSettings,
+    _occlude,
+    _shade,
     blur,
+    compress,
     sample_images,
     source_grid,
 )
@@ -39,6 +45,7 @@ STILL = StrongSettings(
     shift=(0.0, 0.0),
     face_size=(0.68, 0.68),
     border=(0.0, 8.0),
+    cut=(0.0, 40.0),
 )
 NORMAL = StrongSettings()
 MOVES = {
@@ -252,8 +259,8 @@ def test_the_batch_is_left_alone(face_model, batch):
 
 
 @pytest.mark.parametrize(
-    "name", ["brightness", "contrast", "saturation", "gamma", "tint", "grey", "occlusion",
-             "low_resolution", "blur", "noise"],
+    "name", ["brightness", "contrast", "saturation", "gamma", "tint", "grey", "shadow", "occlusion",
+             "low_resolution", "blur", "noise", "compression"],
 )  # fmt: skip
 def test_each_kind_of_damage_changes_pixels_only(face_model, batch, name):
     plain = StrongAugmentation(face_model, STILL)(batch, generator(), 48)
@@ -317,8 +324,12 @@ def test_what_is_random_follows_the_settings(face_model):
         slack = 0.02 * (high - low)
         assert low <= found.min() < low + slack and high - slack < found.max() <= high, name
 
-    for name in ("mirrored", "occluded", "noisy"):
-        share(drawn[name], {"mirrored": s.mirror, "occluded": s.occlusion, "noisy": s.noise}[name])
+    share(drawn["mirrored"], s.mirror)
+    share(drawn["occluded"], s.occlusion)
+    share(drawn["noisy"], s.noise)
+    share(drawn["compressed"], s.compression)
+    share(drawn["shadow"] > 0, s.shadow)
+    share(drawn["cut"] > 0, s.cut[0])
     share(drawn["low resolution"] >= 0, s.low_resolution)
     share(drawn["blur"] >= 0, s.blur)
     share(drawn["saturation"] == 0, s.grey)
@@ -343,6 +354,9 @@ def test_what_is_random_follows_the_settings(face_model):
     spans("gamma", math.exp(-s.gamma), math.exp(s.gamma))
     for name in ("fill colour", "occluder colour"):
         spans(name, 0, 255)
+    spans("occluder extent", 0.08, 0.6)
+    spans("noise", 0, NOISE)
+    spans("quality", *QUALITIES)
 
 
 def test_black_border_as_in_the_protocol(face_model, batch):
@@ -374,6 +388,84 @@ def test_blur():
     torch.testing.assert_close(
         blur(torch.full((2, 3, 9, 9), 7.0), 1.2), torch.full((2, 3, 9, 9), 7.0)
     )
+
+
+def test_a_cut_is_black_along_one_edge(face_model, parameters):
+    batch = batch_of(face_model, np.tile(parameters, (8, 1)))
+    whole = StrongAugmentation(face_model, STILL)(batch, generator())[0]
+    settings = replace(STILL, cut=(1.0, 40.0))
+    edges, widths = set(), []
+    for crop, plain in zip(
+        StrongAugmentation(face_model, settings)(batch, generator())[0], whole, strict=True
+    ):
+        rows, columns = (((crop * 128 + 127.5).round().amax((0, i)) > 0).nonzero() for i in (2, 1))
+        sides = int(columns[0]), int(rows[0]), 119 - int(columns[-1]), 119 - int(rows[-1])
+        (edge,) = np.flatnonzero(sides)
+        edges.add(edge)
+        widths.append(sides[edge])
+        inside = ..., slice(sides[1], 120 - sides[3]), slice(sides[0], 120 - sides[2])
+        assert torch.equal(crop[inside], plain[inside])
+    assert len(edges) == 4 and 1 <= min(widths) < 10 and 30 < max(widths) < 40
+
+
+def test_a_shadow_lies_on_one_side_of_a_line(face_model):
+    """Against each pixel's distance from the line, one after the other."""
+    drawn = StrongAugmentation(face_model, replace(STILL, shadow=1.0))._draw(6, generator())
+    shaded = _shade(torch.full((6, 3, 24, 24), 100.0), drawn).numpy()
+    for i in range(6):
+        angle, offset, softness, depth = (
+            float(drawn[f"shadow{what}"][i]) for what in (" angle", " offset", " softness", "")
+        )
+        for row, column in np.ndindex(24, 24):
+            x, y = (column + 0.5) / 24 - 0.5, (row + 0.5) / 24 - 0.5
+            beyond = math.cos(angle) * x + math.sin(angle) * y - offset
+            dark = min(max(beyond / softness + 0.5, 0), 1)
+            np.testing.assert_allclose(shaded[i, :, row, column], 100 * (1 - depth * dark), 1e-4)
+
+
+def test_occluders_are_turned_rectangles_and_ellipses(face_model):
+    drawn = StrongAugmentation(face_model, replace(STILL, occlusion=1.0))._draw(40, generator())
+    crops = torch.full((40, 3, 30, 30), 300.0)
+    covered = (_occlude(crops.clone(), drawn) != crops).any(1).numpy()  # pictures cover nothing
+    seen = set()
+    for i in range(40):
+        if drawn["occluder look"][i] == 1:
+            assert not covered[i].any()  # all pictures here are the same
+            continue
+        angle, centre = float(drawn["occluder angle"][i]), drawn["occluder centre"][i].numpy()
+        axes = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        half, is_round = (
+            drawn["occluder extent"][i].numpy() / 2,
+            bool(drawn["occluder is round"][i]),
+        )
+        for row, column in np.ndindex(30, 30):
+            at = axes @ ((np.array([column, row]) + 0.5) / 30 - centre) / half
+            distance = np.linalg.norm(at, 2 if is_round else np.inf)
+            if abs(distance - 1) > 1e-4:
+                assert covered[i, row, column] == (distance < 1)
+        seen.add((is_round, int(drawn["occluder look"][i])))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("quality", [5, 20, 50])
+@pytest.mark.parametrize(("height", "width"), [(64, 48), (61, 51)])
+def test_compression_is_jpegs(quality, height, width):
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3)).astype(np.uint8), (0, 0), 2)
+    image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
+    whole = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444  # colours as large as the picture
+    flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, whole]
+    expected = cv2.imdecode(cv2.imencode(".jpg", image, flags)[1], cv2.IMREAD_COLOR).astype(float)
+
+    def found(first):
+        levels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        result = compress(levels, torch.tensor([float(quality)]), first)
+        return result[0].permute(1, 2, 0).clamp(0, 255).numpy()
+
+    assert np.abs(expected - image).mean() > 4
+    assert np.abs(found((0, 0)) - expected).mean() < 1.5  # it rounds pixels too
+    shifted = np.abs(found((3, 5))[8:-8, 8:-8] - expected[8:-8, 8:-8]).mean()
+    assert shifted > 2  # other blocks
 
 
 @pytest.mark.parametrize("fill", [0.0, 1.0])
@@ -519,7 +611,3 @@ def test_strong_light_is_what_its_settings_say(face_model):
     found = StrongAugmentation._light(images.clone(), drawn)
     for i in range(12):
         np.testing.assert_allclose(found[i].numpy(), light_slowly(images[i], drawn, i), atol=0.02)
-    drawn = StrongAugmentation(face_model)._draw(4000, generator(2))
-    extent, noise = drawn["occluder extent"], drawn["noise"]
-    assert 0.08 <= extent.min() < 0.09 and 0.47 < extent.max() <= 0.48
-    assert 13 < noise.max() <= 14  # grey levels

@@ -66,18 +66,37 @@ class StrongSettings:
     gamma: float = 0.3  # exponent exp(uniform(-x, x))
     tint: float = 0.08
     grey: float = 0.1
-    occlusion: float = 0.35
+    shadow: float = 0.2
+    occlusion: float = 0.4
     low_resolution: float = 0.25
     blur: float = 0.15
     noise: float = 0.25
+    compression: float = 0.2
     fill: float = 0.5  # where it is not black: probability that what is no photo is replaced
     black: float = 0.1  # probability that it is black, as inference has it beyond a photo's edge
     border: tuple[float, float] = (0.3, 8.0)  # probability, width up to: black (the protocol: 5)
+    cut: tuple[float, float] = (0.1, 40.0)  # the same along one edge: a face at the photo's edge
 
 
 LOW_RESOLUTIONS = (0.25, 0.4, 0.6)  # of the crop's side
 BLURS = (0.7, 1.2, 2.0)  # standard deviations, pixels of the 120 wide crop
 NOISE = 14.0  # largest standard deviation, grey levels
+QUALITIES = (5.0, 50.0)  # of JPEG
+
+# Steps of JPEG's coefficients at quality 50 (ITU-T T.81, tables K.1 and K.2; K.2 is 99 but for its
+# first corner), and BGR to Y, Cb, Cr (ITU-T T.871) without its 128
+LUMINANCE_STEPS = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+CHROMINANCE_STEPS = ((17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56), (47, 66))
+Y_CB_CR = (GREY, (0.5, -0.331264, -0.168736), (-0.081312, -0.418688, 0.5))
 
 
 class Mirror:
@@ -424,15 +443,26 @@ class StrongAugmentation(Augment):
             "gamma": torch.exp(factor(s.gamma) - 1),
             "low resolution": kind(s.low_resolution, len(LOW_RESOLUTIONS)),
             "blur": kind(s.blur, len(BLURS)),
+            "shadow": torch.where(chance(s.shadow), uniform(0.2, 0.9), 0.0),
+            "shadow angle": uniform(0, 2 * math.pi),
+            "shadow offset": uniform(-0.3, 0.3),
+            "shadow softness": uniform(0.02, 0.6),
             "occluded": chance(s.occlusion),
-            "occluder extent": uniform(0.08, 0.48, 2),
-            "occluder corner": uniform(0, 1, 2),
+            "occluder extent": uniform(0.08, 0.6, 2),
+            "occluder angle": uniform(0, math.pi),
+            "occluder centre": uniform(0, 1, 2),
             "occluder colour": uniform(0, 255, 3, 1, 1),
-            "occluder is a picture": chance(0.6),
+            "occluder look": kind(1.0, 3),
+            "occluder is round": chance(0.5),
             "noisy": chance(s.noise),
             "noise": uniform(0, NOISE, 1, 1, 1),
             "noise seed": seed + torch.arange(count),  # a chunk of the batch takes its first
+            "compressed": chance(s.compression),
+            "quality": torch.exp(uniform(*map(math.log, QUALITIES))),
+            "block": torch.randint(0, 8, (count, 2), generator=generator),
             "border": torch.where(chance(s.border[0]), uniform(1, s.border[1]), 0.0) / CROP_SIZE,
+            "cut": torch.where(chance(s.cut[0]), uniform(1, s.cut[1]), 0.0) / CROP_SIZE,
+            "cut edge": torch.randint(0, 4, (count,), generator=generator),
         }
 
     def _geometry(self, batch: Batch, drawn: dict[str, Tensor]):
@@ -454,8 +484,9 @@ class StrongAugmentation(Augment):
     def _pixels(self, batch: Batch, move, drawn, host, size: int) -> Tensor:
         crops = self._filled_crops(batch, _source_points(*move, size), drawn)
         crops = self._light(crops, drawn)
+        crops = _shade(crops, drawn)
         crops = self._damage(crops, drawn, host)
-        crops = _black_border(crops, drawn["border"])
+        crops = _black_border(crops, drawn)
         return _normalize(crops.clamp_(0, 255).round_())  # inference sees 8 bits too
 
     @staticmethod
@@ -489,7 +520,7 @@ class StrongAugmentation(Augment):
 
     @staticmethod
     def _damage(crops: Tensor, drawn: dict[str, Tensor], host: dict[str, Tensor]) -> Tensor:
-        """Low resolution, blur, occlusion, noise: each for the samples that were drawn for it.
+        """Low resolution, blur, occlusion, noise, JPEG: each for the samples drawn for it.
 
         They are picked by numbers that are known on the host, so nobody waits for the device.
         """
@@ -517,6 +548,11 @@ class StrongAugmentation(Augment):
             shape = (len(chosen), *crops.shape[1:])
             noise = torch.randn(shape, generator=generator, device=device)
             crops.index_add_(0, chosen, noise.mul_(drawn["noise"][chosen]))
+        chosen = rows(host["compressed"])
+        if len(chosen):
+            first = tuple(host["block"][0].tolist())  # one of the chunk's: they are cut together
+            packed = compress(crops[chosen].clamp_(0, 255), drawn["quality"][chosen], first)
+            crops.index_copy_(0, chosen, packed)
         return crops
 
 
@@ -534,28 +570,91 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     return images
 
 
+def compress(images: Tensor, quality: Tensor, first: tuple[int, int] = (0, 0)) -> Tensor:
+    """(B, 3, H, W) BGR levels with JPEG's artefacts: the cosine coefficients of blocks of 8 x 8
+    pixels of Y, Cb and Cr are rounded to whole steps (ITU-T T.81, annexes A and K).
+
+    Args:
+        quality: (B,) up to 50, of the usual scale.
+        first: pixels that the first block lacks at the top and at the left.
+    """
+    device, (height, width) = images.device, images.shape[2:]
+    top, left = first
+    padding = [left, -(left + width) % 8, top, -(top + height) % 8]
+    padded = F.pad(images, padding, mode="replicate")
+    frequency, at = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    cosines = torch.cos(frequency * (2 * at + 1) * (math.pi / 16)) / 2  # (8, 8)
+    cosines[0] /= 2**0.5
+    waves, colours = torch.kron(cosines, cosines), torch.tensor(Y_CB_CR)  # (64, 64), (3, 3)
+    steps = torch.full((3, 8, 8), 99.0)
+    steps[0] = torch.tensor(LUMINANCE_STEPS)
+    for row, own in enumerate(CHROMINANCE_STEPS):
+        steps[1:, row, : len(own)] = torch.tensor(own, dtype=torch.float32)
+    waves, colours, backwards, steps = (
+        to_device(tensor, device)
+        for tensor in (waves, colours, colours.inverse(), steps.flatten(1))
+    )
+    steps = steps * (50 / quality)[:, None, None]
+    steps = steps.round().clamp_(1, 255)[:, :, None]  # (B, 3, 1, 64)
+    planes = (colours @ padded.flatten(2)).reshape(padded.shape)
+    planes[:, 0] -= 128
+    tiles = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # (B, 3, h, w, 8, 8)
+    rounded = (tiles.reshape(*tiles.shape[:2], -1, 64) @ waves.T).div_(steps).round_().mul_(steps)
+    planes = (rounded @ waves).reshape(tiles.shape).transpose(3, 4).reshape(padded.shape)
+    planes[:, 0] += 128
+    restored = (backwards @ planes.flatten(2)).reshape(padded.shape)
+    return restored[:, :, top : top + height, left : left + width]
+
+
+def _from_middle(side: int, device: torch.device) -> Tensor:
+    """(side,) pixels' places, in parts of the side, 0 in the middle."""
+    return (torch.arange(side, device=device) + 0.5) / side - 0.5
+
+
+def _shade(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+    """A shadow on one side of a straight line, whose edge is sharp or soft."""
+    axis = _from_middle(crops.shape[-1], crops.device)
+    angle, offset = drawn["shadow angle"][:, None], drawn["shadow offset"][:, None]
+    across = 1 / drawn["shadow softness"][:, None]
+    x, y = (torch.cos(angle) * axis - offset) * across + 0.5, torch.sin(angle) * axis * across
+    dark = (x[:, None] + y[:, :, None]).clamp_(0, 1)  # (b, side, side)
+    return crops.mul_(1 - (dark * drawn["shadow"][:, None, None])[:, None])
+
+
 def _occlude(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-    """A rectangle of plain colour or another picture, up to half the side long."""
+    """A turned rectangle or ellipse of plain colour, another picture, or much like the face."""
     side = crops.shape[-1]
-    extent = drawn["occluder extent"] * side
-    first = drawn["occluder corner"] * side - extent / 2  # (b, 2) x, y
-    axis = torch.arange(side, device=crops.device)
-    inside = (axis >= first[..., None]) & (axis < (first + extent)[..., None])  # (b, 2, side)
+    cos, sin = torch.cos(drawn["occluder angle"]), torch.sin(drawn["occluder angle"])
+    turn = torch.stack([cos, sin, -sin, cos], 1).reshape(-1, 2, 2)
+    turn = turn / (drawn["occluder extent"] / 2)[..., None]  # to the unit square or circle
+    x, y = (_from_middle(side, crops.device) + 0.5 - drawn["occluder centre"][..., None]).unbind(1)
+    u, v = (
+        ((row[:, :1] * x)[:, None] + (row[:, 1:] * y)[:, :, None]).square_()
+        for row in turn.unbind(1)
+    )  # (b, side, side)
+    inside = torch.where(drawn["occluder is round"][:, None, None], u + v, torch.maximum(u, v)) < 1
     inside &= drawn["occluded"][:, None, None]
-    inside = inside.to(crops.dtype)
-    inside = (inside[:, 0, None] * inside[:, 1, :, None])[:, None]  # (b, 1, side, side)
-    is_picture = drawn["occluder is a picture"][:, None, None, None]
-    other = _neighbour_or_colour(crops, is_picture, drawn["occluder colour"])
-    return _cover(crops, other, inside)
+    look = drawn["occluder look"][:, None, None, None]  # 0 colour, 1 picture, 2 the face's colour
+    middle = slice(side // 3, side - side // 3)
+    skin = crops[..., middle, middle].mean((2, 3), keepdim=True)
+    colour = torch.lerp(drawn["occluder colour"], skin, 0.7 * (look == 2))
+    other = _neighbour_or_colour(crops, look == 1, colour)
+    return _cover(crops, other, inside[:, None].to(crops.dtype))
 
 
-def _black_border(crops: Tensor, width: Tensor) -> Tensor:
-    """Blackens a border of ``width`` (b,), in parts of the side, rounded down to whole pixels."""
+def _black_border(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+    """Blackens ``border`` (b,) all around and ``cut`` along one edge, in parts of the side, rounded
+    down to whole pixels."""
     side = crops.shape[-1]
     axis = torch.arange(side, device=crops.device)
-    edge = torch.minimum(axis, side - 1 - axis)  # pixels from the nearer edge
-    inside = (edge >= (width * side).floor()[:, None]).to(crops.dtype)  # (b, side)
-    return crops.mul_(inside[:, None, None]).mul_(inside[:, None, :, None])
+    edges = torch.arange(4, device=crops.device)  # left, top, right, bottom
+    widths = drawn["border"][:, None] + drawn["cut"][:, None] * (
+        drawn["cut edge"][:, None] == edges
+    )
+    widths = (widths * side).floor()[..., None]  # (b, 4, 1)
+    inside = (axis >= widths[:, :2]) & (axis < side - widths[:, 2:])  # (b, 2, side)
+    inside = inside.to(crops.dtype)
+    return crops.mul_(inside[:, 0, None, None]).mul_(inside[:, 1, None, :, None])
 
 
 # What ``main_train.py --augment`` offers: face model -> augmentation.
