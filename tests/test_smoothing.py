@@ -181,6 +181,33 @@ def test_moving_faces_lag_little(strength, face, face_model):
 
 
 @pytest.mark.parametrize("strength", SMOOTHING)
+def test_a_face_in_a_shaken_picture_is_followed(strength, face, face_model):
+    """As with a camera in the hand: what shakes is not the network's answer, but the picture."""
+    size = np.sqrt(np.ptp(face.landmarks[:2], axis=1).prod())
+    t = np.arange(60)
+    path = size * (0.07 * np.sin(t / 3) + 0.04 * np.sin(t / 1.5 + 1) + 0.02 * np.sin(t / 0.8 + 2))
+    noise = 0.001 * size * np.random.default_rng(0).normal(size=60)
+    smoother = FaceSmoother(face_model, STRENGTHS[strength])
+    off = []
+    for shift in path + noise:
+        there = moved(face, shift)
+        off.append((landmarks_of(smoother(there), there, face_model) - there.landmarks)[0].mean())
+    assert np.abs(off[10:]).mean() < {"light": 0.017, "strong": 0.032}[strength] * size
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
+@pytest.mark.parametrize("still", [4, 5, 20])
+def test_a_jump_is_followed_while_little_is_known_of_the_noise(strength, still, face, face_model):
+    """Soon after a face was found, or where a picture stood still: its first move is no noise."""
+    size = np.sqrt(np.ptp(face.landmarks[:2], axis=1).prod())
+    smoother = FaceSmoother(face_model, STRENGTHS[strength])
+    for shift in [0.0] * still + [0.5 * size]:
+        there = moved(face, shift)
+        found = landmarks_of(smoother(there), there, face_model)
+    assert np.abs(found - there.landmarks)[0].mean() < 0.06 * size
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
 def test_expressions_move_and_shapes_stay(strength, face, face_model):
     """A mouth that opens within a second lags little; a person's shape is that of many frames."""
     steps = np.arange(90)

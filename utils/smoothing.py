@@ -38,6 +38,9 @@ NOISE_START = 5  # so many second differences count in full, later ones only up 
 # steady motion: how large the noise is, and so whether the part does move, is not known yet.
 LINE = 4
 SIGNIFICANT = 3.0  # speed over its noise from which it counts as motion
+# The most that the place is taken to be noisy: a share of the face's size, and at least so many
+# pixels; about what was seen in pictures with a noise of 25 levels. What shakes more moves.
+PLACE_NOISE = 0.005, 0.3
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,13 @@ class OneEuro:
     Args:
         rest: rate at rest, per frame; a constant speed lags behind by ``1 / rate`` frames.
         motion: added to the rate for each unit of significant speed; 0: a plain low-pass.
+
+    Attributes:
+        most_noise: standard deviation over the whole vector; values that shake more move.
     """
 
     def __init__(self, rest: float, motion: float = 0.0) -> None:
-        self.rest, self.motion = rest, motion
+        self.rest, self.motion, self.most_noise = rest, motion, np.inf
         self.count = 0  # values seen
 
     def __call__(self, value: np.ndarray, frames: int = 1) -> np.ndarray:
@@ -114,7 +120,8 @@ class OneEuro:
         if self.count <= 3:
             return 0.0
         speed = float(np.linalg.norm(self.speed))
-        noise = SPEED_SHARE * np.sqrt(self.noise * (1 + SPEED_SHARE / (2 - SPEED_SHARE)))
+        variance = min(self.noise, self.most_noise**2)
+        noise = SPEED_SHARE * np.sqrt(variance * (1 + SPEED_SHARE / (2 - SPEED_SHARE)))
         if noise == 0:
             return np.inf if speed else 0.0
         return max(speed / noise - SIGNIFICANT, 0.0)
@@ -140,6 +147,8 @@ class FaceSmoother:
         ``frames`` frames have passed since the face before.
         """
         parts = take_apart(face)
+        size = float(np.sqrt(np.ptp(face.landmarks[:2], axis=1).prod()))
+        self.filters["place"].most_noise = max(PLACE_NOISE[0] * size, PLACE_NOISE[1])
         smoothed = {name: self.filters[name](part, frames) for name, part in parts.items()}
         return put_together(smoothed, face.roi_box, self.face_model)
 
