@@ -431,6 +431,14 @@ def test_a_mesh_without_a_photo_needs_no_texture_coordinates(face_model, tmp_pat
         assert path.read_text().count("v ") == len(kept_part(face_model)[0])
 
 
+def test_a_mesh_of_more_vertices_than_a_picture_has_columns(face_model):
+    many = replace(face_model, kept_vertices=np.tile(face_model.kept_vertices, 300))  # 36,000
+    photo = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    expected = textured_face(face_of(face_model), photo, 64).colors
+    colors = textured_face(face_of(many), photo, 64).colors
+    np.testing.assert_array_equal(colors, np.tile(expected, (300, 1)))
+
+
 def test_a_model_without_a_kept_part_is_kept_whole(face_model):
     whole = replace(face_model, kept_vertices=None, kept_triangles=None)
     mesh = face_mesh(face_of(whole))

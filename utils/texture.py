@@ -14,6 +14,7 @@ seen on neither side is filled smoothly.
 
 from __future__ import annotations
 
+import math
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -298,11 +299,13 @@ def textured_face(face: Face, image: np.ndarray, size: int = DEFAULT_SIZE) -> Te
     texture, confidence = unwrap_photo(
         image, mesh.vertices, mesh.triangles, mesh.uv, size, occluders
     )
-    x, y = uv_to_texture(mesh.uv, size).T[:, None].astype(np.float32)  # (1, N) each
+    places = uv_to_texture(mesh.uv, size).astype(np.float32)
+    # as a square: OpenCV's remap makes no picture with a side of 32,767 or more
+    side = math.ceil(math.sqrt(len(places)))
+    x, y = np.resize(places, (side, side, 2)).transpose(2, 0, 1)
     colors = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return mesh.replace(
-        texture=texture, confidence=confidence, colors=colors[0].astype(np.float32) / 255
-    )
+    colors = colors.reshape(-1, 3)[: len(places)].astype(np.float32) / 255
+    return mesh.replace(texture=texture, confidence=confidence, colors=colors)
 
 
 # ------------------------------------------------------------------------------------- unwrapping
