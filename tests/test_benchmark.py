@@ -640,6 +640,22 @@ def test_labels_of_another_face_model_are_not_scored(command, copy, no_plots, tm
     assert "dense" not in json.loads((tmp_path / "results.json").read_text())["scores"]
 
 
+def test_labels_are_drawn_where_the_crop_shows_them(data, truth, monkeypatch):
+    """Small boxes tell: half a pixel of theirs is a pixel and a half of the picture."""
+    boxes = np.array([[31.0, 41.0, 80.0, 90.0]])  # 50 x 50 pixels
+    at = truth.crop_landmarks[:1].astype(np.float64)
+    labels = crop_to_label_frame(at, boxes, True)
+    small = replace(data, roi_boxes=boxes, landmarks={"original": labels})
+    drawn = []
+    monkeypatch.setattr(
+        benchmark_report, "draw_landmarks", lambda crop, at: drawn.append(at) or crop
+    )
+    answer = Prediction(at, {"raw": labels + 1}, truth.rotation[:1], 1.0)
+    benchmark_report.worst_picture(small, answer, 0)
+    shown = (at[0, :2] + 0.5) * 2 - 0.5  # twice as large as the crop
+    np.testing.assert_allclose(drawn, [shown, shown + 2 * 120 / 50], atol=1e-3)
+
+
 @pytest.mark.parametrize("rows", [benchmark_report.PUBLISHED_NME, benchmark_report.PUBLISHED_POSE])
 def test_the_plots_show_synergynet_as_its_paper_has_it(rows):
     found = benchmark_report._synergynet(rows)

@@ -27,7 +27,6 @@ from utils.files import atomic_write
 from utils.photo_numbers import no_formula
 from utils.photos import result_names
 from utils.pictures import write_image
-from utils.preprocessing import CROP_SIZE
 
 PICTURES = 50  # crops drawn, as published
 WORST = 20
@@ -288,13 +287,11 @@ def worst(samples: dict[str, np.ndarray]) -> np.ndarray:
 def worst_picture(data: BenchmarkSet, prediction: Prediction, index: int) -> np.ndarray:
     """(240, 480, 3) uint8: a crop with its label's landmarks on the left, the network's right."""
     crop = cv2.resize(data.crops([index])[0], (PICTURE, PICTURE), interpolation=cv2.INTER_CUBIC)
-    box = data.roi_boxes[index]
-    label = data.landmarks["original"][index, :2]
-    label = (label - box[:2, None]) * CROP_SIZE / (box[2:] - box[:2])[:, None]  # crop frame
-    zoom = PICTURE / CROP_SIZE
-    both = (label, prediction.crop_landmarks[index, :2])
-    # resize lays pixel edges on edges, landmarks are pixel centres
-    return np.hstack([draw_landmarks(crop, (points + 0.5) * zoom - 0.5) for points in both])
+    first, last = data.roi_boxes[index].reshape(2, 2, 1)  # pixels of the box, label frame
+    both = (data.landmarks["original"][index, :2], prediction.landmarks["raw"][index, :2])
+    # cropping and resizing lay pixel edges on edges, landmarks are pixel centres
+    zoom = PICTURE / (last - first + 1)
+    return np.hstack([draw_landmarks(crop, (at - first + 0.5) * zoom - 0.5) for at in both])
 
 
 def draw_plots(run: dict) -> bytes:
