@@ -131,6 +131,16 @@ def test_missing_frames_count_as_time():
     assert 5 * step < gap(before + 1, frames=10) - before < 10 * step
 
 
+@pytest.mark.parametrize("strength", SMOOTHING)
+def test_what_comes_back_elsewhere_is_there_at_once(strength):
+    """Half a second is not one frame in the speed, either."""
+    noise = np.random.default_rng(5).normal(size=(61, 2))
+    filtered = one_euro(strength)
+    for value in noise[:60]:
+        filtered(value)
+    assert np.abs(filtered(noise[60] + 100, frames=15) - 100).max() < 5
+
+
 # --------------------------------------------------------------------------------------- faces
 
 

@@ -172,8 +172,8 @@ MUTATIONS = (
     Mutation(
         "One-Euro filter: the cut-off does not rise with speed",
         "utils/smoothing.py",
-        "rate += self.motion * self._significance(difference)",
-        "rate += 0 * self._significance(difference)",
+        "rate += self.motion * self._significance(difference, frames)",
+        "rate += 0 * self._significance(difference, frames)",
         "tests/test_smoothing.py",
     ),
     Mutation(

@@ -93,7 +93,7 @@ class OneEuro:
         self.raw = value
         rate = self.rest
         if self.motion:
-            rate += self.motion * self._significance(difference)
+            rate += self.motion * self._significance(difference, frames)
         rate *= frames
         share = rate / (1 + rate) if np.isfinite(rate) else 1.0
         n = self.count
@@ -105,9 +105,9 @@ class OneEuro:
         self.smoothed = self.smoothed + max(share, start) * (value - self.smoothed)
         return self.smoothed
 
-    def _significance(self, difference: np.ndarray) -> float:
+    def _significance(self, difference: np.ndarray, frames: int) -> float:
         """By how much the speed exceeds what noise alone would show, in units of the latter."""
-        self.speed = self.speed + SPEED_SHARE * (difference - self.speed)
+        self.speed = self.speed + (1 - (1 - SPEED_SHARE) ** frames) * (difference - self.speed)
         # a value that is repeated, as where a video stands still, says nothing of the noise
         if self.difference is not None and difference.any():
             # a second difference (weights 1, -2, 1) has six times the variance of a value
