@@ -233,6 +233,20 @@ def test_expressions_move_and_shapes_stay(strength, face, face_model):
 
 
 @pytest.mark.parametrize("strength", SMOOTHING)
+def test_a_talking_mouth_moves(strength, face, face_model):
+    """At the rate of syllables, some four a second."""
+    wave = 1.5 * np.sin(2 * np.pi * np.arange(90) / 7)
+    noise = np.random.default_rng(6).normal(scale=0.01, size=(90, 10)) * face_model.param_std[-10:]
+    parameters = np.tile(face.parameters, (90, 1))
+    parameters[:, -10:] += noise
+    parameters[:, -9] += wave * face_model.param_std[-9]
+    smoother = FaceSmoother(face_model, STRENGTHS[strength])
+    found = np.array([smoother(make_face(face_model, row, face.roi_box)) for row in parameters])
+    opened = found[30:, -9] / face_model.param_std[-9]
+    assert np.ptp(opened) > {"light": 0.7, "strong": 0.3}[strength] * np.ptp(wave)
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
 def test_turning_faces_lag_little_and_keep_their_shape(strength, face, face_model):
     angles = np.radians(30) * np.sin(2 * np.pi * np.arange(FRAMES) / 60)
     faces, truth = [], []

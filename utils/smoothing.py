@@ -18,7 +18,8 @@ The filter (Casiez, Roussel, Vogel: 1 EUR Filter, CHI 2012) is a low-pass whose 
 speed: still faces are smoothed heavily, moving ones hardly lag. Two things differ. Time is counted
 in frames, because what is seen is jitter from frame to frame. And the speed is measured in units of
 the noise of its own estimate, taken from second differences (constant motion has none), so that the
-same settings serve clean and noisy pictures, pixels, radians and coefficients alike.
+same settings serve clean and noisy pictures, pixels, radians and coefficients alike. Place and
+expression have a limit to it, above which they move: a camera in the hand, a talking mouth.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ SIGNIFICANT = 3.0  # speed over its noise from which it counts as motion
 # The most that the place is taken to be noisy: a share of the face's size, and at least so many
 # pixels; about what was seen in pictures with a noise of 25 levels. What shakes more moves.
 PLACE_NOISE = 0.005, 0.3
+EXPRESSION_NOISE = 0.03  # the same of the expression: a share of how much it varies
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ class FaceSmoother:
         self.face_model = face_model
         moving = ("place", "depth", "turn", "size", "expression")
         self.filters = {name: OneEuro(strength.rest, strength.motion) for name in moving}
+        spread = float(np.linalg.norm(face_model.param_std[-EXPRESSION:]))
+        self.filters["expression"].most_noise = EXPRESSION_NOISE * spread
         self.filters |= {name: OneEuro(strength.identity) for name in ("stretch", "shape")}
 
     def __call__(self, face: Face, frames: int = 1) -> np.ndarray:
