@@ -19,7 +19,6 @@ from utils.augmentation import AUGMENTATIONS
 from utils.cli import at_least, complain, run_script, say, script_parser
 from utils.datasets import provide_pack
 from utils.distributed import join_world
-from utils.files import check_writable
 from utils.memory import is_out_of_memory
 from utils.morphable_model import load_morphable_model
 from utils.preprocessing import CROP_SIZE
@@ -138,8 +137,6 @@ def main(arguments: list[str] | None = None) -> int:
     trainer = None  # what fails before there is one is wrong usage: exit code 2
     try:
         face_model = load_morphable_model(options.face_model or find_face_model())
-        if not options.dry_run:
-            check_writable(options.out, "--out")  # not found out after an epoch
         if options.pack:
             provide_pack(options.data, options.pack, face_model, options.workers)
         with join_world(options.device) as world:

@@ -733,10 +733,11 @@ def test_two_processes_train_together(options, tmp_path, face_model):
 
 
 def test_missing_sets_are_named_in_one_line(options, tmp_path, capsys):
-    arguments = [*options, "--data", str(tmp_path / "nothing"), "--out", str(tmp_path)]
+    arguments = [*options, "--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]
     assert main_train.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{tmp_path / 'nothing'}" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_set_is_packed_once(options, tmp_path, capsys):

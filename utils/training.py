@@ -42,7 +42,7 @@ from utils.datasets import (
 )
 from utils.distributed import World
 from utils.evaluation import by_bin, score_aflw2000
-from utils.files import remove_partials
+from utils.files import check_writable, remove_partials
 from utils.geometry import angle_differences, camera_angles
 from utils.memory import keep_freed_memory
 from utils.metrics import bin_means, nme
@@ -278,8 +278,8 @@ class Trainer:
         world: this process among those that train together.
 
     Raises:
-        FileNotFoundError, ValueError: of the data, the weights or the checkpoint to resume; each
-            names the file.
+        OSError, ValueError: of the data, the weights, the checkpoint to resume, or the folder to
+            write to; each names the file.
     """
 
     def __init__(
@@ -354,6 +354,8 @@ class Trainer:
             f"{' x ' + str(world.size) if world.size > 1 else ''}, "
             f"{'bfloat16 encoder' if amp else 'float32'}"
         )
+        if not options.dry_run:  # last: what cannot begin leaves no empty folder
+            check_writable(options.out, "--out")  # not found out after an epoch
 
     def _open_sets(self, face_model: MorphableModel) -> tuple[Faces, Faces]:
         """The faces to train on and those to validate on."""
