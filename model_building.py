@@ -217,6 +217,11 @@ def load_learnable(model: SynergyNet, content: dict[str, Any], path: str | os.Pa
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:400]
+        if "backbone" not in content:
+            reason += (
+                f"; the file does not name its backbone, {model.backbone_name} was tried: for "
+                "main_train.py --init give another with --backbone"
+            )
         raise ValueError(f"{path}: not the weights of this SynergyNet ({reason})") from error
 
 

@@ -84,6 +84,9 @@ def test_a_bare_state_dict_is_a_published_mobilenet_v2(tmp_path, face_model, ima
     torch.save(model.state_dict(), tmp_path / "bare.pth")
     loaded = load_synergynet(tmp_path / "bare.pth", face_model)
     assert torch.equal(outputs(loaded, images)[0], outputs(model, images)[0])
+    torch.save(network(face_model).state_dict(), tmp_path / "bare.pth")
+    told = "does not name its backbone, mobilenet_v2 was tried", "--backbone"
+    refused(tmp_path / "bare.pth", face_model, *told)
 
 
 def test_published_layout(tmp_path, face_model, images):
