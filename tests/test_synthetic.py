@@ -229,6 +229,18 @@ def test_nothing_is_left_of_a_set_that_fails(tmp_path, model, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_is_told_with_the_file(tmp_path, model):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"too large: .*render_000000\.jpg"):
+            write_training_set(tmp_path / "set", model, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("write", "count", "seed"),
     [(write_training_set, 0, 0), (write_benchmark_set, 2, 0), (write_training_set, 1, -1)],

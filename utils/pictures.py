@@ -287,12 +287,13 @@ def to_bgr8(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+def write_image(path: str | os.PathLike, image: np.ndarray, quality: int = 95) -> None:
     """Writes a picture in the format of the path's extension, atomically.
 
     Args:
         path: its folder is made where it does not exist.
         image: (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA, uint8.
+        quality: of a JPEG, up to 100.
 
     Raises:
         OSError: it cannot be written there.
@@ -301,7 +302,8 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     path = Path(path)
     if image.dtype != np.uint8:  # OpenCV would cut floating point off: [0, 1] becomes black
         raise ValueError(f"{path}: expected a uint8 picture, got {image.dtype}")
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() in (".jpg", ".jpeg") else []
+    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if is_jpeg else []
     try:
         done, data = cv2.imencode(path.suffix, image, options)
     except cv2.error as error:  # an unknown suffix

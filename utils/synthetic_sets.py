@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -20,6 +19,7 @@ from utils.geometry import decompose_camera, exact_angles
 from utils.metrics import YAW_BINS, box_size
 from utils.morphable_model import MorphableModel, split_camera
 from utils.parallel import in_order
+from utils.pictures import write_image
 from utils.preprocessing import CROP_SIZE
 from utils.synthetic import FaceRenderer, damage, random_background, random_parameters
 
@@ -64,7 +64,7 @@ def write_training_set(
         def write(index: int) -> None:
             picture = np.random.default_rng((seed, index))
             crop = renderer.crop(parameters[index], picture)
-            _write_jpeg(crops / names[index], crop, int(picture.integers(70, 98)))
+            write_image(crops / names[index], crop, int(picture.integers(70, 98)))
 
         _for_each(write, count, jobs)
         write_published_labels(partial, names, whitened)
@@ -126,9 +126,9 @@ def write_benchmark_set(
             box = tuple(map(int, seen[index]))
             photo = renderer.render(parameters[index], photo, box, picture)
             photo = damage(photo, picture, sides[index] / CROP_SIZE)
-            _write_jpeg(photos / names[index], photo, 92)
+            write_image(photos / names[index], photo, 92)
             crop = aflw2000.crop_published(photo, roi_boxes[index])
-            _write_jpeg(crops / names[index], crop, 95)
+            write_image(crops / names[index], crop, 95)
 
         _for_each(write, count, jobs)
         aflw2000.write_labels(
@@ -173,11 +173,3 @@ def _describe(layout: str, face_model: MorphableModel, count: int, seed: int) ->
 def _for_each(write: Callable[[int], None], count: int, jobs: int) -> None:
     for _ in tqdm(in_order(write, range(count), jobs), "rendering", count, unit="img"):
         pass
-
-
-def _write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
-    """Not by ``write_image``: the folder is still a partial one, and the quality is chosen."""
-    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise ValueError(f"{path}: OpenCV cannot encode a picture of shape {image.shape}")
-    path.write_bytes(data.tobytes())
