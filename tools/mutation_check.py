@@ -41,183 +41,143 @@ class Mutation:
     tests: str
 
 
-MUTATIONS = (
-    Mutation(
-        "sign of pitch",
-        "utils/geometry.py",
-        "pitch = np.arctan2(rotation[:, 1, 2], rotation[:, 2, 2])",
-        "pitch = np.arctan2(-rotation[:, 1, 2], rotation[:, 2, 2])",
-        "tests/test_geometry.py",
+# file, tests: what a mutation does, the line as it is, as it becomes
+_LINES = {
+    ("utils/geometry.py", "test_geometry.py"): (
+        (
+            "sign of pitch",
+            "pitch = np.arctan2(rotation[:, 1, 2], rotation[:, 2, 2])",
+            "pitch = np.arctan2(-rotation[:, 1, 2], rotation[:, 2, 2])",
+        ),
+        (
+            "third row of the rotation turned round",
+            "np.cross(rows[:, 0], rows[:, 1])",
+            "np.cross(rows[:, 1], rows[:, 0])",
+        ),
     ),
-    Mutation(
-        "third row of the rotation turned round",
-        "utils/geometry.py",
-        "np.cross(rows[:, 0], rows[:, 1])",
-        "np.cross(rows[:, 1], rows[:, 0])",
-        "tests/test_geometry.py",
+    ("utils/preprocessing.py", "test_preprocessing.py"): (
+        ("roi box 1.2 -> 1.25", "ROI_ENLARGEMENT = 1.2 ", "ROI_ENLARGEMENT = 1.25 "),
+        (
+            "pixels divided by 127.5",
+            "PIXEL_MEAN, PIXEL_STD = 127.5, 128.0",
+            "PIXEL_MEAN, PIXEL_STD = 127.5, 127.5",
+        ),
+        (
+            "scale of y taken from x",
+            "scale = (boxes[:, 2:4] - boxes[:, :2]) / CROP_SIZE",
+            "scale = (boxes[:, [2, 2]] - boxes[:, [0, 0]]) / CROP_SIZE",
+        ),
     ),
-    Mutation(
-        "roi box 1.2 -> 1.25",
-        "utils/preprocessing.py",
-        "ROI_ENLARGEMENT = 1.2 ",
-        "ROI_ENLARGEMENT = 1.25 ",
-        "tests/test_preprocessing.py",
+    ("utils/morphable_model.py", "test_morphable_model.py"): (
+        (
+            "mean and deviation swapped",
+            "return whitened * self.param_std + self.param_mean",
+            "return whitened * self.param_mean + self.param_std",
+        ),
+        ("y flip at 120, not 121", "Y_FLIP = 121.0", "Y_FLIP = 120.0"),
+        (
+            "camera transposed",
+            "return camera[:, :, :3] @ shape",
+            "return camera[:, :, :3].swapaxes(1, 2) @ shape",
+        ),
     ),
-    Mutation(
-        "pixels divided by 127.5",
-        "utils/preprocessing.py",
-        "PIXEL_MEAN, PIXEL_STD = 127.5, 128.0",
-        "PIXEL_MEAN, PIXEL_STD = 127.5, 127.5",
-        "tests/test_preprocessing.py",
+    ("loss_definition.py", "test_losses.py"): (
+        (
+            "parameter loss without the camera",
+            "squared[:, :CAMERA].mean(1) + squared[:, CAMERA:].mean(1)",
+            "squared[:, CAMERA:].mean(1)",
+        ),
+        (
+            "Wing loss: constant of the wrong sign",
+            "near, distance - offset",
+            "near, distance + offset",
+        ),
     ),
-    Mutation(
-        "scale of y taken from x",
-        "utils/preprocessing.py",
-        "scale = (boxes[:, 2:4] - boxes[:, :2]) / CROP_SIZE",
-        "scale = (boxes[:, [2, 2]] - boxes[:, [0, 0]]) / CROP_SIZE",
-        "tests/test_preprocessing.py",
+    ("utils/metrics.py", "test_metrics.py"): (
+        (
+            "NME over the sum of the box's sides",
+            "np.nanmin(xy, axis=2)).prod(1)",
+            "np.nanmin(xy, axis=2)).sum(1)",
+        ),
     ),
-    Mutation(
-        "mean and deviation swapped",
-        "utils/morphable_model.py",
-        "return whitened * self.param_std + self.param_mean",
-        "return whitened * self.param_mean + self.param_std",
-        "tests/test_morphable_model.py",
-    ),
-    Mutation(
-        "y flip at 120, not 121",
-        "utils/morphable_model.py",
-        "Y_FLIP = 121.0",
-        "Y_FLIP = 120.0",
-        "tests/test_morphable_model.py",
-    ),
-    Mutation(
-        "camera transposed",
-        "utils/morphable_model.py",
-        "return camera[:, :, :3] @ shape",
-        "return camera[:, :, :3].swapaxes(1, 2) @ shape",
-        "tests/test_morphable_model.py",
-    ),
-    Mutation(
-        "parameter loss without the camera",
-        "loss_definition.py",
-        "squared[:, :CAMERA].mean(1) + squared[:, CAMERA:].mean(1)",
-        "squared[:, CAMERA:].mean(1)",
-        "tests/test_losses.py",
-    ),
-    Mutation(
-        "Wing loss: constant of the wrong sign",
-        "loss_definition.py",
-        "near, distance - offset",
-        "near, distance + offset",
-        "tests/test_losses.py",
-    ),
-    Mutation(
-        "NME over the sum of the box's sides",
-        "utils/metrics.py",
-        "np.nanmin(xy, axis=2)).prod(1)",
-        "np.nanmin(xy, axis=2)).sum(1)",
-        "tests/test_metrics.py",
-    ),
-    Mutation(
-        "variances of anchors swapped",
-        "FaceBoxes/anchors.py",
-        "VARIANCES = (0.1, 0.2)",
-        "VARIANCES = (0.2, 0.1)",
-        "tests/test_faceboxes.py",
+    ("FaceBoxes/anchors.py", "test_faceboxes.py"): (
+        ("variances of anchors swapped", "VARIANCES = (0.1, 0.2)", "VARIANCES = (0.2, 0.1)"),
     ),
     # The compiled suppression would need Cython here; the same tests run on both.
-    Mutation(
-        "suppression above, not from, the threshold on",
-        "FaceBoxes/nms.py",
-        "boxes[order]).astype(np.float64) < threshold]",
-        "boxes[order]).astype(np.float64) <= threshold]",
-        "tests/test_faceboxes.py",
+    ("FaceBoxes/nms.py", "test_faceboxes.py"): (
+        (
+            "suppression above, not from, the threshold on",
+            "boxes[order]).astype(np.float64) < threshold]",
+            "boxes[order]).astype(np.float64) <= threshold]",
+        ),
+        (
+            "boxes without their last pixel's width",
+            "width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0]) + one",
+            "width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0])",
+        ),
     ),
-    Mutation(
-        "boxes without their last pixel's width",
-        "FaceBoxes/nms.py",
-        "width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0]) + one",
-        "width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0])",
-        "tests/test_faceboxes.py",
+    ("Sim3DR/rasterizer.cpp", "test_fuzz_native.py"): (
+        (
+            "equal depths: the last triangle wins",
+            "inside(u, v) & (z > depths[k])",
+            "inside(u, v) & (z >= depths[k])",
+        ),
+        (
+            "weights of two corners swapped",
+            "(1.0f - u - v) * a + v * b + u * c",
+            "(1.0f - u - v) * a + u * b + v * c",
+        ),
     ),
-    Mutation(
-        "equal depths: the last triangle wins",
-        "Sim3DR/rasterizer.cpp",
-        "inside(u, v) & (z > depths[k])",
-        "inside(u, v) & (z >= depths[k])",
-        "tests/test_fuzz_native.py",
+    ("backbone_nets/fused_norm_kernel.cpp", "test_fuzz_native.py"): (
+        ("variance over n - 1", "squares / plan.rows : 0.0", "squares / (plan.rows - 1) : 0.0"),
+        (
+            "bfloat16 cut off, not rounded",
+            "(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16",
+            "bits >> 16",
+        ),
     ),
-    Mutation(
-        "weights of two corners swapped",
-        "Sim3DR/rasterizer.cpp",
-        "(1.0f - u - v) * a + v * b + u * c",
-        "(1.0f - u - v) * a + u * b + v * c",
-        "tests/test_fuzz_native.py",
+    ("utils/smoothing.py", "test_smoothing.py"): (
+        (
+            "One-Euro filter: the cut-off does not rise with speed",
+            "rate += self.motion * self._significance(difference, frames)",
+            "rate += 0 * self._significance(difference, frames)",
+        ),
     ),
-    Mutation(
-        "variance over n - 1",
-        "backbone_nets/fused_norm_kernel.cpp",
-        "squares / plan.rows : 0.0",
-        "squares / (plan.rows - 1) : 0.0",
-        "tests/test_fuzz_native.py",
+    ("utils/tracking.py", "test_tracking.py"): (
+        ("followed crops too low", "ROI_RISE = 0.105", "ROI_RISE = -0.105"),
     ),
-    Mutation(
-        "bfloat16 cut off, not rounded",
-        "backbone_nets/fused_norm_kernel.cpp",
-        "(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16",
-        "bits >> 16",
-        "tests/test_fuzz_native.py",
+    ("utils/morphable_model.py", "test_augmentation.py"): (
+        (
+            "mirroring swaps two landmarks wrongly",
+            "[45, 44, 43, 42, 47, 46,",
+            "[44, 45, 43, 42, 47, 46,",
+        ),
     ),
-    Mutation(
-        "One-Euro filter: the cut-off does not rise with speed",
-        "utils/smoothing.py",
-        "rate += self.motion * self._significance(difference, frames)",
-        "rate += 0 * self._significance(difference, frames)",
-        "tests/test_smoothing.py",
+    ("utils/training.py", "test_training.py"): (
+        ("no schedule", 'group["lr"] = rate', 'group["lr"] = options.lr'),
+        (
+            "plain momentum",
+            "weight_decay=weight_decay, nesterov=True",
+            "weight_decay=weight_decay, nesterov=False",
+        ),
+        (
+            "biases and norms decay, weights do not",
+            "decayed = [p for p in parameters if p.ndim > 1]",
+            "decayed = [p for p in parameters if p.ndim <= 1]",
+        ),
     ),
-    Mutation(
-        "followed crops too low",
-        "utils/tracking.py",
-        "ROI_RISE = 0.105",
-        "ROI_RISE = -0.105",
-        "tests/test_tracking.py",
+    ("utils/augmentation.py", "test_augmentation.py"): (
+        (
+            "saturation turned round",
+            '_blend_matrix(drawn["saturation"], 1 - drawn["saturation"])',
+            '_blend_matrix(1 - drawn["saturation"], drawn["saturation"])',
+        ),
     ),
-    Mutation(
-        "mirroring swaps two landmarks wrongly",
-        "utils/morphable_model.py",
-        "[45, 44, 43, 42, 47, 46,",
-        "[44, 45, 43, 42, 47, 46,",
-        "tests/test_augmentation.py",
-    ),
-    Mutation(
-        "no schedule",
-        "utils/training.py",
-        'group["lr"] = rate',
-        'group["lr"] = options.lr',
-        "tests/test_training.py",
-    ),
-    Mutation(
-        "plain momentum",
-        "utils/training.py",
-        "weight_decay=weight_decay, nesterov=True",
-        "weight_decay=weight_decay, nesterov=False",
-        "tests/test_training.py",
-    ),
-    Mutation(
-        "biases and norms decay, weights do not",
-        "utils/training.py",
-        "decayed = [p for p in parameters if p.ndim > 1]",
-        "decayed = [p for p in parameters if p.ndim <= 1]",
-        "tests/test_training.py",
-    ),
-    Mutation(
-        "saturation turned round",
-        "utils/augmentation.py",
-        '_blend_matrix(drawn["saturation"], 1 - drawn["saturation"])',
-        '_blend_matrix(1 - drawn["saturation"], drawn["saturation"])',
-        "tests/test_augmentation.py",
-    ),
+}
+MUTATIONS = tuple(
+    Mutation(what, file, old, new, f"tests/{tests}")
+    for (file, tests), lines in _LINES.items()
+    for what, old, new in lines
 )
 
 
