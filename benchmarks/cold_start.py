@@ -19,7 +19,6 @@ import numpy as np
 from benchmarks.tables import median_and_quartiles
 from utils.assets import ROOT
 from utils.cli import at_least, run_script, script_parser
-from utils.files import require_files
 
 ENGINES = ("torch", "onnx")
 
@@ -43,7 +42,6 @@ def main() -> None:
     default = ROOT / "img" / "astronaut.jpg"
     parser.add_argument("--photo", type=Path, default=default, help="default: img/astronaut.jpg")
     args = parser.parse_args()
-    require_files([(args.photo, "--photo is a picture")])
     with tempfile.TemporaryDirectory() as folder:
         common = ["singleImage.py", "-f", str(args.photo.resolve()), "--device", "cpu"]
         commands = [

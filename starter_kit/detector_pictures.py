@@ -155,10 +155,12 @@ class TrainingPictures(Dataset):
         """Add a folder's pictures, with the boxes that the teacher's ``weights`` give them.
 
         Raises:
-            OSError, ValueError: a file is no picture that OpenCV reads.
+            OSError, ValueError: the folder is empty, or a file is no picture that OpenCV reads.
         """
         detector = FaceBoxes(weights, "cpu", score_threshold=UNSURE)
-        for path in tqdm(sorted(folder.iterdir()), desc="unlabelled", leave=False):
+        if not (paths := sorted(folder.iterdir())):
+            raise ValueError(f"{folder}: empty; --unlabelled is to hold pictures")
+        for path in tqdm(paths, desc="unlabelled", leave=False):
             image = read_image(path)
             boxes = detector(image).astype(np.float32)
             sure = int((boxes[:, 4] >= 0.5).sum())

@@ -33,7 +33,7 @@ from starter_kit.rotate_views import (
 from utils import assets
 from utils.cli import at_least, run_script, script_parser
 from utils.evaluation import jittered_boxes
-from utils.files import map_npy, read_npz, require_files
+from utils.files import map_npy, read_npz
 from utils.fitting import fit_landmarks, similarity_align
 from utils.geometry import (
     angle_differences,
@@ -74,13 +74,11 @@ def main() -> None:
     add("--seed", type=at_least(0), default=0, help="of boxes and made poses (default: 0)")
     options = parser.parse_args()
 
-    held_out = [options.photos / f"faces_val{end}" for end in (".zip", "_labels.npz")]
-    require_files((path, "--photos is the folder of the held-out photos") for path in held_out)
     face_model = load_morphable_model(options.face_model or assets.find_face_model())
     network = load_synergynet(options.weights or assets.find_weights(), face_model)
     regressor = TorchRegressor(network, choose_device(options.device))
-    labels = read_npz(held_out[1])
-    with zipfile.ZipFile(held_out[0]) as archive:
+    labels = read_npz(options.photos / "faces_val_labels.npz")
+    with zipfile.ZipFile(options.photos / "faces_val.zip") as archive:
         images = [read_zipped_image(archive, str(name)) for name in labels["name"]]
     target = labels["landmarks"].astype(np.float64) * LABEL_UNIT
     human = labels["human_landmarks"].astype(np.float64)
@@ -148,11 +146,7 @@ def score_poses(
     seed: int,
 ) -> None:
     """Prints the NME of held-out faces in poses that are made."""
-    files = [folder / name for name in ("images.npy", "labels.npz")]
-    require_files(
-        (path, "--poses is a folder that starter_kit.pack_photos wrote") for path in files
-    )
-    images, labels = map_npy(files[0]), read_npz(files[1])
+    images, labels = map_npy(folder / "images.npy"), read_npz(folder / "labels.npz")
     labels["landmarks"] = labels["landmarks"].astype(np.float64)  # (n, 3, 68)
     rng = np.random.default_rng(seed)
 

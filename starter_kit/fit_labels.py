@@ -21,7 +21,7 @@ from tqdm import tqdm
 from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_model
 from utils.augmentation import Mirror
 from utils.cli import at_least, run_script, script_parser
-from utils.files import read_npz, require_files, write_npz
+from utils.files import read_npz, write_npz
 from utils.fitting import fit_landmarks, whitening
 from utils.morphable_model import MorphableModel, similarity_on_parameters
 from utils.preprocessing import CROP_SIZE
@@ -43,13 +43,12 @@ def label_landmarks(labels: dict[str, np.ndarray], human_weight: float = 0.0) ->
     return landmarks
 
 
-def fit_file(face_model: MorphableModel, path: Path, batch: int = 1000) -> dict[str, np.ndarray]:
-    """Names, parameters and fit errors of the labels in one file."""
-    labels = read_npz(path)
+def fit_split(face_model: MorphableModel, labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names, parameters and fit errors of the labels of one file."""
     names, landmarks = labels["name"], label_landmarks(labels)
     fits = [
-        fit_landmarks(face_model, landmarks[i : i + batch])
-        for i in tqdm(range(0, len(landmarks), batch), path.stem)
+        fit_landmarks(face_model, landmarks[i : i + 1000])
+        for i in tqdm(range(0, len(landmarks), 1000), "fitting")
     ]
     parameters, errors = (np.concatenate(parts) for parts in zip(*fits, strict=True))
     return {"name": names, "parameters": parameters, "fit_error": errors}
@@ -93,12 +92,12 @@ def main() -> None:
         help="folder of the fits (default: runs/starter)")  # fmt: skip
     add("--seed", type=at_least(0), default=0, help="of the simulated crops (default: 0)")
     options = parser.parse_args()
-    labels = {split: options.photos / f"faces_{split}_labels.npz" for split in ("train", "val")}
-    what = "--photos is the folder of the photos' labels"
-    require_files((path, what) for path in labels.values())
+    labels = {
+        split: read_npz(options.photos / f"faces_{split}_labels.npz") for split in ("train", "val")
+    }
     face_model, _ = load_model(options.landmark_model)
     for split, name in (("train", "fits.npz"), ("val", "fits_val.npz")):
-        fits = fit_file(face_model, labels[split])
+        fits = fit_split(face_model, labels[split])
         percent = np.percentile(fits["fit_error"] * 100, [50, 90, 99, 100]).round(4).tolist()
         print(f"{split}: fit error in % of the box: mean {fits['fit_error'].mean() * 100:.4f},")
         print(f"    median, 90th and 99th percentile, largest: {percent}")

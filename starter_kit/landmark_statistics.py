@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.cli import at_least, run_script, script_parser, within
-from utils.files import read_npz, require_files, write_npz
+from utils.files import read_npz, write_npz
 from utils.fitting import similarity_align
 from utils.morphable_model import (
     EXPRESSION,
@@ -246,9 +246,7 @@ def main() -> None:
     add("-o", "--out", type=Path, default=LANDMARK_MODEL,
         help="default: the landmark model that ships, which is replaced")  # fmt: skip
     options = parser.parse_args()
-    labels = options.photos / "faces_train_labels.npz"
-    require_files([(labels, "--photos is the folder of the photos' labels")])
-    faces, identity = load_labels(labels, options.max_spread)
+    faces, identity = load_labels(options.photos / "faces_train_labels.npz", options.max_spread)
     print(f"{len(faces)} reliable labels, {np.unique(identity).size - 1} known people")
     model = landmark_model(faces, identity, options.share, options.stiffness)
     write_npz(options.out, model)

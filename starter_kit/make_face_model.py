@@ -40,7 +40,7 @@ from starter_kit.face_sculpt import Sculpture
 from starter_kit.landmark_statistics import LANDMARK_MODEL
 from starter_kit.mesh_smoothing import fair, interpolate, thin_plate_energy
 from utils.cli import at_least, run_script, script_parser
-from utils.files import read_npz, require_files, write_npz
+from utils.files import read_npz, write_npz
 from utils.morphable_model import CAMERA, SHAPE
 from utils.pictures import write_image
 
@@ -192,7 +192,6 @@ def main() -> None:
     add("--scale", type=at_least(0.1, float), default=0.84,
         help="of all vertex distances; larger: fewer vertices (default: 0.84)")  # fmt: skip
     options = parser.parse_args()
-    require_files([(options.landmark_model, "--landmark-model: landmark_statistics writes one")])
     model = make_model(read_npz(options.landmark_model), options.seed, options.scale)
     write_npz(options.out, model)
     pictures(model, options.pictures)

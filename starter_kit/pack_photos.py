@@ -15,7 +15,7 @@ from starter_kit.fit_labels import LABEL_SIDE, label_landmarks
 from starter_kit.landmark_statistics import load_model
 from utils.cli import run_script, script_parser, within
 from utils.datasets import write_packed
-from utils.files import read_npz, require_files
+from utils.files import read_npz
 from utils.pictures import read_zipped_image
 
 USABLE_SPREAD = 0.035  # labels on which the labelling model disagreed with itself are left out
@@ -33,20 +33,16 @@ def main() -> None:
         help="of people's labels where there are any; the rest is the network's (0)")  # fmt: skip
     options = parser.parse_args()
 
-    labels_file = options.photos / f"faces_{options.split}_labels.npz"
-    require_files(
-        [
-            (labels_file, "--photos is the folder of the photo zips and their labels"),
-            (options.fits, "--fits is written by starter_kit.fit_labels"),
-        ]
-    )
-    labels, fits = read_npz(labels_file), read_npz(options.fits)
+    labels = read_npz(options.photos / f"faces_{options.split}_labels.npz")
+    fits = read_npz(options.fits)
     if not np.array_equal(labels["name"], fits["name"]):
         raise SystemExit(f"{options.fits}: fits of other photos than {options.photos}")
     is_train = options.split == "train"
     ends = [f"_{shard}" for shard in labels["shard"]] if is_train else [""] * len(labels["name"])
-    zips = {end: options.photos / f"faces_{options.split}{end}.zip" for end in sorted(set(ends))}
-    require_files((path, "--photos is the folder of the photo zips") for path in zips.values())
+    archives = {
+        end: zipfile.ZipFile(options.photos / f"faces_{options.split}{end}.zip")
+        for end in sorted(set(ends))
+    }
     chosen = np.ones(len(labels["name"]), dtype=bool)
     if is_train:
         chosen = labels["spread"].astype(np.float32) <= USABLE_SPREAD
@@ -60,7 +56,6 @@ def main() -> None:
     landmarks[:, 2] -= (landmarks[:, 2].mean(1) - depth)[:, None]
 
     def pictures():
-        archives = {end: zipfile.ZipFile(path) for end, path in zips.items()}
         for index in tqdm(chosen, desc=f"packing {options.split}"):
             yield read_zipped_image(archives[ends[index]], str(labels["name"][index]))
 

@@ -37,7 +37,7 @@ from starter_kit.landmark_statistics import RELIABLE_SPREAD
 from utils import assets
 from utils.cli import at_least, run_script, script_parser
 from utils.datasets import write_packed
-from utils.files import map_npy, read_npz, require_files
+from utils.files import map_npy, read_npz
 from utils.geometry import decompose_camera
 from utils.morphable_model import CAMERA, MorphableModel, load_morphable_model, split_camera
 from utils.texture import boundary_loops, fill_smoothly, smooth_step
@@ -392,19 +392,12 @@ def read_options() -> argparse.Namespace:
 
 def make_views(options: argparse.Namespace) -> None:
     """Chooses, turns and writes the views."""
-    labels, packed = options.photos / "faces_train_labels.npz", options.packed / "labels.npz"
-    require_files(
-        [
-            (labels, "--photos is the folder of the photos' labels"),
-            (packed, "--packed is written by starter_kit.pack_photos"),
-        ]
-    )
     face_model = load_morphable_model(assets.STARTER_FACE_MODEL)
-    images, photos = map_npy(options.packed / "images.npy"), read_npz(packed)
+    images, photos = map_npy(options.packed / "images.npy"), read_npz(options.packed / "labels.npz")
     if "source" in photos:
         raise SystemExit(f"{options.packed}: holds turned views already; give the set of photos")
     side, names = images.shape[1], photos["names"]
-    agreement = read_npz(labels)
+    agreement = read_npz(options.photos / "faces_train_labels.npz")
     spread = dict(zip(agreement["name"].tolist(), agreement["spread"].tolist(), strict=True))
     spread = np.array([spread[name] for name in names.tolist()])
 

@@ -45,11 +45,11 @@ from tqdm import tqdm
 from FaceBoxes.detector import MEAN_BGR
 from FaceBoxes.network import FaceBoxesNet, load_network, load_weights
 from starter_kit.detector_losses import Hints, distillation_loss, multibox_loss
-from starter_kit.detector_pictures import SHARDS, TrainingPictures, mixed
+from starter_kit.detector_pictures import TrainingPictures, mixed
 from utils.assets import ROOT
 from utils.checkpoint import mixed_state, require_in_half, write_checkpoint
 from utils.cli import at_least, run_script, script_parser, within
-from utils.files import atomic_write, require_files
+from utils.files import atomic_write
 from utils.runtime import choose_device, on_device
 from utils.training import make_optimizer
 
@@ -264,41 +264,6 @@ def taught_terms(
     return distillation_loss(*predicted, *taught, *labels) | {"hint": hint}
 
 
-def check_files(args: argparse.Namespace) -> None:
-    """What a training or an export reads is there, before minutes are spent.
-
-    Raises:
-        FileNotFoundError: something is not, and what it should be.
-    """
-    needed: list[tuple[Path, str]] = []
-    if args.export:
-        needed.append((args.out / AVERAGE, "--out is the folder of a training's results"))
-    else:
-        files = ["detector/train.zip", "faces_train_labels.npz"]
-        files += [f"faces_train_{i}.zip" for i in range(SHARDS)]
-        files += [] if args.labels else ["detector/train.json"]
-        needed += [(args.photos / name, "--photos is the folder of the photos") for name in files]
-        if args.labels:
-            needed.append((args.labels, "--labels is written by tools.evaluate_detector"))
-        if args.views:
-            names = ["images.npy", "labels.npz"]
-            needed += [(args.views / name, "--views is a packed set of faces") for name in names]
-        if args.teacher:
-            needed.append((args.teacher, "--teacher is another detector's weights"))
-        if args.resume:
-            needed.append((args.out / LAST, "nothing to go on from: leave out --resume"))
-    if args.init:
-        needed.append((args.init, "--init is the weights to begin with"))
-    require_files(needed)
-    if args.unlabelled:
-        if not args.unlabelled.is_dir():
-            raise FileNotFoundError(
-                f"{args.unlabelled}: not there; --unlabelled is a folder of pictures"
-            )
-        if not any(args.unlabelled.iterdir()):
-            raise FileNotFoundError(f"{args.unlabelled}: empty; --unlabelled is to hold pictures")
-
-
 def export(source: Path, target: Path, other: Path | None = None, share: float = 0.0) -> None:
     """Kernels in half precision; batch-norm statistics and biases, a few kB, stay in float32.
 
@@ -365,7 +330,6 @@ def main() -> None:
             f"{last}: a training is there already: go on with it (--resume), or write elsewhere "
             "(--out)"
         )
-    check_files(args)
     try:
         args.device = choose_device(args.device)
     except RuntimeError as error:

@@ -1,6 +1,5 @@
 """FaceBoxes: anchors, coding, suppression, and the detector on made-up network output."""
 
-import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -560,24 +559,3 @@ def test_pictures_and_boxes_are_read_and_what_is_wrong_is_named(tmp_path):
     assert np.array_equal(pictures["a.png"][0], image)
     assert pictures["a.png"][1].tolist() == [pytest.approx([1, 2, 3, 4, 0.9])]
     assert pictures["b.png"][1].shape == (0, 5)
-
-
-def test_evaluation_names_a_missing_file_before_the_work(tmp_path, monkeypatch):
-    photos = tmp_path / "a.b"  # a dot in a PREFIX is no ending
-    data, faces, named = str(photos), str(photos) + "_faces", "not there; --{} PREFIX stands for"
-    needs_data, needs_faces = named.format("data"), named.format("faces")
-    no_labels = ["--data", data, "--write-labels", str(tmp_path / "labels.json")]
-    both = ["--data", data, "--faces", faces]
-    for arguments, written, message in (
-        (["--data", data], "", rf"a\.b\.zip: {needs_data}"),
-        (no_labels, "", rf"a\.b\.zip: {needs_data}"),
-        (["--data", data], "a.b.zip", rf"a\.b\.json: {needs_data}"),
-        (both, "a.b.json", rf"a\.b_faces\.zip: {needs_faces}"),
-        (both, "a.b_faces.zip", rf"a\.b_faces_labels\.npz: {needs_faces}"),
-    ):
-        if written:
-            (tmp_path / written).touch()
-        monkeypatch.setattr(sys, "argv", ["evaluate_detector", "no.pth", *arguments])
-        with pytest.raises(FileNotFoundError, match=message):
-            evaluate_detector.main()
-    assert not (tmp_path / "labels.json").exists()

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from starter_kit import evaluate_network, fit_labels, landmark_statistics, pack_photos, rotate_views
+from starter_kit import fit_labels, landmark_statistics, pack_photos
 from starter_kit.fit_labels import LABEL_SIDE
 from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_model
-from utils.files import read_npz, write_npz
+from utils.files import read_npz
 from utils.preprocessing import CROP_SIZE
 
 MODEL, _ = load_model()
@@ -131,26 +131,3 @@ def test_fits_of_other_photos_are_refused(photos, fits, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="fits of other photos"):
         run(monkeypatch, pack_photos, *options, "--fits", fits / "fits_val.npz")
     assert not any(tmp_path.iterdir())
-
-
-def test_missing_files_are_named_before_the_work(photos, tmp_path, monkeypatch):
-    folder = photos[0]
-    for name in ("faces_train_labels.npz", "faces_val.zip"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    names = read_npz(folder / "faces_train_labels.npz")["name"]
-    write_npz(tmp_path / "fits.npz", {"name": names})
-    pack = ["--split", "train", "--out", tmp_path / "out", "--fits"]
-    turn = ["--packed", "none", "--out", tmp_path / "out"]
-    for script, photos_option, rest, message in (
-        (evaluate_network, "nowhere", [], "nowhere/faces_val.zip: not there; --photos"),
-        (evaluate_network, tmp_path, [], "faces_val_labels.npz: not there; --photos"),
-        (fit_labels, tmp_path, [], "faces_val_labels.npz: not there; --photos"),
-        (pack_photos, "nowhere", [*pack, "f"], "faces_train_labels.npz: not there; --photos"),
-        (pack_photos, tmp_path, [*pack, "none"], "none: not there; --fits is written by"),
-        (pack_photos, tmp_path, [*pack, tmp_path / "fits.npz"], "faces_train_0.zip: not there"),
-        (rotate_views, "nowhere", turn, "faces_train_labels.npz: not there; --photos"),
-        (rotate_views, tmp_path, turn, "labels.npz: not there; --packed is written by"),
-    ):
-        with pytest.raises(FileNotFoundError, match=message):
-            run(monkeypatch, script, "--photos", photos_option, *rest)
-    assert not (tmp_path / "out").exists()

@@ -106,27 +106,6 @@ def test_a_person_is_cut_out_of_a_picture():
     assert (canvas[20:35, 10:15] == 0).all() and (canvas[75:] == 0).all()
 
 
-def test_missing_files_are_named_before_the_training(photos, tmp_path, monkeypatch):
-    starter = str(ROOT / "FaceBoxes" / "weights" / "starter_faceboxes.pth")
-    taught = ["--photos", str(photos), "--teacher", starter]
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    for arguments, message in (
-        (["--photos", str(tmp_path)], "train.zip: not there; --photos is the folder of the photos"),
-        (["--photos", str(photos), "--labels", "no.json"], "no.json: not there; --labels"),
-        (["--photos", str(photos), "--views", "none"], "images.npy: not there; --views"),
-        (["--photos", str(photos), "--teacher", "no.pth"], "no.pth: not there; --teacher"),
-        ([*taught, "--unlabelled", "no"], "no: not there; --unlabelled"),
-        ([*taught, "--unlabelled", str(empty)], "empty: empty; --unlabelled"),
-        (["--photos", str(photos), "--init", "no.pth"], "no.pth: not there; --init"),
-        (["--photos", str(photos), "--resume"], "last.pth: not there; nothing to go on from"),
-        (["--export", "e.pth", "--init", starter], "average.pth: not there; --out"),
-    ):
-        monkeypatch.setattr("sys.argv", ["train_detector", "--out", str(tmp_path), *arguments])
-        with pytest.raises(FileNotFoundError, match=message):
-            train_detector.main()
-
-
 def test_the_log_of_a_resumed_training_has_each_step_once(tmp_path):
     class Student:
         step, elapsed = 0, 0.0
@@ -172,6 +151,9 @@ def test_unlabelled_pictures_are_sorted_by_what_the_teacher_sees(photos, tmp_pat
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(ValueError, match="notes.txt: not a picture"):
         pictures.add_unlabelled(tmp_path, Path("any.pth"))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none: empty"):
+        pictures.add_unlabelled(tmp_path / "none", Path("any.pth"))
 
 
 @pytest.mark.parametrize(

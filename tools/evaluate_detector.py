@@ -28,7 +28,7 @@ from FaceBoxes import FaceBoxes
 from starter_kit.landmark_statistics import LABEL_UNIT
 from utils.boxes import overlaps
 from utils.cli import plain, run_script, script_parser
-from utils.files import atomic_write, read_npz, require_files
+from utils.files import atomic_write, read_npz
 from utils.pictures import read_zipped_image
 from utils.runtime import choose_device
 
@@ -208,15 +208,6 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--copies needs --data and --unsure-from, whose boxes are their labels")
     if options.copies and not all(0.1 <= scale <= 10 for scale in options.copies):
         parser.error("--copies takes factors of 0.1 to 10")
-    needed = []
-    if options.data:
-        what = "--data PREFIX stands for PREFIX.zip and PREFIX.json"
-        endings = [".zip"] if options.write_labels else [".zip", ".json"]
-        needed += [(beside(options.data, ending), what) for ending in endings]
-    if options.faces:
-        what = "--faces PREFIX stands for PREFIX.zip and PREFIX_labels.npz"
-        needed += [(beside(options.faces, ending), what) for ending in (".zip", "_labels.npz")]
-    require_files(needed)
     try:
         options.device = str(choose_device(options.device))
     except RuntimeError as error:

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -100,20 +100,6 @@ def is_inside(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     is_rooted = not parts[0] or bool(os.path.splitdrive(name)[0])
     return not is_rooted and ".." not in parts and any(part not in ("", ".") for part in parts)
-
-
-def require_files(needed: Iterable[tuple[Path, str]]) -> None:
-    """Refuses a command, before minutes are spent on it, where a file that it reads is missing.
-
-    Args:
-        needed: each file, and what the option that leads to it is to be.
-
-    Raises:
-        FileNotFoundError: one is not; says which, and what was expected.
-    """
-    for path, what in needed:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: not there; {what}")
 
 
 def partial_beside(path: Path) -> Path:
