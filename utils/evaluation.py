@@ -257,14 +257,9 @@ def score(
         samples: (n,) columns: ``yaw``, ``nme_LABELS_LANDMARKS``, and pose errors in degrees, which
             are NaN where a sample has no labelled angles.
     """
-    scores: dict[str, dict] = {"counts": by_bin(metrics.bin_masks(data.yaw).sum(1)), "nme": {}}
-    samples = {"yaw": data.yaw}
-    for labels, target in data.landmarks.items():
-        scores["nme"][labels] = {}
-        for name, points in prediction.landmarks.items():
-            errors = metrics.point_errors(points, target)  # (n, 68)
-            scores["nme"][labels][name] = nme_scores(errors, data.yaw)
-            samples[f"nme_{labels}_{name}"] = errors.mean(1)
+    nme, columns = nme_scores(prediction.landmarks, data.landmarks, data.yaw)
+    scores = {"counts": by_bin(metrics.bin_masks(data.yaw).sum(1)), "nme": nme}
+    samples = {"yaw": data.yaw, **columns}
     if data.angles is not None:
         scores["pose"], columns = pose_scores(data, prediction.rotation)
         samples |= columns
@@ -276,18 +271,25 @@ def by_bin(values: np.ndarray) -> dict[str, float]:
     return dict(zip(BINS, values.tolist(), strict=True))
 
 
-def nme_scores(errors: np.ndarray, yaw: np.ndarray) -> dict[str, float | dict[str, float]]:
-    """Numbers of one set of landmarks against one set of labels.
-
-    Args:
-        errors: (n, 68) percent, from ``metrics.point_errors``.
-        yaw: (n,) degrees.
+def nme_scores(
+    landmarks: dict[str, np.ndarray], labels: dict[str, np.ndarray], yaw: np.ndarray
+) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """Numbers of each kind of landmarks (n, 3, 68) against each set of labels (n, 2+, 68).
 
     Returns:
-        those of ``face_scores``, and ``parts``: mean of each facial part's points, percent.
+        scores: label set -> kind -> those of ``face_scores``, and ``parts``: mean of each facial
+            part's points, percent.
+        samples: (n,) columns ``nme_LABELS_LANDMARKS``.
     """
-    parts = {name: float(errors[:, part].mean()) for name, part in metrics.PARTS.items()}
-    return {**face_scores(errors.mean(1), yaw), "parts": parts}
+    scores, samples = {}, {}
+    for name, target in labels.items():
+        scores[name] = {}
+        for kind, points in landmarks.items():
+            errors = metrics.point_errors(points, target)  # (n, 68)
+            faces = samples[f"nme_{name}_{kind}"] = errors.mean(1)
+            parts = {key: float(errors[:, part].mean()) for key, part in metrics.PARTS.items()}
+            scores[name][kind] = {**face_scores(faces, yaw), "parts": parts}
+    return scores, samples
 
 
 def face_scores(errors: np.ndarray, yaw: np.ndarray) -> dict[str, float]:
@@ -400,24 +402,18 @@ def score_boxes(
             supplied boxes.
         samples: (n,) columns ``nme_LABELS_LANDMARKS`` with the other boxes, NaN at other faces.
     """
-    samples = {}
-    result: dict[str, dict | float] = {
+    kept, labels = (
+        {name: points[indices] for name, points in every.items()}
+        for every in (supplied.landmarks, data.landmarks)
+    )
+    nme, columns = nme_scores(other.landmarks, labels, data.yaw[indices])
+    scores = {
         "found": 100 * len(indices) / len(data.pictured),
-        "moved": float(
-            metrics.nme(other.landmarks["raw"], supplied.landmarks["raw"][indices]).mean()
-        ),
+        "moved": float(metrics.nme(other.landmarks["raw"], kept["raw"]).mean()),
+        "nme": nme,
+        "nme_supplied": nme_scores(kept, labels, data.yaw[indices])[0],
     }
-    kept = {name: points[indices] for name, points in supplied.landmarks.items()}
-    for key, landmarks in (("nme", other.landmarks), ("nme_supplied", kept)):
-        result[key] = {labels: {} for labels in data.landmarks}
-        for labels, target in data.landmarks.items():
-            for name, points in landmarks.items():
-                errors = metrics.point_errors(points, target[indices])  # (k, 68)
-                result[key][labels][name] = nme_scores(errors, data.yaw[indices])
-                if key == "nme":
-                    column = _column(len(data), indices, errors.mean(1))
-                    samples[f"nme_{labels}_{name}"] = column
-    return result, samples
+    return scores, {k: _column(len(data), indices, column) for k, column in columns.items()}
 
 
 def _column(count: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
