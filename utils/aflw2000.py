@@ -240,8 +240,7 @@ def open_benchmark(folder: str | os.PathLike) -> BenchmarkSet:
             f"{n - len(pictured)} of {n} pictures (first {first}) not in {PHOTOS}/: other boxes "
             "(--boxes) are tried on the rest"
         )
-    for array in (*landmarks.values(), pictured):
-        array.flags.writeable = False
+    pictured.flags.writeable = False
     return BenchmarkSet(
         **vars(crops),
         landmarks=landmarks,
@@ -339,8 +338,6 @@ def _open_crops(
             f"{folder / crops / absent[0]}: not there, nor {len(absent) - 1} more of {n} crops; "
             f"{where}"
         )
-    for array in (roi_boxes, yaw):
-        array.flags.writeable = False
     return CropSet(folder / crops, names, roi_boxes, yaw)
 
 
@@ -359,7 +356,8 @@ def _read(
     where: str = WHERE,
     finite: bool = True,
 ) -> np.ndarray:
-    """An array of finite numbers as float64; its first axis must be as long as the list."""
+    """An array of finite numbers as float64, read-only; its first axis must be as long as the
+    list."""
     path = _required(folder / name, f"{what}, an array of shape {shape}", where)
     array = read_npy(path)
     if array.shape != shape or array.dtype.kind not in "fiu":
@@ -370,6 +368,7 @@ def _read(
     array = array.astype(np.float64)
     if finite:
         _check_rows(path, np.isfinite(array), "finite numbers")
+    array.flags.writeable = False
     return array
 
 
