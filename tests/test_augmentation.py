@@ -27,7 +27,7 @@ from utils.augmentation import (
     blur,
     compress,
     sample_images,
-    source_grid,
+    source_points,
 )
 from utils.morphable_model import (
     MIRRORED_LANDMARKS,
@@ -207,7 +207,7 @@ def test_grid_and_sampling():
     images = torch.rand(1, 3, 130, 130, generator=generator())
     linear = torch.eye(2)[None]
     for shift in ([0.0, 0.0], [-7.0, -3.0], [4.0, -20.0]):
-        crop = sample_images(images, source_grid(linear, torch.tensor([shift]), 120))
+        crop = sample_images(images, source_points(linear, torch.tensor([shift]), 120))
         expected = torch.zeros(1, 3, 120, 120)
         x, y = int(-shift[0]), int(-shift[1])  # of the crop's corner in the picture
         part = images[:, :, max(y, 0) : y + 120, max(x, 0) : x + 120]
@@ -218,7 +218,7 @@ def test_grid_and_sampling():
 
 def test_half_size_averages_four_pixels():
     images = torch.rand(1, 3, 120, 120, generator=generator())
-    crop = sample_images(images, source_grid(torch.eye(2)[None], torch.zeros(1, 2), 60))
+    crop = sample_images(images, source_points(torch.eye(2)[None], torch.zeros(1, 2), 60))
     torch.testing.assert_close(crop, torch.nn.functional.avg_pool2d(images, 2), atol=1e-4, rtol=0)
 
 

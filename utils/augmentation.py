@@ -144,7 +144,7 @@ class Mirror:
         return torch.cat([width - 1 - mirrored[:, :1], mirrored[:, 1:]], 1)
 
 
-def source_grid(linear: Tensor, offset: Tensor, size: int) -> Tensor:
+def source_points(linear: Tensor, offset: Tensor, size: int) -> Tensor:
     """Where each pixel of the crop lies in the source, for ``p -> linear @ p + offset``.
 
     Args:
@@ -152,13 +152,8 @@ def source_grid(linear: Tensor, offset: Tensor, size: int) -> Tensor:
         size: side of the output; the crop frame stays 120 wide whatever it is.
 
     Returns:
-        (B, size, size, 2) x and y, source pixels.
+        (B, 2, size, size) x and y, source pixels.
     """
-    return _source_points(linear, offset, size).permute(0, 2, 3, 1)
-
-
-def _source_points(linear: Tensor, offset: Tensor, size: int) -> Tensor:
-    """(B, 2, size, size): ``source_grid`` with all x before all y, which computes faster."""
     # output pixel j lies at (j + 0.5) * 120 / size - 0.5 of the crop frame
     centre = (torch.arange(size, device=linear.device) + 0.5) * (CROP_SIZE / size) - 0.5
     y, x = torch.meshgrid(centre, centre, indexing="ij")
@@ -170,9 +165,10 @@ def _source_points(linear: Tensor, offset: Tensor, size: int) -> Tensor:
     return points.reshape(-1, 2, size, size)
 
 
-def sample_images(images: Tensor, grid: Tensor) -> Tensor:
-    """(B, 3, S, S) pictures at (B, h, w, 2) source pixels -> (B, 3, h, w); zeros outside."""
-    grid = (grid * 2 + 1) / images.shape[-1] - 1  # align_corners=False
+def sample_images(images: Tensor, points: Tensor) -> Tensor:
+    """(B, 3, S, S) pictures at (B, 2, h, w) source pixels -> (B, 3, h, w); zeros outside."""
+    grid = (points * 2 + 1) / images.shape[-1] - 1  # align_corners=False
+    grid = grid.permute(0, 2, 3, 1)  # x before y all along: computes faster
     return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
@@ -282,7 +278,7 @@ class Augment:
         if move is None:  # 120 wide crops at another size
             unit = torch.eye(2, device=images.device).expand(len(images), 2, 2)
             move = unit, torch.zeros(len(images), 2, device=images.device)
-        crops = sample_images(images, source_grid(*move, size))
+        crops = sample_images(images, source_points(*move, size))
         return crops.round_()  # inference sees 8 bits too
 
     def _blacken_border(self, crops: Tensor) -> None:
@@ -482,7 +478,7 @@ class StrongAugmentation(Augment):
         return (linear, offset), parameters, landmarks
 
     def _pixels(self, batch: Batch, move, drawn, host, size: int) -> Tensor:
-        crops = self._filled_crops(batch, _source_points(*move, size), drawn)
+        crops = self._filled_crops(batch, source_points(*move, size), drawn)
         crops = self._light(crops, drawn)
         crops = _shade(crops, drawn)
         crops = self._damage(crops, drawn, host)
@@ -502,7 +498,7 @@ class StrongAugmentation(Augment):
         low = torch.where(filling == 0, low, 0.0)
         high = torch.where(filling == 0, high, images.shape[-1] - 1.0)
         points = torch.minimum(torch.maximum(points, low), high)
-        crops = sample_images(images, points.permute(0, 2, 3, 1))
+        crops = sample_images(images, points)
         colour = drawn["fill colour"] * (filling == 1)
         return _cover(crops, _neighbour_or_colour(crops, filling == 2, colour), covered)
 
