@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -124,29 +124,19 @@ def linear_rate(step: int, steps: int, peak: float, warmup: int, cooldown: int) 
     return peak * min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, cooldown))
 
 
-def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:
-    """Parameter groups for AdamW: weights decay, biases and norms (of one dimension) do not."""
-    parameters = list(parameters)
-    decayed = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim <= 1]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-
-
 def make_optimizer(
     model: nn.Module, name: str, rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """``sgd``: Nesterov's, as published; ``adamw``: see ``decay_groups``."""
+    """``sgd``: Nesterov's, as published; ``adamw``: weights decay, biases and norms do not."""
+    parameters = list(model.parameters())
     if name == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), rate, 0.9, weight_decay=weight_decay, nesterov=True
-        )
-    groups = decay_groups(model.parameters(), weight_decay)
+        return torch.optim.SGD(parameters, rate, 0.9, weight_decay=weight_decay, nesterov=True)
+    decayed = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     # not on Apple's GPU: nobody has tried it there
-    is_fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    return torch.optim.AdamW(groups, rate, fused=is_fused)
+    is_fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.AdamW(groups, rate, weight_decay=weight_decay, fused=is_fused)
 
 
 def check_batch_size(batch_size: int, samples: int, world: World, norm: str) -> None:
