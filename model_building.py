@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from backbone_nets import create_backbone
-from backbone_nets.heads import full_precision
 from backbone_nets.point_networks import LandmarkRefiner, LandmarksTo3DMM
 from loss_definition import LOOPS, SynergyLoss, runs_inverse, runs_refiner
 from utils.checkpoint import (
@@ -28,6 +27,7 @@ from utils.checkpoint import (
 )
 from utils.morphable_model import CAMERA, MorphableModel
 from utils.onnx_engine import export_onnx, random_pictures
+from utils.precision import full_precision
 from utils.preprocessing import CROP_SIZE
 
 RESIDUAL_SCALE = 0.05  # refined = landmarks + 0.05 * residual

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from backbone_nets.heads import full_precision
 from utils.checkpoint import new_network, read_checkpoint, require_finite
 from utils.onnx_engine import export_onnx, random_pictures
+from utils.precision import full_precision
 from utils.runtime import alone_on, on_device, picture_layout
 
 MAP_CHANNELS = (128, 128, 128, 128, 256, 256)  # of the feature maps; the heads read the last three

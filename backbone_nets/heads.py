@@ -1,11 +1,10 @@
 """What every backbone shares: the three linear heads and the contract of ``forward``."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 
 from utils.morphable_model import CAMERA, EXPRESSION, SHAPE
+from utils.precision import full_precision
 
 MIN_INPUT_SIZE = 32  # every family halves its input five times
 
@@ -63,13 +62,6 @@ class Backbone(nn.Module):
             features = features.to(self.classifier_ori[1].weight.dtype)
             parameters = torch.cat([head(features) for head in heads], dim=1)  # (B, 62)
         return parameters, features
-
-
-def full_precision(device: torch.device) -> AbstractContextManager:
-    """Turns autocast off where it is on; traces and exports without it stay as they are."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def _check_images(x: Tensor) -> None:

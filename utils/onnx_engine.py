@@ -50,6 +50,7 @@ SOURCES = (
     "FaceBoxes/network.py",
     "utils/checkpoint.py",
     "utils/onnx_engine.py",
+    "utils/precision.py",
 )
 TOLERANCE = 1e-4  # allowed difference to PyTorch, of the largest magnitude
 CACHE_FOLDER = ".onnx_cache"
@@ -287,7 +288,7 @@ def export_onnx(
     """
     import torch
 
-    from backbone_nets.heads import full_precision
+    from utils.precision import full_precision
 
     reference = (reference or module).eval()
     module.eval()
@@ -342,7 +343,7 @@ def compare_with_torch(
     """
     import torch
 
-    from backbone_nets.heads import full_precision
+    from utils.precision import full_precision
 
     exact = copy.deepcopy(reference).double()
     for sample in samples:

@@ -99,7 +99,7 @@ def choose_device(name: str = "auto") -> torch.device:
     kind = name.split(":")[0]
     if kind not in DEVICES:
         raise ValueError(f"unknown device {name!r}; expected one of: {', '.join(DEVICES)}")
-    if kind == "mps" and not torch.amp.is_autocast_available("mps"):  # heads.full_precision asks
+    if kind == "mps" and not torch.amp.is_autocast_available("mps"):  # full_precision asks
         raise UnavailableError("device 'mps' needs torch 2.5 or newer, and 2.8 to train")
     try:
         torch.zeros(1, device=name)
@@ -224,7 +224,7 @@ class TorchRegressor:
     def _forward(self, crops: np.ndarray) -> np.ndarray:
         import torch
 
-        from backbone_nets.heads import full_precision
+        from utils.precision import full_precision
 
         # the calling program's autocast is for its own networks
         with alone_on(self.device), full_precision(self.device), torch.inference_mode():
