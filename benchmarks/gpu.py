@@ -50,7 +50,8 @@ from utils.preprocessing import (
 from utils.runtime import choose_device, on_device, picture_layout
 
 FRAME, FACES = (720, 1280), 8  # pixels; faces in each frame
-DIFFERENT = 64  # crops, before they repeat
+DIFFERENT = 64  # crops, before they repeat; a multiple of FACES
+CHECKED = 1  # seed of the crops whose landmarks are compared; those of 0 are timed
 WARM_UP = 1.0  # seconds of calls before the first that counts
 # Pixels of the crop, mean of all landmarks: more than a way's rounding can do to them.
 ALLOWED = {torch.float32: 0.1, torch.bfloat16: 0.3}
@@ -121,12 +122,12 @@ def frame_and_boxes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return frame, np.resize(box + shift, (count, 4)).astype(np.float32)
 
 
-def some_crops(batch: int, dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
+def some_crops(batch: int, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor]:
     """As many crops of a face, as the backbone takes them."""
     frame, boxes = frame_and_boxes(batch, seed)
     crops = normalize_crops(crop_faces(frame, boxes[:DIFFERENT]))
     crops = torch.from_numpy(np.resize(crops, (batch, *crops.shape[1:])))
-    return crops.to(device, dtype).contiguous(memory_format=picture_layout(device))
+    return (crops.to(device, dtype).contiguous(memory_format=picture_layout(device)),)
 
 
 def some_frames(count: int, faces: int, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
@@ -138,9 +139,9 @@ def some_frames(count: int, faces: int, device: torch.device, seed: int) -> tupl
 
 def measured(
     work: Callable[..., object],
-    inputs: Callable[[int], tuple[Tensor, ...]],
     landmarks: Callable[..., Tensor],
-    expected: Callable[..., Tensor],
+    inputs: Callable[[int], tuple[Tensor, ...]],
+    expected: Tensor,
     count: int,
     device: torch.device,
     repeats: int,
@@ -149,20 +150,20 @@ def measured(
 
     Args:
         work: the way; does ``count`` faces a call.
-        inputs: a seed -> what ``work`` is called with.
         landmarks: inputs -> (n, 3, 68) by this way.
-        expected: inputs -> (n, 3, 68) by the plain way.
+        inputs: a seed -> what both are called with.
+        expected: (``DIFFERENT``, 3, 68) on the CPU, by the plain way, for the seed ``CHECKED``.
 
     Returns:
         faces a second (repeats,); mean distance, pixels of the crop. NaN where the memory is too
-        small for either.
+        small.
     """
     try:
         with torch.inference_mode():
             timed = inputs(0)
             rates = count / seconds(lambda: work(*timed), device, repeats)
-            checked = inputs(1)
-            apart = landmarks(*checked).cpu() - expected(*checked).cpu()
+            found = landmarks(*inputs(CHECKED)).cpu()
+            apart = found - expected[torch.arange(len(found)) % DIFFERENT]
             return rates, float(apart[:, :2].norm(dim=1).mean())
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -192,19 +193,6 @@ def row(title: str, results: list[tuple[np.ndarray, float]], floor: float, allow
     if not worst <= allowed:  # NaN is not
         far = distances.tolist()
         raise SystemExit(f"{title}: landmarks {far} pixels from fp32's, at most {allowed}")
-
-
-def plainly(run: Callable[[], Tensor]) -> Tensor:
-    """A result as the fp32 way gives it, whichever way is being measured, whose settings stay."""
-    benchmark = torch.backends.cudnn.benchmark
-    precision = torch.get_float32_matmul_precision()
-    torch.backends.cudnn.benchmark = False
-    torch.set_float32_matmul_precision("highest")
-    try:
-        return run()
-    finally:  # it may lack the memory: the ways after it are measured all the same
-        torch.backends.cudnn.benchmark = benchmark
-        torch.set_float32_matmul_precision(precision)
 
 
 def speeds(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
@@ -273,6 +261,16 @@ def main() -> None:
         compiled = torch.compile(half, mode=mode, dynamic=False)
         ways["bf16, compiled"] = (compiled, torch.bfloat16)
 
+    points = face_model.to_torch(device)
+
+    def decoded(module: nn.Module, crops: Tensor) -> Tensor:
+        return points.landmarks(points.dewhiten(module(crops)[0].float()))
+
+    with torch.inference_mode():  # the plain way, before any setting is changed
+        in_crops = decoded(plain, *some_crops(DIFFERENT, torch.float32, device, CHECKED)).cpu()
+        frames = some_frames(DIFFERENT // FACES, FACES, device, CHECKED)
+        in_frames = FramesToLandmarks(plain, points, torch.float32)(*frames).cpu()
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     moved, products = cost_of_a_crop(plain)
     print(f"{name}, torch {torch.__version__}")
@@ -295,20 +293,15 @@ def main() -> None:
         + " | of the floor | from fp32 |"
     )
     print("|---" * (len(args.batches) + 3) + "|")
-    points = face_model.to_torch(device)
-
-    def decoded(module: nn.Module, crops: Tensor) -> Tensor:
-        return points.landmarks(points.dewhiten(module(crops)[0].float()))
-
     for title, (module, dtype) in ways.items():
         torch.backends.cudnn.benchmark = title != "fp32"
         torch.set_float32_matmul_precision("highest" if title == "fp32" else "high")
         results = [
             measured(
                 module,
-                lambda seed, n=batch, kind=dtype: (some_crops(n, kind, device, seed),),
                 partial(decoded, module),
-                lambda crops: plainly(partial(decoded, plain, crops.float())),
+                partial(some_crops, batch, dtype, device),
+                in_crops,
                 batch,
                 device,
                 args.repeats,
@@ -318,24 +311,12 @@ def main() -> None:
         row(title, results, floors[dtype], ALLOWED[dtype])
 
     module, dtype = list(ways.values())[-1]
-    pipeline = FramesToLandmarks(module, points, dtype)
-    plain_pipeline = FramesToLandmarks(plain, points, torch.float32)
-    results = []
+    pipeline, results = FramesToLandmarks(module, points, dtype), []
     for batch in args.batches:
         faces = min(batch, FACES)
-        results.append(
-            measured(
-                pipeline,
-                lambda seed, faces=faces, batch=batch: some_frames(
-                    batch // faces, faces, device, seed
-                ),
-                pipeline,
-                lambda *inputs: plainly(partial(plain_pipeline, *inputs)),
-                batch // faces * faces,
-                device,
-                args.repeats,
-            )
-        )
+        inputs = partial(some_frames, batch // faces, faces, device)
+        count = batch // faces * faces
+        results.append(measured(pipeline, pipeline, inputs, in_frames, count, device, args.repeats))
     row("frames to landmarks", results, 0.0, ALLOWED[dtype])
 
 

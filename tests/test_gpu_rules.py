@@ -7,7 +7,7 @@ from pretend_gpu import GPU, GpuTensor, pretend_gpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import main_train
-from benchmarks.gpu import FramesToLandmarks, plainly
+from benchmarks.gpu import FramesToLandmarks
 from FaceBoxes.network import TorchEngine
 from model_building import load_synergynet
 from utils import assets, training
@@ -20,23 +20,6 @@ from utils.morphable_model import load_morphable_model
 from utils.pictures import read_image
 from utils.preprocessing import boxes_to_roi_boxes, crop_faces, crop_to_image
 from utils.runtime import TorchRegressor
-
-
-def test_a_comparison_without_memory_leaves_the_measured_way_as_it_is_set():
-    def lacking() -> torch.Tensor:
-        assert torch.get_float32_matmul_precision() == "highest"
-        raise RuntimeError("out of memory")
-
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
-    try:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
-        with pytest.raises(RuntimeError, match="out of memory"):
-            plainly(lacking)
-        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.benchmark
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.benchmark = before[1]
 
 
 def test_the_pretended_gpu():
