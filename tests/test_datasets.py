@@ -280,13 +280,6 @@ def test_stopping_early_stops_the_workers(face_model):
     assert len(faces.read) < 20
 
 
-def test_batches_that_cannot_be_shared(face_model):
-    with pytest.raises(ValueError, match="9 cannot be shared by 2"):
-        batches(NumberedFaces(20, face_model), None, 20, 9, 0, 0, world_size=2)
-    with pytest.raises(ValueError, match="worker"):
-        batches(NumberedFaces(20, face_model), None, 20, 2, 0, 0, workers=0)
-
-
 # ---------------------------------------------------------------------------- the published layout
 
 NAMES = [f"AFW_AFW_10516{i // 2}_1_0_{i % 2}.jpg" for i in range(12)]

@@ -846,9 +846,11 @@ def test_validation_reads_with_as_many_threads_as_training(options, tmp_path, mo
     assert call.args[2] == 3
 
 
-def test_a_gpu_with_batch_norm_of_its_own_needs_two_samples():
+def test_batches_are_shared_out_evenly_and_leave_each_batch_norm_two_samples():
     world = World(size=4, device=torch.device("cuda", 0))
     training.check_batch_size(4, 100, world, "all")
+    with pytest.raises(ValueError, match="9 cannot be shared out among 4 processes"):
+        training.check_batch_size(9, 100, world, "all")
     with pytest.raises(ValueError, match="single sample; give 8 or more"):
         training.check_batch_size(4, 100, world, "own")
 

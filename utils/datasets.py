@@ -469,25 +469,17 @@ def batches(
         probabilities: (n,) with which faces are drawn, with replacement; None: all in random
             order, each once before one comes twice (the published way).
         samples: of the epoch; what does not fill a batch is dropped.
-        batch_size: of all processes together.
+        batch_size: of all processes together, a multiple of ``world_size``.
         seed, epoch: decide the order.
         start_step: batches of the epoch that are skipped, unread.
         rank, world_size: this process takes its contiguous share of every batch.
-        workers: threads; each works on a batch of its own.
+        workers: threads, at least 1; each works on a batch of its own.
         pin_memory: put batches into page-locked memory, from which they are copied to a CUDA
             device while the host goes on.
 
     Yields:
         ``Batch`` of ``batch_size // world_size`` samples on the CPU.
-
-    Raises:
-        ValueError: at once, not with the first batch: the batch cannot be shared evenly, or no
-            worker.
     """
-    if batch_size % world_size:
-        raise ValueError(f"a batch of {batch_size} cannot be shared by {world_size} processes")
-    if workers < 1:
-        raise ValueError(f"at least one worker is needed, got {workers}")
     share = batch_size // world_size
 
     def mine() -> Iterator[np.ndarray]:
