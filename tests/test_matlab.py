@@ -19,6 +19,7 @@ ARRAYS = {
 @pytest.fixture(params=[False, True], ids=["plain", "compressed"])
 def path(request, tmp_path):
     others = {"text": "no numbers", "complex": np.array([[1 + 2j]]), "struct": {"field": 1.0}}
+    others["cell"] = np.array([1.0, "x"], object)
     path = tmp_path / "arrays.mat"
     scipy.io.savemat(path, {**ARRAYS, **others}, do_compression=request.param)
     return path

@@ -81,14 +81,6 @@ def test_box_by_hand():
             landmarks_to_roi_box(outside, 200, 200)
 
 
-def test_the_crop_holds_the_first_and_the_last_pixel_of_its_box():
-    image = np.zeros((300, 300, 3), np.uint8)
-    image[50:170, 30:150] = 255  # 1-based x 31 to 150, y 51 to 170
-    assert crop_published(image, np.float32([31, 51, 150, 170])).min() == 255
-    for grown in ([30, 51, 150, 170], [31, 51, 150, 171]):
-        assert crop_published(image, np.float32(grown)).min() < 255
-
-
 def test_labels_are_read_in_degrees(raw):
     points, angles = read_labels(raw / f"{NAMES[0]}.mat")
     assert points.dtype == angles.dtype == np.float32
@@ -192,7 +184,6 @@ def put(path: Path, **changed: object) -> None:
 BAD = {
     "missing": lambda path: path.unlink(),
     "not a MATLAB file": lambda path: path.write_bytes(b"no MATLAB file, surely; text" * 9),
-    "not a MATLAB file ": lambda path: path.write_bytes(b""),
     "save it with -v7": lambda path: path.write_bytes(
         b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(400)
     ),
@@ -202,13 +193,7 @@ BAD = {
         path, pt3d_68=np.ones((2, 68))
     ),
     r"Pose_Para of shape \(1, 7\).*\(7, 1\)": lambda path: put(path, Pose_Para=np.ones((7, 1))),
-    r"pt3d_68 is missing, found Pose_Para": lambda path: put(
-        path, pt3d_68=np.full((3, 68), "x", object)
-    ),
-    "Pose_Para is missing, ": lambda path: put(path, Pose_Para={"a": 1}),
-    "pt3d_68 is missing": lambda path: put(path, pt3d_68=np.array(["x" * 68] * 3)),
     "pt3d_68 holds": lambda path: put(path, pt3d_68=np.full((3, 68), np.nan)),
-    "Pose_Para is missing, found": lambda path: put(path, Pose_Para=np.full((1, 7), 1j)),
     "landmarks in the picture": lambda path: put(path, pt3d_68=labels(1)["pt3d_68"] + 300),
     "image00004.jpg: missing": lambda path: path.with_suffix(".jpg").unlink(),
     "image00004.jpg: .*cut short": lambda path: path.with_suffix(".jpg").write_bytes(
