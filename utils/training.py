@@ -293,19 +293,7 @@ class Trainer:
         # every step has the same shapes: cuDNN measures once which kernel is the fastest
         torch.backends.cudnn.benchmark = self.device.type == "cuda"
         torch.manual_seed(options.seed)
-        self.model = SynergyNet(face_model, options.backbone, options.heads, options.loop)
-        self.model.to(self.device)
-        if options.init:
-            content = read_checkpoint(options.init)
-            check_face_model(content, face_model, options.init)
-            load_learnable(self.model, content, options.init)
-        self.model.to(memory_format=picture_layout(self.device))
-        if self.device.type == "cpu":
-            fuse_batch_norm(self.model)
-            speed_up_strided_depthwise(self.model)
-            keep_freed_memory()
-        elif world.size > 1 and self.device.type == "cuda" and options.norm == "all":
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.model = self._make_model(face_model)
         self.optimizer = make_optimizer(
             self.model, options.optimizer, options.lr, options.weight_decay
         )
@@ -318,8 +306,35 @@ class Trainer:
                 f"{self.last}: not every process found the same one; --out must be one folder that "
                 "all machines share"
             )
-        amp = options.amp == "bf16" or (options.amp == "auto" and supports_bf16(self.device))
-        step = TrainingStep(self.model, SynergyLoss(options.loop), amp)
+        self.amp = options.amp == "bf16" or (options.amp == "auto" and supports_bf16(self.device))
+        self.step, self.snapshot = self._make_step(), Snapshot(self.model)
+        self.augment = AUGMENTATIONS[options.augment](face_model)
+        self.plain = Augment(PROTOCOL_BORDER if options.augment == "published" else 0)
+        if not options.dry_run:  # last: what cannot begin leaves no empty folder
+            check_writable(options.out, "--out")  # not found out after an epoch
+
+    def _make_model(self, face_model: MorphableModel) -> SynergyNet:
+        """The network on its device, with the weights to begin with, as it is the fastest there."""
+        options = self.options
+        model = SynergyNet(face_model, options.backbone, options.heads, options.loop)
+        model.to(self.device)
+        if options.init:
+            content = read_checkpoint(options.init)
+            check_face_model(content, face_model, options.init)
+            load_learnable(model, content, options.init)
+        model.to(memory_format=picture_layout(self.device))
+        if self.device.type == "cpu":
+            fuse_batch_norm(model)
+            speed_up_strided_depthwise(model)
+            keep_freed_memory()
+        elif self.world.size > 1 and self.device.type == "cuda" and options.norm == "all":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return model
+
+    def _make_step(self) -> nn.Module:
+        """``TrainingStep``, compiled if asked for, and for several processes wrapped in DDP."""
+        options, world = self.options, self.world
+        step = TrainingStep(self.model, SynergyLoss(options.loop), self.amp)
         if options.compile:
             step.compile()
             if world.is_main:
@@ -332,20 +347,21 @@ class Trainer:
             is_shared = any(isinstance(m, nn.SyncBatchNorm) for m in self.model.modules())
             step = DistributedDataParallel(step, device_ids=ids)
             step.broadcast_buffers = not is_shared  # the argument is deprecated since torch 2.13
-        self.step, self.snapshot = step, Snapshot(self.model)
-        self.augment = AUGMENTATIONS[options.augment](face_model)
-        self.plain = Augment(PROTOCOL_BORDER if options.augment == "published" else 0)
+        return step
 
-        self.description = (
-            f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M weights, of which "
-            f"backbone {sum(p.numel() for p in self.model.I2P.parameters()) / 1e6:.2f} M; "
-            f"{len(self.train_set):,} training and {len(self.val_set):,} validation faces; "
-            f"{self.steps_per_epoch} steps of {options.batch_size} an epoch; {self.device}"
-            f"{' x ' + str(world.size) if world.size > 1 else ''}, "
-            f"{'bfloat16 encoder' if amp else 'float32'}"
+    def _describe(self) -> str:
+        """Network, sets and device in a line."""
+        weights, own = (
+            sum(p.numel() for p in network.parameters()) / 1e6
+            for network in (self.model, self.model.I2P)
         )
-        if not options.dry_run:  # last: what cannot begin leaves no empty folder
-            check_writable(options.out, "--out")  # not found out after an epoch
+        return (
+            f"{weights:.2f} M weights, of which backbone {own:.2f} M; "
+            f"{len(self.train_set):,} training and {len(self.val_set):,} validation faces; "
+            f"{self.steps_per_epoch} steps of {self.options.batch_size} an epoch; {self.device}"
+            f"{' x ' + str(self.world.size) if self.world.size > 1 else ''}, "
+            f"{'bfloat16 encoder' if self.amp else 'float32'}"
+        )
 
     def _open_sets(self, face_model: MorphableModel) -> tuple[Faces, Faces]:
         """The faces to train on and those to validate on."""
@@ -462,7 +478,7 @@ class Trainer:
         options, progress, world = self.options, self.progress, self.world
         log = None
         if world.is_main:
-            say(self.description)
+            say(self._describe())
             remove_partials(options.out)  # of a killed run: checkpoints in size
             self._say_beginning()
             if options.overwrite and not options.resume:
@@ -712,7 +728,7 @@ class Trainer:
         seconds = statistics.median(durations[len(durations) // 3 :])  # the first ones warm up
         epoch = seconds * self.steps_per_epoch
         if self.world.is_main:
-            say(self.description)
+            say(self._describe())
             say(
                 f"{peak_memory(self.device)}; {seconds:.3f} s a step, "
                 f"{self.options.batch_size / seconds:.1f} images/s; "
