@@ -472,24 +472,13 @@ def main(arguments: list[str] | None = None) -> int:
     add("--photos", type=Path, help="where the photos of .json and .csv lie (default: beside them)")
     about = "2D jaw points lie on the visible contour, or on the model's jaw (auto: pts_3d only)"
     add("--jaw", choices=["auto", "contour", "model"], default="auto", help=about)
-    add(
-        "--max-error",
-        type=at_least(1e-6, float),
-        default=5.0,
-        help="largest fit error, %% of sqrt(w*h) (default: 5)",
-    )
-    add(
-        "--whitening",
-        choices=["model", "set"],
-        default="model",
+    add("--max-error", type=at_least(1e-6, float), default=5.0,
+        help="largest fit error, %% of sqrt(w*h) (default: 5)")  # fmt: skip
+    add("--whitening", choices=["model", "set"], default="model",
         help="whose mean and deviation (default: the face model's, as existing weights want it)",
-    )
-    add(
-        "--layout",
-        choices=["training", "aflw2000"],
-        default="training",
-        help="aflw2000: for benchmark.py, to be scored on",
-    )
+    )  # fmt: skip
+    add("--layout", choices=["training", "aflw2000"], default="training",
+        help="aflw2000: for benchmark.py, to be scored on")  # fmt: skip
     add("--face-model", type=Path, help="3DMM folder or .npz (default: published, or starter)")
     add("-j", "--jobs", type=at_least(1), default=2, help="threads (default: 2)")
     add("--seed", type=at_least(0), default=0, help="of the contact sheet's choice (default: 0)")
