@@ -1,7 +1,6 @@
 """Fused batch norm: against PyTorch's own in double, at the door, and in a whole network."""
 
 import copy
-import pickle
 
 import numpy as np
 import pytest
@@ -278,15 +277,6 @@ def test_shared_norms_and_other_sequentials_keep_their_activation():
     assert isinstance(norm, FusedBatchNorm2d) and norm.activation is None
 
 
-@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # pickle, torch 2.4
-def test_copies_and_pickles():
-    fused = fuse_batch_norm(layer(5, "relu6"))
-    x = channels_last(torch.randn(2, 5, 4, 4))
-    for twin in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-        assert torch.equal(twin(x), copy.deepcopy(fused)(x))
-    assert "activation=relu6" in repr(fused)
-
-
 def test_gradient_of_a_mean_arrives_unpacked():
     fused, plain = fuse_batch_norm(layer(5, "relu")), layer(5, "relu")
     x = channels_last(torch.randn(2, 5, 4, 4))
@@ -306,8 +296,6 @@ def test_errors():
         fused(torch.randn(4, 4))
     with pytest.raises(RuntimeError):  # as PyTorch's
         fused(channels_last(torch.randn(2, 3, 4, 4)))
-    with pytest.raises(ValueError, match="'gelu'.*'relu6'"):
-        fused[0](torch.randn(2, 4, 4, 4), "gelu")
     x = channels_last(torch.randn(2, 4, 3, 3)).requires_grad_()
     (gradient,) = torch.autograd.grad(fused(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
