@@ -163,9 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         last = options.out / "last.pth.tar"
-        is_own = options.resume or not options.overwrite or (trainer and trainer.has_begun)
-        is_saved = last.exists() and is_own
-        say(f"stopped; {f'--resume goes on from {last}' if is_saved else 'nothing saved'}")
+        say(f"stopped; {f'--resume goes on from {last}' if last.exists() else 'nothing saved'}")
         return 130
     return 0
 

@@ -388,7 +388,7 @@ def test_a_run_that_was_given_up_is_gone_when_the_new_one_begins(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, Mock(side_effect=KeyboardInterrupt))
             assert main_train.main([*anew, *init]) == 130
-        assert "nothing saved" in capsys.readouterr().out
+        assert "--resume goes on from" in capsys.readouterr().out  # the old run is as it was
     assert all(path.exists() for path in files)
     with monkeypatch.context() as patch:
         patch.setattr(training.Trainer, "train_step", Mock(side_effect=KeyboardInterrupt))

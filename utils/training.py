@@ -297,7 +297,7 @@ class Trainer:
         self.optimizer = make_optimizer(
             self.model, options.optimizer, options.lr, options.weight_decay
         )
-        self.progress, self.skipped_in_a_row, self.has_begun = Progress(), 0, False
+        self.progress, self.skipped_in_a_row = Progress(), 0
         if options.resume:
             self._resume()
         done = torch.tensor([self.progress.epoch, self.progress.step], device=self.device).float()
@@ -484,7 +484,7 @@ class Trainer:
             if options.overwrite and not options.resume:
                 self._remove_old_run()
             log = TrainingLog(options.out, progress.epoch)
-        started, self.has_begun = time.time(), True
+        started = time.time()
         while progress.epoch < options.epochs:
             epoch_started, seen = time.time(), progress.step
             self._train_epoch()
