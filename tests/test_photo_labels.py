@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from starter_kit import fit_labels, landmark_statistics, pack_photos
+from starter_kit import fit_labels, pack_photos
 from starter_kit.fit_labels import LABEL_SIDE
 from starter_kit.landmark_statistics import LABEL_UNIT, LANDMARK_MODEL, load_model
 from utils.files import read_npz
@@ -117,13 +117,6 @@ def test_a_share_is_no_percentage(photos, fits, tmp_path, monkeypatch, capsys, w
         run(monkeypatch, pack_photos, *options, "--out", tmp_path, f"--human-weight={weight}")
     assert "--human-weight: expected a number, 0 to 1" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
-
-
-def test_no_share_of_the_variance_is_a_percentage(photos, monkeypatch, capsys):
-    """All expression would go, and the model that ships be replaced."""
-    with pytest.raises(SystemExit):
-        run(monkeypatch, landmark_statistics, "--photos", photos[0], "--share", "35")
-    assert "--share: expected a number, 0 to 1" in capsys.readouterr().err
 
 
 def test_fits_of_other_photos_are_refused(photos, fits, tmp_path, monkeypatch):

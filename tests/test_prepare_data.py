@@ -354,14 +354,6 @@ def test_a_name_moves_no_cursor(labelled, tmp_path, capsys):
     assert "\x1b" not in said and "\\x1b[31mevil.jpg: missing" in said
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--jobs", 0), ("--seed", -1), ("--max-error", "nan")]
-)
-def test_numbers_out_of_their_range(option, value, tmp_path, capsys):
-    assert run(tmp_path, "--out", tmp_path / "set", option, value) == 2
-    assert option in capsys.readouterr().err
-
-
 FAULTS = ["exists", "no labels", "no source", "damaged", "empty", "twice", "photos apart"]
 
 
