@@ -715,8 +715,7 @@ class Trainer:
 
         The time is that of the steps; where reading the data takes longer, epochs will, too.
         """
-        if self.progress.step == self.steps_per_epoch:  # stopped between an epoch and the next
-            self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
+        self.progress = Progress()  # the first steps: of a stopped epoch none may be left
         self.step.train()
         durations = []
         for batch in islice(self._batches(), 6):
