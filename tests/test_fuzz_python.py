@@ -39,7 +39,6 @@ from utils.matlab import read_mat
 from utils.morphable_model import MorphableModel, build_morphable_model, load_morphable_model
 from utils.pictures import read_image
 from utils.preprocessing import CROP_SIZE, boxes_to_roi_boxes, crop_faces
-from utils.texture import read_uv_map
 from utils.unpack import Limits, unpack
 
 settings.register_profile(
@@ -291,17 +290,6 @@ def test_damaged_pictures(picture, steps):
     image = in_folder(changed(content, steps), f"photo{suffix}", read_image)
     if image is not None:
         assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size
-
-
-UV_MAP = cv2.imencode(".png", np.tile(PHOTO[:10, :10], (2, 2, 1)))[1].tobytes()
-
-
-@given(changes())
-def test_damaged_uv_maps(steps):
-    uv_map = in_folder(changed(UV_MAP, steps), "x_fake_B.png", read_uv_map)
-    if uv_map is not None:
-        height, width, channels = uv_map.shape
-        assert height == width and channels == 3 and uv_map.dtype == np.uint8
 
 
 FACE = tiny_face_arrays()

@@ -94,11 +94,7 @@ def test_uv_maps_are_sampled_as_published(size):
     ("picture", "reason"),
     [
         (None, "missing"),
-        (b"", "not a readable picture"),
-        (b"text", "not a readable picture"),
-        (np.zeros((256, 256), np.uint8), "3 channels of 8 bits, this one 1 of 8"),
-        (np.zeros((256, 256, 4), np.uint8), "this one 4 of 8"),
-        (np.zeros((256, 256, 3), np.uint16), "this one 3 of 16"),
+        (b"text", "not a picture"),
         (np.zeros((256, 200, 3), np.uint8), "has 200x256 pixels"),
     ],
 )

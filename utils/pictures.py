@@ -79,7 +79,7 @@ def decode_image(content: bytes, path: Path | str = "the picture") -> np.ndarray
     """
     if not content:
         raise ValueError(f"{path}: the file is empty")
-    refuse_absurd_size(path, content)
+    _refuse_absurd_size(path, content)
     is_jpeg = content.startswith(b"\xff\xd8\xff")
     if is_jpeg and not _jpeg_is_complete(content):
         # libjpeg fills the missing part with grey and only warns; say it instead.
@@ -134,7 +134,7 @@ def read_zipped_image(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return decode_image(archive.read(name), f"{archive.filename}: {name}")
 
 
-def refuse_absurd_size(path: Path | str, content: bytes) -> None:
+def _refuse_absurd_size(path: Path | str, content: bytes) -> None:
     """Raises ValueError where a picture file says that it is larger than ``max_pixels``."""
     width, height = _stated_size(content)
     if width * height > max_pixels():

@@ -26,7 +26,7 @@ import Sim3DR
 from utils.inference import Face
 from utils.mesh_io import TexturedMesh
 from utils.morphable_model import MIRRORED_LANDMARKS, MorphableModel
-from utils.pictures import refuse_absurd_size, to_bgr8
+from utils.pictures import read_image, to_bgr8
 
 UV_MAP_SUFFIX = "_fake_B.png"  # of published UV maps
 PHOTO_SUFFIX = "_real_A"  # of published pre-cropped photos, before the extension
@@ -57,38 +57,28 @@ def uv_map_path(photo: str | os.PathLike, folder: str | os.PathLike) -> Path:
 
 
 def read_uv_map(path: str | os.PathLike) -> np.ndarray:
-    """A published UV map: a square colour picture, 256x256 as published, v up.
+    """A published UV map: a square picture, 256x256 as published, v up.
 
     Returns:
         (S, S, 3) uint8, BGR, S at least 2.
 
     Raises:
         FileNotFoundError: it is missing.
-        ValueError: it is no picture, not square, or has not three channels of 8 bits.
+        ValueError: it is no picture (``read_image``), or not square.
     """
     path = Path(path)
     remedy = "give its folder with --uv-dir, or use --texture photo: the photo's own texture"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: this UV map is missing; {remedy}")
-    content = path.read_bytes()
-    refuse_absurd_size(path, content)
     try:
-        data = np.frombuffer(content, np.uint8)
-        picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(content) else None
-    except cv2.error as error:
-        raise ValueError(f"{path}: OpenCV cannot decode this UV map ({error.err})") from error
-    if picture is None:
-        raise ValueError(f"{path}: this UV map is not a readable picture; {remedy}")
-    channels = 1 if picture.ndim == 2 else picture.shape[2]
-    if channels != 3 or picture.dtype != np.uint8:
+        picture = read_image(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
+    height, width = picture.shape[:2]
+    if height != width or width < 2:
         raise ValueError(
-            f"{path}: a UV map has 3 channels of 8 bits, this one {channels} of "
-            f"{8 * picture.itemsize}; {remedy}"
-        )
-    if picture.shape[0] != picture.shape[1] or len(picture) < 2:
-        raise ValueError(
-            f"{path}: a UV map is square (256x256 as published), this one has "
-            f"{picture.shape[1]}x{picture.shape[0]} pixels; {remedy}"
+            f"{path}: a UV map is square (256x256 as published), this one has {width}x{height} "
+            f"pixels; {remedy}"
         )
     return picture
 
