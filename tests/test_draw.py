@@ -1,4 +1,4 @@
-"""Pictures: drawn where the numbers say, at any size, and the caller's image left alone."""
+"""Pictures: drawn where the numbers say, at any size."""
 
 import os
 
@@ -137,7 +137,7 @@ def test_axes_go_where_the_vertices_go():
 @pytest.mark.parametrize("background", [0, 128, 255])
 def test_angles_stand_out_on_any_background(background):
     image = np.full((200, 240, 3), background, np.uint8)
-    with_text = draw_angles(image, np.eye(3), ring())
+    with_text = draw_angles(image.copy(), np.eye(3), ring())
     text = with_text[(with_text != image).any(axis=2)]
     assert text.max() > 200 and text.max() - text.min() > 120
 
@@ -180,24 +180,17 @@ def test_strokes_grow_with_the_face():
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda image, **how: draw_landmarks(image, ring(), **how),
-        lambda image, **how: draw_pose_axes(image, np.eye(3), ring(), **how),
-        lambda image, **how: draw_angles(image, np.eye(3), ring(), **how),
-        lambda image, **how: draw_boxes(image, [[20, 20, 90, 90]], **how),
+        lambda image: draw_landmarks(image, ring()),
+        lambda image: draw_pose_axes(image, np.eye(3), ring()),
+        lambda image: draw_angles(image, np.eye(3), ring()),
+        lambda image: draw_boxes(image, [[20, 20, 90, 90]]),
     ],
 )
-def test_a_copy_unless_asked_otherwise(draw):
+def test_what_can_be_drawn_on(draw):
     image = grey()
-    picture = draw(image)
-    assert np.array_equal(image, grey())
-    assert draw(image, copy=False) is image
-    assert np.array_equal(image, picture)
-
-    flipped = np.ascontiguousarray(grey()[:, :, ::-1])[:, :, ::-1]  # e.g. from RGB
-    assert np.array_equal(draw(flipped), picture)
+    assert draw(image) is image and changed(image).any()
     with pytest.raises(ValueError, match="contiguous"):
-        draw(flipped, copy=False)
-
+        draw(grey()[:, :, ::-1])  # e.g. from RGB
     for wrong in (grey()[..., 0], grey()[..., :1], grey().astype(np.float32), grey()[:0], None):
         with pytest.raises(ValueError, match=r"\(H, W, 3\)|uint8"):
             draw(wrong)

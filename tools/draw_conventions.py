@@ -265,7 +265,7 @@ def pose_picture(face_model: MorphableModel) -> np.ndarray:
         x, y = cell(row, column)
         region = canvas[round(FINE * y) :, round(FINE * x) :][: FINE * side, : FINE * side]
         picture = render(face, np.full_like(region, PAPER))
-        draw_pose_axes(picture, face.rotation, face.landmarks, copy=False)
+        draw_pose_axes(picture, face.rotation, face.landmarks)
         region[:] = picture
         _text(canvas, title, (x + side / 2, y + side + 12), 13, bold=True)
         _text(canvas, words, (x + side / 2, y + side + 36), 10.5)

@@ -109,7 +109,7 @@ def draw_sheet(
     pictures, captions = list(images), ["render"] * SHOWN
     for name, rows in (("truth", truth), ("untrained", before), ("trained", after)):
         points = (rows[:SHOWN, :2] + 0.5) * scale - 0.5  # as resize places them
-        pictures += [draw_landmarks(i, p) for i, p in zip(images, points, strict=True)]
+        pictures += [draw_landmarks(i.copy(), p) for i, p in zip(images, points, strict=True)]
         percent = nme(rows[:SHOWN], truth[:SHOWN])
         captions += [name if rows is truth else f"{name}: {e:.1f} %" for e in percent]
     return contact_sheet(pictures, SHOWN, (180, 180), captions)

@@ -291,7 +291,7 @@ def worst_picture(data: BenchmarkSet, prediction: Prediction, index: int) -> np.
     both = (data.landmarks["original"][index, :2], prediction.landmarks["raw"][index, :2])
     # cropping and resizing lay pixel edges on edges, landmarks are pixel centres
     zoom = PICTURE / (last - first + 1)
-    return np.hstack([draw_landmarks(crop, (at - first + 0.5) * zoom - 0.5) for at in both])
+    return np.hstack([draw_landmarks(crop.copy(), (p - first + 0.5) * zoom - 0.5) for p in both])
 
 
 def draw_plots(run: dict) -> bytes:

@@ -1,9 +1,8 @@
 """Drawing on photos: landmarks, pose axes, boxes, contact sheets.
 
 Everything is anti-aliased, placed to a sixteenth of a pixel and sized by the face, so that it is as
-readable on a 200-pixel thumbnail as on a 4K frame. Images are (H, W, 3) uint8, BGR. The image given
-is left alone and a drawn copy returned, unless ``copy=False`` asks for drawing into it (then the
-same array is returned); that saves a copy per face on large frames.
+readable on a 200-pixel thumbnail as on a 4K frame. As OpenCV's, the functions called ``draw_...``
+draw into the image that they are given, and return it: (H, W, 3) uint8 BGR, contiguous.
 """
 
 from collections.abc import Sequence
@@ -53,48 +52,42 @@ PARTS = (
 )
 
 
-def draw_landmarks(image: np.ndarray, landmarks: np.ndarray, copy: bool = True) -> np.ndarray:
+def draw_landmarks(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """Draws the 68 landmarks of one face: coloured points on white lines, one per facial part; of
     a face below ``SMALLEST_DOTTED`` pixels, whose points would run together, coloured lines.
 
     Args:
-        image: (H, W, 3) uint8, BGR.
         landmarks: (3, 68) or (2, 68) real, pixels of the image; a third row is not used. Parts
             outside the image are cut off.
-        copy: False draws into ``image`` itself.
-
-    Returns:
-        (H, W, 3) uint8, BGR.
 
     Raises:
         ValueError: wrong shape or dtype, or a coordinate that is not finite.
     """
-    canvas = _canvas(image, copy)
+    _check_canvas(image)
     points = _check_landmarks(landmarks)
     size = _face_size(points)
-    unit = _stroke_unit(canvas, size)
+    unit = _stroke_unit(image, size)
     fixed = _fixed_point(points)  # (68, 2)
     lines = [fixed[part.first : part.last + 1] for part in PARTS]
     if size < SMALLEST_DOTTED:
         for part, line in zip(PARTS, lines, strict=True):
             cv2.polylines(
-                canvas, [line], part.closed, part.colour, max(round(unit), 1), cv2.LINE_AA, SHIFT
+                image, [line], part.closed, part.colour, max(round(unit), 1), cv2.LINE_AA, SHIFT
             )
-        return canvas
+        return image
     for colour, thickness in _strokes(unit, LINE):
         for part, line in zip(PARTS, lines, strict=True):
-            cv2.polylines(canvas, [line], part.closed, colour, thickness, cv2.LINE_AA, SHIFT)
+            cv2.polylines(image, [line], part.closed, colour, thickness, cv2.LINE_AA, SHIFT)
     for part, line in zip(PARTS, lines, strict=True):
         for centre in line:
-            _dot(canvas, centre, 1.6 * unit, part.colour)
-    return canvas
+            _dot(image, centre, 1.6 * unit, part.colour)
+    return image
 
 
 def draw_pose_axes(
     image: np.ndarray,
     rotation: np.ndarray,
     landmarks: np.ndarray,
-    copy: bool = True,
 ) -> np.ndarray:
     """Draws a head's axes from its nose tip, orthographically.
 
@@ -104,23 +97,18 @@ def draw_pose_axes(
     box long before foreshortening; the axis nearest to the viewer is drawn last.
 
     Args:
-        image: (H, W, 3) uint8, BGR.
         rotation: (3, 3) rotation from the model frame (x right, y up, z to the viewer) to the y-up
             camera frame, as ``utils.geometry.decompose_camera`` returns it: column k is the head's
             axis k, which in the y-down image points along (R[0, k], -R[1, k]).
         landmarks: (3, 68) or (2, 68) real, pixels of the image.
-        copy: False draws into ``image`` itself.
-
-    Returns:
-        (H, W, 3) uint8, BGR.
 
     Raises:
         ValueError: wrong shape or dtype, or a value that is not finite.
     """
-    canvas = _canvas(image, copy)
+    _check_canvas(image)
     points, rotation = _check_landmarks(landmarks), _check_rotation(rotation)
     size = _face_size(points)
-    unit = max(1.5 * _stroke_unit(canvas, size), 1)
+    unit = max(1.5 * _stroke_unit(image, size), 1)
     origin = points[:, NOSE_TIP]
 
     axes = rotation * (1, -1, 1)  # columns: x, downward y, z; still in the y-up camera frame
@@ -129,17 +117,16 @@ def draw_pose_axes(
         line = _fixed_point(np.stack([origin, ends[k]], axis=1))
         for colour, thickness in _strokes(unit, AXES[k]):
             cv2.arrowedLine(
-                canvas, *line.tolist(), colour, thickness, cv2.LINE_AA, SHIFT, tipLength=0.15
+                image, *line.tolist(), colour, thickness, cv2.LINE_AA, SHIFT, tipLength=0.15
             )
-    _dot(canvas, _fixed_point(origin[:, None])[0], unit, LINE)
-    return canvas
+    _dot(image, _fixed_point(origin[:, None])[0], unit, LINE)
+    return image
 
 
 def draw_angles(
     image: np.ndarray,
     rotation: np.ndarray,
     landmarks: np.ndarray,
-    copy: bool = True,
 ) -> np.ndarray:
     """Writes a face's ``utils.geometry.facing_angles``, in whole degrees, below its chin.
 
@@ -148,30 +135,25 @@ def draw_angles(
 
     Arguments, result and errors are those of ``draw_pose_axes``.
     """
-    canvas = _canvas(image, copy)
+    _check_canvas(image)
     points, rotation = _check_landmarks(landmarks), _check_rotation(rotation)
-    height = text_height(canvas, _face_size(points))
+    height = text_height(image, _face_size(points))
     angles = zip(("yaw", "pitch", "roll"), facing_angles(rotation[None])[0], strict=True)
     lines = [f"{name} {round(angle):+d}" for name, angle in angles]
-    put_lines(canvas, lines, points[0].min(), points[1].max() + 0.8 * height, height)
-    return canvas
+    put_lines(image, lines, points[0].min(), points[1].max() + 0.8 * height, height)
+    return image
 
 
-def draw_boxes(image: np.ndarray, boxes: np.ndarray, copy: bool = True) -> np.ndarray:
+def draw_boxes(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Draws face boxes.
 
     Args:
-        image: (H, W, 3) uint8, BGR.
         boxes: (n, 4) real, x1 y1 x2 y2 in pixels of the image; n may be 0.
-        copy: False draws into ``image`` itself.
-
-    Returns:
-        (H, W, 3) uint8, BGR.
 
     Raises:
         ValueError: wrong shape or dtype, or a coordinate that is not finite.
     """
-    canvas = _canvas(image, copy)
+    _check_canvas(image)
     boxes = np.asarray(boxes, dtype=np.float64)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"expected boxes of shape (n, 4), x1 y1 x2 y2, got {boxes.shape}")
@@ -180,9 +162,9 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, copy: bool = True) -> np.nd
     for x1, y1, x2, y2 in boxes:
         size = np.sqrt(abs((x2 - x1) * (y2 - y1)))
         corners = _fixed_point(np.array([[x1, x2, x2, x1], [y1, y1, y2, y2]]))
-        for colour, thickness in _strokes(max(_stroke_unit(canvas, size), 1), BOX):
-            cv2.polylines(canvas, [corners], True, colour, thickness, cv2.LINE_AA, SHIFT)
-    return canvas
+        for colour, thickness in _strokes(max(_stroke_unit(image, size), 1), BOX):
+            cv2.polylines(image, [corners], True, colour, thickness, cv2.LINE_AA, SHIFT)
+    return image
 
 
 def contact_sheet(
@@ -254,13 +236,10 @@ def _check_image(image: np.ndarray) -> None:
         )
 
 
-def _canvas(image: np.ndarray, copy: bool) -> np.ndarray:
+def _check_canvas(image: np.ndarray) -> None:
     _check_image(image)
-    if copy:
-        return image.copy()
     if not (image.flags.c_contiguous and image.flags.writeable):
-        raise ValueError("copy=False draws into the image, which must be contiguous and writeable")
-    return image
+        raise ValueError("the image is drawn into: it must be contiguous and writeable")
 
 
 def _check_landmarks(landmarks: np.ndarray) -> np.ndarray:

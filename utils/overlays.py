@@ -91,14 +91,14 @@ class Overlays:
         canvas = self._dense(image, in_front_last) if self.dense and faces else image.copy()
         for face in in_front_last:
             if "landmarks" in self.drawings:
-                draw_landmarks(canvas, face.landmarks, copy=False)
+                draw_landmarks(canvas, face.landmarks)
             if "box" in self.drawings:
-                draw_boxes(canvas, face.box[None], copy=False)
+                draw_boxes(canvas, face.box[None])
             if "pose" in self.drawings:
-                draw_pose_axes(canvas, face.rotation, face.landmarks, copy=False)
+                draw_pose_axes(canvas, face.rotation, face.landmarks)
         if "pose" in self.drawings:  # text over everything else
             for face in in_front_last:
-                draw_angles(canvas, face.rotation, face.landmarks, copy=False)
+                draw_angles(canvas, face.rotation, face.landmarks)
         if ids is not None and len(faces) > 1:
             for face, number in zip(faces, ids, strict=True):
                 x1, y1, x2, y2 = face.box
