@@ -177,11 +177,14 @@ class SynergyNet:
     def __repr__(self) -> str:
         return f"SynergyNet({self.description})"
 
-    def __reduce__(self) -> tuple:
-        """Pickled and copied as what it was made from, opened again where it arrives, and the
-        attributes that a class of one's own adds."""
-        added = {name: value for name, value in vars(self).items() if name not in _OPENED}
-        return _reopened, (type(self), self._settings), added or None
+    def __getstate__(self) -> dict[str, object]:
+        """What it was made from, from which it is opened again where a pickle or copy arrives, and
+        the attributes that a class of one's own adds."""
+        return {name: value for name, value in vars(self).items() if name not in _OPENED}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        SynergyNet.__init__(self, *state["_settings"])  # a class of one's own may take others
+        vars(self).update(state)
 
     @overload
     def __call__(
@@ -304,11 +307,4 @@ class SynergyNet:
 
 
 # the attributes that opening a model gives it
-_OPENED = ("engine", "device", "pipeline", "face_model", "files", "description", "_settings")
-
-
-def _reopened(kind: type[SynergyNet], settings: tuple) -> SynergyNet:
-    """A pickled model; ``kind`` may be a class of one's own with another constructor."""
-    model = kind.__new__(kind)
-    SynergyNet.__init__(model, *settings)
-    return model
+_OPENED = ("engine", "device", "pipeline", "face_model", "files", "description")
