@@ -129,8 +129,6 @@ class SynergyNet:
             )
         if threads is not None and not (isinstance(threads, Integral) and threads >= 1):
             raise ValueError(f"threads must be a whole number, 1 or more, got {threads}")
-        if not detect_size >= 2:
-            raise ValueError(f"detect_size must be at least 2 pixels, got {detect_size}")
 
         def open_detector() -> Detector:
             if detector is not None:

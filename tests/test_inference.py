@@ -688,7 +688,7 @@ def test_boxes_outside_the_picture_are_refused(pipeline, box):
         ({"weights": ""}, "no weights there"),
         ({"threads": 0}, "threads must be a whole number, 1 or more, got 0"),
         ({"threads": 1.5}, "threads must be a whole number, 1 or more, got 1.5"),
-        ({"detect_size": 0}, "detect_size must be at least 2 pixels, got 0"),
+        ({"detect_size": 0}, "detect_size must lie in .* got 0"),
         ({"score_threshold": 2}, "score_threshold must lie in"),
         ({"detector": 5}, "a detector is a function from a picture to boxes, not int"),
     ],
