@@ -154,14 +154,6 @@ def test_the_calling_programs_defaults_of_torch_do_not_matter(
     assert torch.equal(torch.get_rng_state(), numbers)
 
 
-def test_threads_share_a_network(face_model, weights):
-    regressor = OnnxRegressor(weights, face_model)
-    expected = regressor(CROPS)
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: regressor(CROPS), range(12)):
-            np.testing.assert_array_equal(found, expected)
-
-
 def test_the_benchmark_scores_both_engines_alike(face_model, weights):
     cpu = torch.device("cpu")
     ours, theirs = (
