@@ -118,20 +118,6 @@ def test_the_mp4_reads_back(frames, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_an_mp4_of_odd_size_loses_its_last_column(frames, tmp_path):
-    path = tmp_path / "a.mp4"
-    try:
-        save_turntable(path, [frame[:, :-1] for frame in frames])
-    except ValueError as error:
-        pytest.skip(str(error))
-    clip = cv2.VideoCapture(str(path))
-    for frame in frames:
-        done, picture = clip.read()
-        assert done and picture.shape == (SIDE, SIDE - 2, 3)
-        assert psnr(picture, frame[:, :-2]) > 25
-    clip.release()
-
-
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt])
 def test_an_mp4_that_is_not_finished_leaves_nothing(frames, tmp_path, monkeypatch, error):
     monkeypatch.setattr(VideoWriter, "write", Mock(side_effect=error))
