@@ -311,15 +311,6 @@ def test_a_face_model_without_texture_coordinates(run, face_model, monkeypatch):
     assert "no texture coordinates" in output and face_model.source in output
 
 
-def test_wrong_weights(call, tmp_path):
-    picture = write_picture(tmp_path / "a.png", photo())
-    out = tmp_path / "out"
-    arguments = ["-f", picture, "-o", out, "--device", "cpu", "-w", tmp_path / "no.pth"]
-    code, output = call(artistic.main, *arguments)
-    assert code == 2 and "no.pth" in output
-    assert not out.exists()
-
-
 def test_without_the_bundled_face_model_another_one_serves(run, monkeypatch, face_model):
     monkeypatch.setattr(assets, "STARTER_FACE_MODEL", Path(face_model.source) / "face.npz")
     write_picture(Path("a.png"), photo((20, 30, 40)))
