@@ -10,9 +10,8 @@ from conftest import ROOT, asset
 import Sim3DR
 from synergy3DMM import SynergyNet
 from utils.assets import STARTER_FACE_MODEL
-from utils.geometry import decompose_camera
-from utils.inference import Face, frontal, with_expression
-from utils.morphable_model import load_morphable_model, split_camera
+from utils.inference import Face, faces_from_parameters, frontal, with_expression
+from utils.morphable_model import load_morphable_model
 from utils.pictures import read_image
 from utils.render import render_textured
 from utils.texture import (
@@ -47,24 +46,8 @@ def face_of(face_model, scale: float = 1.0) -> Face:
     middle = (face_model.mean.min(1) + face_model.mean.max(1)) / 2
     camera[:, 3] -= camera[:, :3] @ middle
     parameters = np.concatenate([camera.ravel(), np.zeros(50, np.float32)])[None]
-    size, rotation, translation = decompose_camera(split_camera(parameters))
-    translation = translation[0] * (1, -1, 1) + (0, 121, 0)
-    box = np.array([0, 0, 120, 120.0])
-    return Face(
-        box=box.astype(np.float32),
-        score=1.0,
-        roi_box=box,
-        parameters=parameters[0],
-        landmarks=face_model.landmarks(parameters)[0],
-        vertices=face_model.vertices(parameters)[0],
-        yaw=0.0,
-        pitch=0.0,
-        roll=0.0,
-        rotation=rotation[0],
-        scale=float(size[0]),
-        translation=translation,
-        face_model=face_model,
-    )
+    box = np.array([[0, 0, 120, 120, 1.0]])
+    return faces_from_parameters(face_model, parameters, box[:, :4], box, dense=True)[0]
 
 
 # ----------------------------------------------------------------------------- published UV maps
