@@ -512,7 +512,7 @@ def test_numbers_lie_beside_their_video_and_nothing_else_is_taken_for_a_suffix()
 class Interrupting(Capture):
     """Ctrl-C while frame ``end`` is worked on."""
 
-    def __init__(self, frames, tracker_class, monkeypatch, end, error=KeyboardInterrupt) -> None:
+    def __init__(self, frames, monkeypatch, end, error=KeyboardInterrupt) -> None:
         super().__init__(frames)
         calls = []
 
@@ -522,13 +522,13 @@ class Interrupting(Capture):
                 raise error
             return original(tracker, *arguments)
 
-        original = tracker_class.__call__
-        monkeypatch.setattr(tracker_class, "__call__", track)
+        original = FaceTracker.__call__
+        monkeypatch.setattr(FaceTracker, "__call__", track)
 
 
 @pytest.mark.parametrize("end", [0, 1, 5])
 def test_ctrl_c_keeps_what_is_finished(run, feed, frames, monkeypatch, tmp_path, end):
-    capture = feed(Interrupting(frames, FaceTracker, monkeypatch, end))
+    capture = feed(Interrupting(frames, monkeypatch, end))
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
     assert code == 130 and "stopped" in output and f"of {end} frame" in output
     assert capture.released
@@ -550,7 +550,7 @@ def test_ctrl_c_keeps_what_is_finished(run, feed, frames, monkeypatch, tmp_path,
     ],
 )
 def test_full_disk_and_memory_keep_what_is_finished(run, feed, frames, monkeypatch, error, said):
-    feed(Interrupting(frames, FaceTracker, monkeypatch, 4, error))
+    feed(Interrupting(frames, monkeypatch, 4, error))
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
     assert code == 1 and said in output
     assert len(lines_of(Path("o.jsonl"))) == len(read_film(Path("o.avi"))) == 4
@@ -577,7 +577,7 @@ def test_arrays_that_cannot_be_written_do_not_cost_the_lines(
 
 
 def test_a_fault_of_ours_leaves_nothing_behind(run, feed, frames, monkeypatch, tmp_path):
-    feed(Interrupting(frames, FaceTracker, monkeypatch, 2, ZeroDivisionError))
+    feed(Interrupting(frames, monkeypatch, 2, ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl,npz")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
@@ -619,7 +619,7 @@ def test_a_fault_of_ours_in_the_thread_that_writes(run, feed, frames, monkeypatc
 )
 def test_the_last_frame_finds_no_memory(run, frames, monkeypatch, is_stopped, code, said):
     """As it is written, which is told when the video is closed; Ctrl-C came before."""
-    capture = Interrupting(frames, FaceTracker, monkeypatch, COUNT - is_stopped)
+    capture = Interrupting(frames, monkeypatch, COUNT - is_stopped)
     write, last = VideoWriter.write, (COUNT - 1 - is_stopped) / 25
 
     def fails(writer, frame, seconds):
@@ -637,7 +637,7 @@ def test_the_last_frame_finds_no_memory(run, frames, monkeypatch, is_stopped, co
 
 def test_a_stopped_video_that_cannot_be_closed_is_told(run, feed, frames, monkeypatch, tmp_path):
     monkeypatch.setattr(VideoWriter, "_check", Mock(side_effect=OSError("is the disk full?")))
-    feed(Interrupting(frames, FaceTracker, monkeypatch, 5))
+    feed(Interrupting(frames, monkeypatch, 5))
     code, output = run("-f", "in.mp4", "-o", "o.avi", "--save", "jsonl")
     assert code == 1 and "failed: in.mp4: is the disk full?" in output
     assert "written: o.jsonl" in output and len(lines_of(Path("o.jsonl"))) == 5
@@ -780,7 +780,7 @@ def test_a_disk_that_fills_up_ends_a_video_while_it_can_be_closed(
 
 
 def test_a_camera_ends_by_ctrl_c(run, feed, frames, monkeypatch):
-    feed(Interrupting(frames, FaceTracker, monkeypatch, 3))
+    feed(Interrupting(frames, monkeypatch, 3))
     code, output = run("-f", "0", "--save", "jsonl")
     assert code == 0, output
     assert "camera 0: 2 faces in 3 of 3 frames" in output
