@@ -19,13 +19,13 @@ from unittest.mock import Mock
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import run_python
 from moving_pictures import GREY, SIZE, film, pause_film, read_film, scene, write_film
 
 import synergy3DMM
 import video
 from synergy3DMM import SynergyNet
-from utils import assets, files, model_options, video_io, video_numbers, video_script
+from utils import files, model_options, video_io, video_numbers, video_script
 from utils.overlays import DRAWINGS, Overlays, nearest_last
 from utils.render import normalized_coordinate_code, render_depth, render_pncc
 from utils.tracking import FaceTracker
@@ -308,23 +308,16 @@ def test_options_of_the_model_arrive(monkeypatch):
 
 
 def test_a_name_that_is_no_text(frames, tmp_path):
-    """OpenCV would crash."""
-    name = os.fsdecode(b"caf\xe9.mp4")
-    source = write_film(tmp_path / "plain.mp4", frames[:2])
+    """OpenCV would crash: such a video is read all the same, and another name asked for."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.avi")
     try:
-        source.rename(tmp_path / name)
+        write_film(tmp_path / "plain.avi", frames[:2]).rename(path)
     except OSError:
         pytest.skip("this system admits no file names that are no text")
-    command = [ROOT / "video.py", "-f", name, "--device", "cpu", *assets.STARTER_OPTIONS]
-    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
-    done = run_python(*command, cwd=tmp_path, env=strict, text=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "inference_output" / name).stat().st_size > 1000
-    folder = tmp_path / os.fsdecode(b"f\xe9")
-    writer = written(folder / "o.mp4", 3)
-    writer.close()
-    assert os.listdir(folder) == ["o.mp4"] and not writer.alias.exists()
-    assert VideoReader(folder / "o.mp4", print).count == 3
+    assert VideoReader(path, print).count == 2
+    for out in (path, path.with_suffix("") / "o.avi"):
+        with pytest.raises(ValueError, match="the name of a video to write must be text"):
+            VideoWriter(out, (64, 48), 25)
 
 
 # -------------------------------------------------------------------------------- damaged and odd

@@ -354,7 +354,8 @@ class VideoWriter:
 
     Raises:
         OSError: it cannot be written there.
-        ValueError: another suffix, a size below 2x2, or an OpenCV that cannot write the format.
+        ValueError: another suffix, a name that is no text, a size below 2x2, or an OpenCV that
+            cannot write the format.
     """
 
     def __init__(
@@ -377,10 +378,6 @@ class VideoWriter:
         self.folder = partial_beside(path.with_name("video"))
         self.folder.mkdir(mode=0o700)
         self.partial = self.folder / f"video{path.suffix.lower()}"
-        self.alias = None
-        if not _is_text(self.folder):  # OpenCV needs a name that is
-            self.alias = Path(tempfile.mkdtemp())
-            (self.alias / "folder").symlink_to(self.folder.resolve())
         self.writer: cv2.VideoWriter | H264Writer | None = None
         try:
             self.writer = self._begin()
@@ -399,7 +396,7 @@ class VideoWriter:
         if suffix in H264_SUFFIXES and ffmpeg and encodes_h264(ffmpeg):
             return H264Writer(ffmpeg, self.partial, self.fps, self.size)
         code = cv2.VideoWriter_fourcc(*CODECS[suffix])
-        return cv2.VideoWriter(self._name_for_opencv(self.partial), code, self.fps, self.size)
+        return cv2.VideoWriter(str(self.partial), code, self.fps, self.size)
 
     def write(self, frame: np.ndarray, seconds: float) -> None:
         """Adds (H, W, 3) uint8 BGR of the writer's size, shown from ``seconds`` on.
@@ -485,24 +482,17 @@ class VideoWriter:
         if self.writer is not None:
             self.writer.release()
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.alias:
-            shutil.rmtree(self.alias, ignore_errors=True)  # not what its link leads to
-
-    def _name_for_opencv(self, path: Path) -> str:
-        """Of a file in the temporary folder."""
-        return str(self.alias / "folder" / path.name if self.alias else path)
 
     def _readable(self, path: Path) -> int:
         """How many frames of a video of ours can be read."""
-        name = self._name_for_opencv(path)
-        capture = cv2.VideoCapture(name)
+        capture = cv2.VideoCapture(str(path))
         capture.set(cv2.CAP_PROP_POS_FRAMES, self.written - 1)
         # without an index it stays at the beginning
         is_whole = capture.read()[0] and capture.get(cv2.CAP_PROP_POS_FRAMES) == self.written
         capture.release()
         if is_whole:
             return self.written
-        capture = cv2.VideoCapture(name)  # not every container can be searched
+        capture = cv2.VideoCapture(str(path))  # not every container can be searched
         count = sum(1 for _ in iter(capture.grab, False))
         capture.release()
         return count
@@ -552,9 +542,11 @@ def _free_name(path: Path) -> Path:
 
 
 def check_video_path(path: Path) -> None:
-    """Raises ValueError for a suffix that no video can be written with."""
+    """Raises ValueError for a suffix that no video can be written with, or a name of no text."""
     if path.suffix.lower() not in CODECS:
         raise ValueError(f"{path}: a video to write ends in {', '.join(CODECS)}")
+    if not _is_text(path):  # it would crash OpenCV
+        raise ValueError(f"{path}: the name of a video to write must be text; give another")
 
 
 def name_of(source: Source) -> str:
