@@ -14,7 +14,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import cv2
 import numpy as np
@@ -94,7 +94,8 @@ class Capture:
 
 def reader_of(frames, said=None, **known) -> VideoReader:
     say = (lambda line: None) if said is None else said.append
-    return VideoReader(Path("made up"), say, Capture(frames, **known))
+    with patch.object(video_io, "_open_capture", lambda source: Capture(frames, **known)):
+        return VideoReader(Path(__file__), say)
 
 
 @pytest.fixture
@@ -347,7 +348,7 @@ def test_fewer_frames_than_claimed_are_told():
     said = []
     reader = reader_of([scene()] * 7, said, count=10)
     assert len(list(reader)) == 7 and reader.is_damaged
-    assert said == ["made up: damaged, 7 of 10 frames could be read"]
+    assert said == [f"{__file__}: damaged, 7 of 10 frames could be read"]
     reader = reader_of([scene()] * 99, said := [], count=100)  # an estimate, as most are
     assert len(list(reader)) == 99 and not reader.is_damaged and not said
     assert not list(reader) and not reader.is_damaged and not said  # a second time
@@ -660,11 +661,12 @@ def test_ctrl_c_while_a_video_without_sound_is_closed(tmp_path, monkeypatch):
     ("aspect", "turned", "wider"),
     [((16, 9), 0, 16 / 9), ((16, 9), 90, 9 / 16), ((0, 1), 0, 1), ((9000, 1), 0, 1)],
 )
-def test_pixels_that_are_no_squares(frames, aspect, turned, wider):
+def test_pixels_that_are_no_squares(frames, monkeypatch, aspect, turned, wider):
     capture = Capture(frames)
     capture.known |= {cv2.CAP_PROP_SAR_NUM: aspect[0], cv2.CAP_PROP_SAR_DEN: aspect[1]}
     capture.known[cv2.CAP_PROP_ORIENTATION_META] = turned
-    reader = VideoReader(Path("made up"), print, capture)
+    monkeypatch.setattr(video_io, "_open_capture", lambda source: capture)
+    reader = VideoReader(Path(__file__), print)
     height, width = frames[0].shape[:2]
     assert reader.size == (round(width * wider), height)
     assert {frame.shape for _, frame in reader} == {(height, round(width * wider), 3)}

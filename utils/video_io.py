@@ -66,7 +66,6 @@ class VideoReader:
         source: a file's path, the number of a camera, or the address of a stream (a text with
             ``://``).
         say: gets one line about anything out of the ordinary.
-        capture: in place of OpenCV's ``VideoCapture``, already open.
 
     Attributes:
         size: (width, height) of the frames.
@@ -83,20 +82,20 @@ class VideoReader:
         ValueError: no frame can be read: not a video, damaged, or no such camera or stream.
     """
 
-    def __init__(self, source: Source, say: Say, capture: cv2.VideoCapture | None = None):
+    def __init__(self, source: Source, say: Say) -> None:
         if isinstance(source, str) and "://" not in source:
             source = Path(source)  # OpenCV would open it unchecked, a playlist too
         self.source, self.say = source, say
         self.name = name_of(source)
         is_file = isinstance(source, Path)
-        if is_file and capture is None:
+        if is_file:
             if source.is_dir():
                 raise IsADirectoryError(f"{source}: a folder, expected a video file")
             if not source.exists():
                 raise FileNotFoundError(f"{source}: no such file, nor the number of a camera")
             if _is_playlist(source):
                 raise ValueError(f"{source}: a playlist, which names other files; give a video")
-        self.capture = capture or _open_capture(source)
+        self.capture = _open_capture(source)
         self.is_damaged = self.size_changed = False
         self.pixel_aspect = _pixel_aspect(self.capture)
         self.first = self._next() if self.capture.isOpened() else None
@@ -113,7 +112,7 @@ class VideoReader:
         self.count = int(count) if 0 < count < 1e9 and not isinstance(source, int) else None
         self.is_live = self.count is None and not is_file
         self.duration = None if self.count is None else self.count / self.fps
-        if is_file and capture is None:
+        if is_file:
             rate = _rate_of_frames(source)
             if UNSTEADY * self.fps < rate <= HIGHEST_FPS:
                 self.fps = rate
