@@ -95,21 +95,14 @@ def test_the_gif_reads_back_and_repeats(frames, tmp_path):
     assert [path.name for path in paths[0].parent.iterdir()] == ["a.gif"]
 
 
-@pytest.mark.parametrize(("fps", "duration"), [(25, 40), (30, 30), (60, 20), (200, 20)])
-def test_a_gif_is_as_fast_as_it_can_say(frames, tmp_path, fps, duration):
-    save_turntable(tmp_path / "a.gif", frames, fps)
-    with Image.open(tmp_path / "a.gif") as clip:
-        assert clip.info["duration"] == duration
-
-
 def test_the_mp4_reads_back(frames, tmp_path):
     path = tmp_path / "a.mp4"
     try:
-        save_turntable(path, frames, fps=20)
+        save_turntable(path, frames)
     except ValueError as error:
         pytest.skip(str(error))
     clip = cv2.VideoCapture(str(path))
-    assert clip.isOpened() and clip.get(cv2.CAP_PROP_FPS) == pytest.approx(20)
+    assert clip.isOpened() and clip.get(cv2.CAP_PROP_FPS) == pytest.approx(25)
     for frame in frames:
         done, picture = clip.read()
         assert done and psnr(picture, frame) > 25

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 SIDE = 480  # pixels
 COUNT = 60  # frames
-FPS = 25  # a GIF's frames last whole hundredths of a second
+FPS = 25  # 50, 33.3, 25, 20, ...: a GIF's frames last whole hundredths of a second, at least two
 SWAY = 40.0  # degrees to each side
 FILL = 0.9  # share of the picture's side that the head takes
 BACKGROUND = (214, 214, 214)
@@ -99,8 +99,9 @@ def _turn(vertices: np.ndarray, angle: float) -> np.ndarray:
     return np.stack([cos * x - sin * z, y, sin * x + cos * z], 1)
 
 
-def save_turntable(path: str | os.PathLike, frames: Sequence[np.ndarray], fps: int = FPS) -> None:
-    """Writes a clip in the format of the path's suffix; it appears complete or not at all.
+def save_turntable(path: str | os.PathLike, frames: Sequence[np.ndarray]) -> None:
+    """Writes a clip, ``FPS`` frames a second, in the format of the path's suffix; it appears
+    complete or not at all.
 
     ``.gif`` repeats forever and has one palette for all frames, so that nothing flickers. ``.mp4``
     is as ``VideoWriter`` makes it; its players decide whether it repeats.
@@ -109,8 +110,6 @@ def save_turntable(path: str | os.PathLike, frames: Sequence[np.ndarray], fps: i
         path: ``.gif`` or ``.mp4``.
         frames: pictures of one size (H, W, 3) uint8 BGR; of an MP4 an odd last column or row is
             cut off.
-        fps: frames a second. A GIF's last whole hundredths of a second, and at least two, since
-            browsers show shorter ones for ten: its rates are 50, 33.3, 25, 20, ...
 
     Raises:
         OSError: it cannot be written there.
@@ -122,10 +121,10 @@ def save_turntable(path: str | os.PathLike, frames: Sequence[np.ndarray], fps: i
         raise ValueError(f"{path}: a turntable is written as {' or '.join(WRITERS)}")
     if not len(frames):
         raise ValueError(f"{path}: a turntable without frames")
-    write(path, frames, fps)
+    write(path, frames)
 
 
-def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
+def _write_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
     from PIL import Image  # imported here because most runs write no GIF
 
     colours = [frame[..., ::-1] for frame in frames]  # RGB
@@ -138,21 +137,20 @@ def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     dithered = [np.round(picture + pattern).clip(0, 255).astype(np.uint8) for picture in colours]
     first, *rest = (Image.fromarray(a).quantize(palette=palette, dither=0) for a in dithered)
     content = io.BytesIO()
-    duration = 10 * max(round(100 / fps), 2)  # ms; Pillow would cut it off to hundredths
-    first.save(content, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
+    first.save(content, "GIF", save_all=True, append_images=rest, duration=1000 // FPS, loop=0)
     with atomic_write(path) as file:
         file.write(content.getvalue())
 
 
-def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
+def _write_mp4(path: Path, frames: Sequence[np.ndarray]) -> None:
     height, width = frames[0].shape[:2]
     try:
-        writer = VideoWriter(path, (width, height), fps)
+        writer = VideoWriter(path, (width, height), FPS)
     except ValueError as error:
         raise ValueError(f"{error}; or take --turntable gif") from error
     try:
         for i, frame in enumerate(frames):
-            writer.write(frame, i / fps)
+            writer.write(frame, i / FPS)
         if message := writer.close():
             logger.warning("%s", message)
         if writer.was_stopped:  # it only keeps Ctrl-C from costing the video
