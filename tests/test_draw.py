@@ -216,28 +216,28 @@ def test_wrong_numbers_are_named():
 def test_contact_sheet_puts_each_picture_in_its_cell():
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     pictures = [np.full((40, 80, 3), colour, np.uint8) for colour in colours]
-    sheet = contact_sheet(pictures, columns=2, cell=(64, 64))
-    assert sheet.shape == (2 * 64 + 3 * 2, 2 * 64 + 3 * 2, 3)
-    centres = [(34, 34), (34, 100), (100, 34)]
+    sheet = contact_sheet(pictures, 2, (64, 64), 3 * [""])
+    assert sheet.shape == (2 * (64 + 18) + 3 * 2, 2 * 64 + 3 * 2, 3)
+    centres = [(34, 34), (34, 100), (118, 34)]
     for colour, (y, x) in zip(colours, centres, strict=True):
         assert tuple(sheet[y, x]) == colour
         rows = np.flatnonzero((sheet[:, x] == colour).all(axis=1))
         assert (rows.min(), rows.max()) == (y - 16, y + 15)  # 64 wide, 32 high, centred
-    assert (sheet[70:, 70:] == draw.OUTLINE).all()  # the empty cell
+    assert (sheet[86:, 70:] == draw.OUTLINE).all()  # the empty cell
 
     captioned = contact_sheet(pictures, 5, (64, 64), ["a", "b" * 99, ""])
     assert captioned.shape[0] > 64 + 2 * 2 and captioned.shape[1] == 3 * 64 + 4 * 2
     rows, columns = np.nonzero((captioned != contact_sheet(pictures, 5, (64, 64), 3 * [""])).any(2))
     assert rows.min() >= 2 + 64 and columns.max() < 2 * (2 + 64)  # below those that have one
     assert (columns < 2 + 64).any() and (columns >= 2 * 2 + 64).any()
-    for wrong in (
-        {"images": [], "columns": 2},
-        {"images": pictures, "columns": 0},
-        {"images": pictures, "columns": 2, "captions": ["one"]},
-        {"images": [pictures[0][..., 0]], "columns": 1},
+    for images, columns, captions in (
+        ([], 2, []),
+        (pictures, 0, ["a", "b", "c"]),
+        (pictures, 2, ["one"]),
+        ([pictures[0][..., 0]], 1, ["a"]),
     ):
         with pytest.raises(ValueError):
-            contact_sheet(**wrong)
+            contact_sheet(images, columns, (64, 64), captions)
 
 
 def test_names_that_are_no_text_do_not_crash_opencv():

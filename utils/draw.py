@@ -170,8 +170,8 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 def contact_sheet(
     images: Sequence[np.ndarray],
     columns: int,
-    cell: tuple[int, int] = (256, 256),
-    captions: Sequence[str] | None = None,
+    cell: tuple[int, int],
+    captions: Sequence[str],
 ) -> np.ndarray:
     """All pictures on one: each scaled into a cell, centred, row by row from the upper left.
 
@@ -179,7 +179,7 @@ def contact_sheet(
         images: (h, w, 3) uint8 pictures of any sizes; at least one.
         columns: cells per row; fewer where there are fewer pictures.
         cell: height and width of a cell in pixels, without its caption.
-        captions: one line for each picture, below it, shortened to fit; None leaves no room.
+        captions: one line for each picture, below it, shortened to fit.
 
     Returns:
         (H, W, 3) uint8, BGR.
@@ -193,28 +193,22 @@ def contact_sheet(
             "a contact sheet needs at least one picture, one column and one pixel a cell, got "
             f"{len(images)} pictures, {columns} columns, cells of {cell_h}x{cell_w}"
         )
-    if captions is not None and len(captions) != len(images):
-        raise ValueError(
-            f"expected one caption per picture, got {len(captions)} for {len(images)} pictures"
-        )
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     gap = max(min(cell) // 32, 2)
     text = max(cell_h // 18, 9)  # height of a caption's capitals
-    pitch_y = cell_h + gap + (2 * text if captions is not None else 0)
+    pitch_y = cell_h + gap + 2 * text
     pitch_x = cell_w + gap
     shape = (rows * pitch_y + gap, columns * pitch_x + gap, 3)
     sheet = np.full(shape, OUTLINE, dtype=np.uint8)
-    for i, image in enumerate(images):
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         _check_image(image)
         y, x = gap + i // columns * pitch_y, gap + i % columns * pitch_x
         fitted = fit_into(image, cell_h, cell_w)
         h, w = fitted.shape[:2]
         top, left = y + (cell_h - h) // 2, x + (cell_w - w) // 2
         sheet[top : top + h, left : left + w] = fitted
-        if captions is not None:
-            caption = _shorten(captions[i], cell_w - text, text)
-            put_lines(sheet, [caption], x, y + cell_h, text)
+        put_lines(sheet, [_shorten(caption, cell_w - text, text)], x, y + cell_h, text)
     return sheet
 
 
