@@ -27,14 +27,14 @@ def run(call, monkeypatch, face_model, tmp_path):
         monkeypatch.setattr(singleImage, "finished_photos", lambda *_: None)
         return call(singleImage.main, *arguments)
 
+    monkeypatch.setattr(  # a smaller texture
+        "utils.texture.textured_face", lambda *arguments: textured_face(*arguments, size=64)
+    )
     monkeypatch.chdir(tmp_path)
     return run
 
 
-def test_everything_that_can_be_saved(run, face_model, monkeypatch):
-    monkeypatch.setattr(  # a smaller texture
-        "utils.texture.textured_face", lambda *arguments: textured_face(*arguments, size=64)
-    )
+def test_everything_that_can_be_saved(run, face_model):
     image = photo((20, 30, 40), (150, 120, 31))
     write_picture(Path("in/a.png"), image)
     write_picture(Path("in/a_1.png"), photo())
@@ -123,9 +123,6 @@ def test_no_pictures_but_what_is_saved(call, monkeypatch, tmp_path, face_model, 
 )
 def test_the_dense_mesh_is_made_where_something_needs_it(run, monkeypatch, options, dense):
     write_picture(Path("a.png"), photo((20, 30, 40)))
-    monkeypatch.setattr(  # a smaller texture
-        "utils.texture.textured_face", lambda *arguments: textured_face(*arguments, size=64)
-    )
     asked = []
     find_faces = Model.__call__
 
