@@ -8,7 +8,8 @@ is the middle of each picture; the photos are not part of this repository (CARD.
 tells how far the landmarks move. ``--end-to-end`` gives no box: the detector finds the face.
 ``--poses`` names a packed set of these photos and scores poses that they lack: photos turned in the
 picture plane, and views that nod or lean (``rotate_views.py``); none of these people is in a
-training view.
+training view. ``--damage`` scores the same photos darkened, blurred, compressed, and with parts of
+the face hidden.
 """
 
 import zipfile
@@ -55,6 +56,7 @@ NODDING_YAWS = (None, 45.0)  # degrees; None: as the photo has it, below 30
 LEANS = (0, 12, 24)  # degrees, towards the viewer and away
 LEANING_YAW = 75.0
 POSED = 200  # photos that are turned
+HAND = (120, 150, 200)  # BGR
 ROI_BOX = (16.0, 16.0, 144.0, 144.0)  # landmarks fill 0.70 of it, as in the AFLW2000-3D crops
 
 
@@ -69,6 +71,7 @@ def main() -> None:
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add("--jitter", action="store_true", help="random roi boxes too")
     add("--end-to-end", action="store_true", help="boxes by the detector too")
+    add("--damage", action="store_true", help="damaged photos too")
     add("--poses", type=Path, metavar="PACKED", help="pack_photos' set of the photos, to be turned")
     add("--detector-weights", type=Path, metavar="FILE", help=f"FaceBoxes weights {default}")
     add("--seed", type=at_least(0), default=0, help="of boxes and made poses (default: 0)")
@@ -104,6 +107,13 @@ def main() -> None:
         moved = predict(images, jittered_boxes(still, options.seed))
         report("random roi box", moved, target, human, yaw, labels["source"])
         print(f"  landmarks moved by {nme(moved, landmarks).mean():.2f} % of their box")
+    if options.damage:
+        print("damaged photos, labels, NME by |yaw| <= 30 / 60 / 90")
+        for name, damage in DAMAGES.items():
+            rng = np.random.default_rng(options.seed)
+            damaged = [damage(*pair, rng) for pair in zip(images, target, strict=True)]
+            bins = bin_means(nme(predict(damaged, still), target), yaw)
+            print(f"  {name:20} {bins.round(2)}  mean of bins {bins.mean():.2f}")
     if options.poses:
         score_poses(predict, options.poses, face_model, options.seed)
     if options.end_to_end:
@@ -134,6 +144,84 @@ def report_found(faces: Sequence[list[Face]], target: np.ndarray, source: np.nda
             f"{(errors < 8).mean():.1%}, NME where found {hits.mean():.2f}"
         )
 
+
+# ----------------------------------------------------------------------------------- damaged photos
+
+
+def _levels(change: Callable[[np.ndarray], np.ndarray]) -> "Damage":
+    """Of a change of light in [0, 1]."""
+    return lambda image, points, rng: (np.clip(change(image / 255), 0, 1) * 255).astype(np.uint8)
+
+
+def _noise(image: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.clip(image + rng.normal(0, 20, image.shape), 0, 255).astype(np.uint8)
+
+
+def _jpeg(image: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 8])[1]
+    return cv2.imdecode(packed, cv2.IMREAD_COLOR)
+
+
+def _small(image: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    small = cv2.resize(image, (30, 30), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _shadow(image: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    shaded = image.copy()
+    shaded[:, : int(points[0].mean())] //= 4
+    return shaded
+
+
+def _hand(image: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    x, y = points[:2, rng.integers(points.shape[1])].astype(int).tolist()
+    angle = float(rng.uniform(0, 180))
+    return cv2.ellipse(image.copy(), ((x, y), (60, 36), angle), HAND, cv2.FILLED)
+
+
+def _mask(image: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    outline = cv2.convexHull(points[:2, [*range(1, 16), 28]].T.astype(np.int32))
+    colour = rng.integers(0, 256, 3).tolist()
+    return cv2.fillConvexPoly(image.copy(), outline, colour)
+
+
+def _sunglasses(image: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    covered, eyes = image.copy(), points[:2, 36:48].reshape(2, 2, 6).mean(2)  # x y, right left
+    radius = max(3, int(np.ptp(points[0, 36:48]) / 4))
+    for eye in eyes.T.astype(int).tolist():
+        cv2.circle(covered, eye, radius, (20, 20, 20), cv2.FILLED)
+    return covered
+
+
+def _cut(image: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The photo ends at three tenths of the face: on its left, or from below."""
+    low, high = points[:2].min(1), points[:2].max(1)
+    cut = image.copy()
+    if rng.random() < 0.5:
+        cut[:, : int(low[0] + 0.3 * (high - low)[0])] = 0
+    else:
+        cut[int(high[1] - 0.3 * (high - low)[1]) :] = 0
+    return cut
+
+
+# (S, S, 3) photo, its (3, 68) label, random numbers -> (S, S, 3)
+Damage = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+DAMAGES: dict[str, Damage] = {
+    "none": lambda image, points, rng: image,
+    "dark (gamma 3)": _levels(lambda light: light**3),
+    "contrast x 2.5": _levels(lambda light: 0.5 + 2.5 * (light - 0.5)),
+    "noise of 20 levels": _noise,
+    "blur of 3 pixels": lambda image, points, rng: cv2.GaussianBlur(image, (0, 0), 3),
+    "30 pixels a side": _small,
+    "JPEG of quality 8": _jpeg,
+    "one side in shadow": _shadow,
+    "a hand before it": _hand,
+    "a mask": _mask,
+    "sunglasses": _sunglasses,
+    "at the photo's edge": _cut,
+}
+
+# -------------------------------------------------------------------------------------- made poses
 
 # (k, S, S, 3) pictures and (k, 3, 68) labels -> (k,) NME
 Errors = Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray]
