@@ -35,7 +35,8 @@ _own = tempfile.mkdtemp(prefix="synergynet-tests-")
 os.environ["XDG_CACHE_HOME"] = os.environ["TMPDIR"] = _own
 atexit.register(shutil.rmtree, _own, ignore_errors=True)
 
-os.environ.pop("SYNERGYNET_MAX_PIXELS", None)  # of whoever runs the tests
+for _name in ("SYNERGYNET_MAX_PIXELS", "MPLBACKEND"):  # of whoever runs the tests
+    os.environ.pop(_name, None)
 
 torch.set_num_threads(1)  # the networks here are small; threads would only wait for each other
 

@@ -112,6 +112,17 @@ def test_a_closed_stderr_ends_no_run(monkeypatch):
     assert ended.value.code == 0
 
 
+def test_a_notebooks_backend_is_not_asked_for():
+    """What Jupyter and Colab set for the programs that a cell starts."""
+    script = (
+        "from utils.cli import run_script\n"
+        "def main():\n    from matplotlib.figure import Figure\n    print(Figure().axes)\n"
+        "run_script(main)"
+    )
+    done = run_python("-c", script, env=os.environ | {"MPLBACKEND": "not_installed"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
 def grey_photos(folder: Path, count: int) -> list[tuple[str, Path]]:
     photos = [(f"p{i}", folder / f"p{i}.png") for i in range(count)]
     for i, (_, path) in enumerate(photos):

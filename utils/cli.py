@@ -189,6 +189,9 @@ def run_script(main: Callable[[], int | None]) -> None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every file name is text
+    # A notebook's, for its own environment: in another one matplotlib refuses it when imported,
+    # which is after an epoch of training or all of a benchmark.
+    os.environ.pop("MPLBACKEND", None)
     try:
         code = main()
     except (OSError, ValueError, UnavailableError) as error:
