@@ -23,9 +23,10 @@ TORCH ?=
 
 PY := $(VENV)/bin/python
 # A setting as one word for the shell, whatever a photo's name holds: quotes, $(shell ...)
-# (which would run when make hands its settings on to the programs' environment)
+# (which would run when make hands its settings on to the programs' environment). Only ~/ at its
+# beginning stays outside the quotes: zsh, macOS's shell, hands PHOTO=~/me.jpg on as it is.
 unexport PHOTO OUT BENCHMARK
-quoted = '$(subst ','\'',$(value $(1)))'
+quoted = $(subst '~/,~/','$(subst ','\'',$(value $(1)))')
 NATIVE := Sim3DR FaceBoxes backbone_nets
 SOURCES := pyproject.toml setup.py \
     $(wildcard $(foreach folder,$(NATIVE),$(folder)/*.pyx $(folder)/*.cpp $(folder)/*.h))

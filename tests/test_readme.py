@@ -83,6 +83,14 @@ def test_make_passes_any_name_on_as_it_is(target, setting):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("name", "word"), [("~/a  b", "~/'a  b'"), ("o' ~/b", r"'o'\'' ~/b'")])
+def test_make_leaves_the_home_folder_to_the_shell(name, word):
+    command = ["make", "--dry-run", "demo", f"PHOTO={name}"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f" -f {word} -o " in lines
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_runs_nothing_that_a_name_holds(tmp_path):
     names = ("PHOTO", "OUT", "BENCHMARK")
     settings = [f"{name}=$(shell touch {tmp_path / name})" for name in names]
