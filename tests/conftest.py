@@ -46,6 +46,12 @@ assets.WEIGHTS = (assets.STARTER_WEIGHTS,)
 assets.DETECTOR_WEIGHTS = (assets.STARTER_DETECTOR_WEIGHTS,)
 
 
+def on_disk(name: str) -> str:
+    """A file name as this Python spells its UTF-8 bytes: where the file system's encoding is not
+    UTF-8 (LC_ALL=C with PYTHONUTF8=0), not by the characters that it is written in."""
+    return os.fsdecode(name.encode())
+
+
 def load_golden(name: str) -> dict[str, np.ndarray]:
     """All arrays of one reference file; skips the test where the folder is absent."""
     if not GOLDEN_DIR.is_dir():

@@ -478,7 +478,7 @@ def test_what_a_run_writes(done):
     assert cv2.imread(str(out / "render_000001.jpg")).shape == (120, 120, 3)
     height, width = cv2.imread(str(out / "plots.png")).shape[:2]
     assert height > 500 and width > 1000
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure>") == 20
     for told in ("68 landmarks", "part of the face", "Dense mesh", "Head pose", "Other boxes"):
         assert told in page
@@ -614,7 +614,7 @@ def test_a_closed_pipe_loses_no_report(
 
     write = benchmark_report.write_results
     try:
-        with open(1, "w", closefd=False) as stdout:
+        with open(1, "w", closefd=False, errors="backslashreplace") as stdout:
             monkeypatch.setattr("sys.stdout", stdout)
             if closed == "at once":
                 close()
@@ -772,7 +772,7 @@ def test_detector_boxes_and_aflw(
     run = json.loads((out / "results.json").read_text())
     assert run["scores"]["boxes"]["detector"]["found"] == 100 and run["missing"] == []
     assert run["scores"]["aflw21"]["nme"]["raw"]["balanced"] < 1e-3
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert "AFLW, NME" in page and "no ear lobes" in page
 
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Evil, run_python
+from conftest import ROOT, Evil, on_disk, run_python
 
 import benchmark
 import main_train
@@ -56,7 +56,7 @@ def photos(tmp_path_factory) -> Path:
         "notes.txt": b"not looked at",
     }
     for name, content in contents.items():
-        (folder / name).write_bytes(content)
+        (folder / on_disk(name)).write_bytes(content)
     (folder / "folder.jpg").mkdir()
     if sys.platform == "linux":  # other systems admit no names that are no text
         (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg)
@@ -109,7 +109,8 @@ def test_photos_without_a_face_are_said_and_not_failures(folder_run, photos, nam
 
 
 @pytest.mark.parametrize(
-    "name", ["good", "grey", "deep", "alpha", "Zoë's “face” 名", "-f", os.fsdecode(b"caf\xe9")]
+    "name",
+    ["good", "grey", "deep", "alpha", on_disk("Zoë's “face” 名"), "-f", os.fsdecode(b"caf\xe9")],
 )
 def test_good_photos_of_every_kind_are_done(folder_run, photos, name):
     _, out = folder_run

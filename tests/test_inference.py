@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import tiny_face_arrays
+from conftest import on_disk, tiny_face_arrays
 from scipy.spatial.transform import Rotation
 
 from FaceBoxes.network import FaceBoxesNet
@@ -23,6 +23,7 @@ from model_building import SynergyNet as Network
 from synergy3DMM import SynergyNet
 from utils import photos, results
 from utils.checkpoint import write_checkpoint
+from utils.draw import printable
 from utils.inference import (
     MAX_BATCH,
     Face,
@@ -401,7 +402,7 @@ def test_api_on_one_picture_and_several(api):
 
 
 def test_api_on_paths_and_iterables(api, tmp_path):
-    path = tmp_path / "Zoë.png"
+    path = tmp_path / on_disk("Zoë.png")
     write_image(path, PHOTOS[0])
     expected = api(PHOTOS[0])
     for faces in (api(path), api(str(path)), api([PHOTOS[1], path])[1], api((path,))[0]):
@@ -689,9 +690,10 @@ def test_wrong_options_of_the_model_are_refused(options, message):
 @pytest.mark.parametrize("dense", [True, False])
 def test_numbers_round_trip(pipeline, tmp_path, dense):
     (faces,) = pipeline([PHOTOS[3]], dense=dense)
-    photo = tmp_path / "Zoë.jpg"
-    save_numbers(tmp_path, "Zoë", photo, faces, ("npz", "json", "csv"), pipeline.face_model)
-    with np.load(tmp_path / "numbers" / "Zoë.npz", allow_pickle=False) as file:
+    photo = tmp_path / on_disk("Zoë.jpg")
+    save_numbers(tmp_path, photo.stem, photo, faces, ("npz", "json", "csv"), pipeline.face_model)
+    written = tmp_path / "numbers" / photo.name
+    with np.load(written.with_suffix(".npz"), allow_pickle=False) as file:
         stored = {name: file[name] for name in file.files}
     assert ("vertices" in stored) == dense
     np.testing.assert_array_equal(stored.pop("triangles"), faces[0].triangles)
@@ -700,9 +702,9 @@ def test_numbers_round_trip(pipeline, tmp_path, dense):
         assert array.dtype == expected.dtype
         np.testing.assert_array_equal(array, expected)
 
-    content = json.loads((tmp_path / "numbers" / "Zoë.json").read_text(encoding="utf-8"))
+    content = json.loads(written.with_suffix(".json").read_text(encoding="utf-8"))
     assert content["faces"] == [face.to_dict() for face in faces]
-    assert content["photo"] == str(tmp_path / "Zoë.jpg")
+    assert content["photo"] == str(photo)
     assert len(content["faces"]) == 3
     for record, face in zip(content["faces"], faces, strict=True):
         assert set(record) == set(FACE_ROW.names)
@@ -712,9 +714,10 @@ def test_numbers_round_trip(pipeline, tmp_path, dense):
                 value, getattr(face, name), rtol=1e-12 if exact else 0, atol=0 if exact else 1e-6
             )
 
-    with open(tmp_path / "numbers" / "Zoë.csv", encoding="utf-8", newline="") as file:
+    with open(written.with_suffix(".csv"), encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [(line["photo"], line["face"]) for line in lines] == [(str(photo), c) for c in "012"]
+    shown = printable(str(photo))
+    assert [(line["photo"], line["face"]) for line in lines] == [(shown, c) for c in "012"]
     for line, face in zip(lines, faces, strict=True):
         values = {key: float(line[key]) for key in CSV_COLUMNS[2:]}
         np.testing.assert_allclose(

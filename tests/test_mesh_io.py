@@ -1,12 +1,16 @@
 """Mesh files: what trimesh reads back, frames, the published OBJ, the page that shows a mesh."""
 
+import os
+import sys
 import time
 
 import numpy as np
 import pytest
 import trimesh
 from browser import chromium_page
+from conftest import on_disk
 
+from utils.draw import printable
 from utils.mesh_io import TexturedMesh, save_mesh
 
 SIZE = 8  # texels of the made-up texture
@@ -76,9 +80,12 @@ def test_frames_are_inverse_metric_and_outward():
 @pytest.mark.parametrize("suffix", [".obj", ".glb", ".ply"])
 @pytest.mark.parametrize("textured", [True, False])
 def test_read_back_equal(tmp_path, suffix, frame, textured):
+    if textured and suffix == ".obj" and sys.getfilesystemencoding() != "utf-8":
+        pytest.skip("trimesh looks for the texture under a name in UTF-8")
     mesh = dome() if textured else dome().replace(texture=None)
-    written = save_mesh(tmp_path / "a face “1”" / f"Zoë's face{suffix}", mesh, frame)
-    assert sorted(written) == sorted((tmp_path / "a face “1”").iterdir())  # and nothing partial
+    folder = tmp_path / on_disk("a face “1”")
+    written = save_mesh(folder / on_disk(f"Zoë's face{suffix}"), mesh, frame)
+    assert sorted(written) == sorted(folder.iterdir())  # and nothing partial
     expected, found = mesh.to_frame(frame), read(written[0])
     np.testing.assert_allclose(found.vertices, expected.vertices, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(found.faces, expected.triangles)
@@ -152,10 +159,12 @@ def test_refused(tmp_path, name, changes, frame, message):
 
 
 def test_a_page_is_one_file_with_an_escaped_title(tmp_path):
-    name = "<b>O'Neil & \\1 “Zoë” caf\udce9"  # markup, a group of re.sub, a byte that is no text
+    # markup, a group of re.sub, a byte that is no text
+    name = on_disk("<b>O'Neil & \\1 “Zoë” caf") + os.fsdecode(b"\xe9")
     (path,) = save_mesh(tmp_path / f"{name}.html", dome())
     page = path.read_bytes().decode("utf-8")
-    title = "<title>&lt;b&gt;O&#x27;Neil &amp; \\1 “Zoë” caf?</title>"
+    zoe = printable(on_disk("“Zoë”"))
+    title = f"<title>&lt;b&gt;O&#x27;Neil &amp; \\1 {zoe} caf?</title>"
     assert page.count("<title>") == 1 and title in page
     head = page[: page.index("<body>")]
     assert "default-src 'none'" in head and "script" not in head.replace("script-src", "")
@@ -176,14 +185,15 @@ def test_the_page_shows_the_mesh_turning_until_it_is_held(tmp_path):
     red, green, blue = (0, 0, 255), (0, 255, 0), (255, 0, 0)
     texture = np.array([[red, green], [blue, blue]], np.uint8).repeat(SIZE // 2, 0)
     mesh = dome().replace(texture=texture.repeat(SIZE // 2, 1))
-    (path,) = save_mesh(tmp_path / "a face & “1”.html", mesh, "image")  # upright all the same
+    name = on_disk("a face & “1”")
+    (path,) = save_mesh(tmp_path / f"{name}.html", mesh, "image")  # upright all the same
     angle = "Math.atan2(camera.position.x - controls.target.x, camera.position.z)"
     with chromium_page(tmp_path / "profile") as page:
         page.open(path)
         # held as soon as it has turned so far: slow machines may see no more of it
         page.wait_for(f"!!window.controls && {angle} > 0.4 && dispatchEvent(new Event('wheel'))")
         held = page.evaluate(angle)
-        assert page.evaluate("document.title") == "a face & “1”"
+        assert page.evaluate("document.title") == printable(name)
         time.sleep(0.3)
         assert page.evaluate(angle) == held
         picture = page.screenshot().astype(int)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from conftest import exit_code
+from conftest import exit_code, on_disk
 
 import benchmark
 import main_train
@@ -210,7 +210,7 @@ def test_photos_in_folders_and_with_several_faces_can_be_scored_on(faces, tmp_pa
 
 def test_photos_in_deep_folders_can_be_scored_on(faces, tmp_path):
     photos, landmarks, _ = faces
-    deep = "/".join(["é" * 60] * 4)
+    deep = on_disk("/".join(["é" * 60] * 4))
     (tmp_path / deep).mkdir(parents=True)
     content = {}
     for index, name in enumerate(["x.png", "y.png"]):

@@ -19,7 +19,7 @@ from unittest.mock import Mock, patch
 import cv2
 import numpy as np
 import pytest
-from conftest import run_python
+from conftest import on_disk, run_python
 from moving_pictures import GREY, SIZE, film, pause_film, read_film, scene, write_film
 
 import synergy3DMM
@@ -272,6 +272,8 @@ def test_ctrl_c_in_a_terminal_does_not_reach_ffmpeg(tmp_path):
 
 @pytest.mark.parametrize("name", ["Zoë's “film” 名 %d 50%.mp4", "-o.mp4"])
 def test_names(run, frames, tmp_path, name):
+    if name != on_disk(name):
+        pytest.skip("a name that is no text here: such a video is not written")
     write_film(tmp_path / "plain.mp4", frames[:2]).rename(tmp_path / name)
     code, output = run("--files=" + name, "--save", "jsonl")
     assert code == 0, output
