@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import threading
 from dataclasses import replace
 
@@ -109,7 +110,7 @@ def test_missing_files(folder, face_model):
 def test_misshapen_sets(tmp_path, face_model, images, dtype, labels, message):
     np.save(tmp_path / "images.npy", np.zeros(images, dtype))
     np.savez(tmp_path / "labels.npz", parameters=np.zeros(labels, np.float32))
-    with pytest.raises(ValueError, match=f"{tmp_path}: .*{message}"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}: .*{message}"):
         PackedFaces(tmp_path, face_model)
 
 
