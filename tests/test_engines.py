@@ -342,6 +342,13 @@ def test_without_torch_what_is_exported_runs(monkeypatch, face_npz, weights, det
     find = importlib.util.find_spec
     own = SynergyNet(weights, face_npz, detector_weights, "cpu")  # into the cache
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "torch" else find(n))
+    with monkeypatch.context() as patch:  # on a machine with a GPU
+        patch.setattr(runtime, "_may_have_accelerator", lambda: True)
+        patch.setitem(sys.modules, "torch", None)
+        assert choose_engine() == ("onnx", "cpu")
+        for options in (("auto", "cuda"), ("torch", "auto")):
+            with pytest.raises(UnavailableError, match="pip install torch"):
+                choose_engine(*options)
     assert SynergyNet(weights, face_npz, detector_weights, "cpu").engine == own.engine == "onnx"
     weights.write_bytes(weights.read_bytes() + b"\0")  # other content: not in the cache
     for device in ("auto", "cpu"):

@@ -61,13 +61,14 @@ def choose_engine(engine: str = "auto", device: str | torch.device = "auto") -> 
         if "onnxruntime" in missing:
             raise UnavailableError("the onnx engine needs a package: pip install onnxruntime onnx")
         return "onnx", "cpu"
-    if device == "auto" and not _may_have_accelerator():
+    has_torch = importlib.util.find_spec("torch") is not None
+    if device == "auto" and not (has_torch and _may_have_accelerator()):
         device = "cpu"  # known without torch, whose import takes longer than the rest of a run
-    if device != "cpu":
+    if device != "cpu" and has_torch:
         device = str(choose_device(device))
     if engine == "auto":
         engine = "onnx" if device == "cpu" and not missing else "torch"
-    if engine == "torch" and importlib.util.find_spec("torch") is None:
+    if engine == "torch" and not has_torch:
         raise UnavailableError("the torch engine needs a package: pip install torch; or take onnx")
     return engine, device
 
