@@ -165,13 +165,15 @@ def test_a_folder_goes_on_where_it_was_stopped(run_folder, tmp_path):
     assert run_folder("--resume", "--draw", "pose")[0] == [60, 70, 80]
     assert run_folder("--resume", "--draw", "pose")[0] == []
     assert run_folder("--resume")[0] == [60, 70, 80]  # other settings' numbers lay there
-    weights = tmp_path / "weights.pth"
-    for content, expected in ((b"a", [60, 70, 80]), (b"a", []), (b"b", [60, 70, 80])):
-        weights.write_bytes(content)
-        os.utime(
-            weights, ns=(0, len(listed.read_text()))
-        )  # another each time, as of a new checkout
-        assert run_folder("--resume", "-w", str(weights))[0] == expected
+    (tmp_path / "model").mkdir()
+    new = [60, 70, 80]
+    for read in ("weights.pth", "model/u_shp.npy"):
+        path, at = tmp_path / read, str(tmp_path / read.split("/")[0])
+        for age, (content, seen) in enumerate([(b"a", new), (b"a", []), (b"b", new)]):
+            path.write_bytes(content)
+            for changed in (path, at):  # another time each, as of a new checkout
+                os.utime(changed, ns=(0, age))
+            assert run_folder("--resume", "-w", at)[0] == seen
     (tmp_path / "photos" / "70.jpg").write_bytes((tmp_path / "photos" / "80.png").read_bytes())
     assert run_folder("--resume")[0] == [60, 70, 80, 80]
     assert run_folder("--resume")[0] == []
