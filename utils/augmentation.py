@@ -7,8 +7,9 @@ Geometry is exact: the camera parameters are changed by the same similarity that
 so landmarks decoded from the changed parameters are the moved landmarks. Random numbers come from
 one ``torch.Generator`` on the CPU and are copied to the device asynchronously; only noise, as large
 as the pictures, is drawn on the device, from a generator seeded by the first. So a seed gives the
-same batch on every device, but for noise and for the neighbours that fill borders (a CPU works on
-``CPU_CHUNK`` samples at a time). Nothing here makes the host wait for the device.
+same batch on every device, but for noise, the neighbours that fill borders or occlude, and where
+JPEG's blocks begin (a CPU works on ``CPU_CHUNK`` samples at a time). Nothing here makes the host
+wait for the device.
 """
 
 import math
