@@ -182,6 +182,18 @@ def test_still_faces_stand_still(strength, face, face_model):
 
 
 @pytest.mark.parametrize("strength", SMOOTHING)
+def test_small_faces_stand_still(strength, face, face_model):
+    """A quarter of a pixel is a large share of their size, and noise all the same."""
+    small = make_face(face_model, face.parameters, np.array([40.0, 60.0, 60.0, 80.0]))
+    shifts = np.random.default_rng(0).normal(scale=0.25, size=FRAMES)
+    smoother = FaceSmoother(face_model, STRENGTHS[strength])
+    faces = [moved(small, x) for x in shifts]
+    found = np.array([landmarks_of(smoother(f), f, face_model)[0].mean() for f in faces])
+    left = np.abs(np.diff(found[STARTED:])).mean() / np.abs(np.diff(shifts[STARTED:])).mean()
+    assert left < {"light": 0.2, "strong": 0.08}[strength]
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
 def test_moving_faces_lag_little(strength, face, face_model):
     path = 60 * np.sin(2 * np.pi * np.arange(FRAMES) / 50)
     faces = [moved(f, x) for f, x in zip(noisy_faces(face, face_model), path, strict=True)]
