@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from starter_kit.evaluate_network import ROI_BOX, label_rotation
+from starter_kit.evaluate_network import DAMAGES, ROI_BOX, label_rotation
 from starter_kit.landmark_statistics import LABEL_UNIT
 from synergy3DMM import SynergyNet
+from utils.assets import STARTER_FACE_MODEL
 from utils.files import read_npz
 from utils.geometry import nearest_rotation
 from utils.metrics import geodesic, nme
+from utils.morphable_model import load_morphable_model
 from utils.pictures import read_zipped_image
 
 PHOTOS = ROOT.parent / "shared" / "photos"
@@ -36,3 +38,20 @@ def test_held_out_photos():
     frames = labels["source"][some] == "p1"
     human = labels["human_landmarks"][some][frames]
     assert nme(found[frames], human).mean() < 4.2
+
+
+def test_damage_changes_what_it_says_and_not_the_photo():
+    mean = load_morphable_model(STARTER_FACE_MODEL).landmark_mean.astype(np.float64)  # (3, 68)
+    points = mean * [[1], [-1], [1]] * (90 / np.ptp(mean[0])) + 80
+    image = np.random.default_rng(0).integers(60, 200, (160, 160, 3), np.uint8)
+    image.flags.writeable = False
+    changed = {}
+    for name, damage in DAMAGES.items():
+        damaged = damage(image, points, np.random.default_rng(1))
+        assert damaged.shape == image.shape and damaged.dtype == np.uint8, name
+        changed[name] = (damaged != image).any(2).mean()
+    assert changed.pop("none") == 0
+    for name in ("a hand before it", "a mask", "sunglasses", "at the photo's edge"):
+        assert 0.03 < changed.pop(name) < 0.5, name
+    assert 0.4 < changed.pop("one side in shadow") < 0.6
+    assert min(changed.values()) > 0.9
