@@ -278,7 +278,10 @@ class FaceTracker:
             return []
         # Crops are cut at whole pixels. Mapped back with an unrounded box, landmarks would lie up
         # to half a pixel beside where they were seen, in each frame differently: jitter.
-        roi_boxes = np.round(np.asarray(roi_boxes, dtype=np.float64))
+        # And square: smoothing has one scale for both directions.
+        roi_boxes = np.asarray(roi_boxes, dtype=np.float64)
+        corners, sides = np.round(roi_boxes[:, :2]), np.round(roi_boxes[:, 2:3] - roi_boxes[:, :1])
+        roi_boxes = np.concatenate([corners, corners + sides], axis=1)
         detections = np.full((len(roi_boxes), 5), np.nan, np.float32)
         crops = crop_faces(image, roi_boxes)
         return self.pipeline.faces_from_crops(crops, roi_boxes, detections, dense=False)
