@@ -287,6 +287,16 @@ def test_a_followed_face_is_the_detected_one(pipeline):
     assert face.vertices.shape == (3, pipeline.face_model.num_vertices)
 
 
+def test_a_face_that_moves_abruptly_is_cropped_again(pipeline):
+    """Followed to the edge of a crop it would be fitted worse than by a detection."""
+    tracker, marks = FaceTracker(pipeline, "off", detect_every=100), []
+    for t, x in enumerate([100, 100, 100, 110, 100, 110, 100, 110]):
+        ((_, face),) = tracker(scene((x, 30), seed=t), dense=False)
+        marks.append(face.landmarks[:2] - [[x], [0]])
+    errors = np.linalg.norm(marks[3:] - np.mean(marks[:3], axis=0), axis=1)
+    assert errors.mean() < 0.3  # pixels
+
+
 def test_the_first_frame_is_cropped_like_those_to_come(pipeline):
     """However the detector's box lies: a face that stands still has the same numbers from it on."""
     tracker = FaceTracker(scripted(pipeline, lambda t: [box(MIDDLE, 1.3, 0.2)]), "off")
@@ -361,7 +371,8 @@ def test_smoothing_leaves_a_first_face_where_it_is(pipeline):
     for step in range(6):
         frame = scene((40 + 1.37 * step, 30 + 0.73 * step), seed=step)
         (_, smoothed), (_, found) = (
-            FaceTracker(pipeline, smoothing)(frame, dense=False)[0] for smoothing in ("light", "off")
+            FaceTracker(pipeline, smoothing)(frame, dense=False)[0]
+            for smoothing in ("light", "off")
         )
         assert np.abs(smoothed.landmarks - found.landmarks).max() < 0.01
 

@@ -32,6 +32,7 @@ ROI_OVER_DIAGONAL = 1.085  # side over the diagonal of the landmarks' box
 ROI_RISE = 0.105  # centre over that of the landmarks' box, towards the head's top, in sides
 BOX_ASPECT = 0.75  # width over height of detected boxes
 ROI_TOLERANCE = 0.05  # sides; crops of a face that strayed by less, and slowly, stay
+MAX_STRAY = 0.1  # sides; a followed face that strayed by more is cropped again
 
 # To tell what the network makes of a crop without a face.
 WEAK_SCORE, WEAK_STRETCH = 0.8, 1.12  # a new face whose detection scores less must look better
@@ -208,7 +209,13 @@ class FaceTracker:
         """Looks for the faces of the frame before near where they were."""
         tracks = [track for track in self.tracks if track.missing == 1]
         roi_boxes = [next_roi_box(track.face, track.velocity) for track in tracks]
-        for track, face in zip(tracks, self._fit(image, roi_boxes), strict=True):
+        faces = self._fit(image, roi_boxes)
+        # At the edge of its crop a face is fitted worse: the velocity led elsewhere.
+        strayed = [i for i, f in enumerate(faces) if strays(f) and looks_like_a_face(f, image)]
+        again = self._fit(image, [roi_box_of(faces[i]) for i in strayed])
+        for i, face in zip(strayed, again, strict=True):
+            faces[i] = face
+        for track, face in zip(tracks, faces, strict=True):
             if looks_like_a_face(face, image) and continues(track, face):
                 track.see(face)
 
@@ -371,6 +378,12 @@ def next_roi_box(face: Face, velocity: np.ndarray) -> np.ndarray:
     is_near = np.abs(box - face.roi_box).max() < tolerance
     is_slow = 10 * np.abs(velocity).max() < tolerance
     return face.roi_box if is_near and is_slow else box
+
+
+def strays(face: Face) -> bool:
+    """Whether a face lies far from where its crop expected it."""
+    side = face.roi_box[2] - face.roi_box[0]
+    return bool(np.abs(roi_box_of(face) - face.roi_box).max() > MAX_STRAY * side)
 
 
 def looks_like_a_face(face: Face, image: np.ndarray, max_stretch: float = MAX_STRETCH) -> bool:
