@@ -85,6 +85,26 @@ def test_steady_motion_lags_little(strength, speed):
     assert (truth - smoothed)[40:].mean() / speed <= LAG[strength]
 
 
+@pytest.mark.parametrize(("strength", "most"), [("light", 1.5), ("strong", 5)])
+def test_what_turns_back_is_followed(strength, most):
+    """At the turn the mean speed is small, the steps are not."""
+    truth = 120 * np.sin(0.25 * np.arange(FRAMES))
+    filtered = one_euro(strength)
+    filtered.most_noise = 0.3
+    values = truth[:, None] + np.random.default_rng(6).normal(scale=0.1, size=(FRAMES, 2))
+    smoothed = np.array([filtered(value) for value in values])[:, 0]
+    assert np.abs(smoothed - truth)[20:].max() < most
+
+
+@pytest.mark.parametrize("strength", SMOOTHING)
+def test_motion_from_the_first_value_on_does_not_lag(strength):
+    filtered = one_euro(strength)
+    filtered.most_noise = 0.3
+    values = 20.0 * np.arange(8) + np.random.default_rng(7).normal(scale=0.1, size=8)
+    smoothed = np.array([filtered(np.array([value])) for value in values])[:, 0]
+    assert np.abs(smoothed - values).max() < 2
+
+
 @pytest.mark.parametrize("strength", SMOOTHING)
 def test_a_jump_is_followed(strength):
     values = (

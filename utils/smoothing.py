@@ -119,14 +119,15 @@ class OneEuro:
                 variance = min(variance, 4 * self.noise)  # a jump is no noise
             self.noise += max(NOISE_SHARE, 1 / self.noise_count) * (variance - self.noise)
         self.difference = difference
-        if self.count <= 3:
-            return 0.0
-        speed = float(np.linalg.norm(self.speed))
-        variance = min(self.noise, self.most_noise**2)
+        speed, step = float(np.linalg.norm(self.speed)), frames * float(np.linalg.norm(difference))
+        # three values do not tell how noisy they are
+        variance = min(self.noise if self.count > 3 else np.inf, self.most_noise**2)
         noise = SPEED_SHARE * np.sqrt(variance * (1 + SPEED_SHARE / (2 - SPEED_SHARE)))
         if noise == 0:
             return np.inf if speed else 0.0
-        return max(speed / noise - SIGNIFICANT, 0.0)
+        # a step may be too large for noise where the mean of the last ones is small: a camera that
+        # is shaken, a head that turns back
+        return max(speed / noise, step / np.sqrt(2 * variance), SIGNIFICANT) - SIGNIFICANT
 
 
 class FaceSmoother:
