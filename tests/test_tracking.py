@@ -221,6 +221,17 @@ def test_a_cut_ends_all_tracks_and_detects_at_once(counted):
     assert all(1 in faces for faces in seen[:4]) and not any(1 in faces for faces in seen[4:])
 
 
+def test_a_fade_to_black_ends_all_tracks_unless_the_scene_comes_back(pipeline):
+    photo = read_image(PHOTO)
+    one, other = photo[:240, 60:380], photo[20:260, 140:460, ::-1]
+    dark = [0.6, 0.3, 0.1, 0.04, 0, 0, 0, 0.04, 0.1, 0.3, 0.6, 1, 1]
+    for second, number in ((one, 1), (other, 2)):
+        shown = 5 * [one] + (len(dark) - 5) * [second]
+        fade = [(k * frame).astype(np.uint8) for k, frame in zip(dark, shown, strict=True)]
+        seen = follow(pipeline, [one, one, *fade])
+        assert set(seen[1]) == {1} and set(seen[-1]) == {number}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -56,6 +56,7 @@ MAX_MISSING = 30  # frames; a face that comes back later than that gets a new id
 
 THUMBNAIL = (48, 27)  # pixels, in which cuts are looked for
 CUT_DIFFERENCE, CUT_CORRELATION = 12, 0.5  # grey levels, mean; both must be passed
+PLAIN = 1  # grey levels, standard deviation; a picture with less shows nothing
 # Of the thumbnail, how far a camera's turn from one frame to the next is looked for, and the
 # correlation from which it is one: of 5,910 cuts between photos one passes it in 5,000.
 CAMERA_REACH, CAMERA_CORRELATION = (10, 6), 0.85
@@ -137,7 +138,8 @@ class FaceTracker:
         self.tracks: list[Track] = []
         self.last_id = 0
         self.since_detection: int | None = None  # frames; None: detect now
-        self.thumbnail: np.ndarray | None = None
+        self.thumbnail: np.ndarray | None = None  # of the last picture that was not plain
+        self.is_plain = False  # the last picture was, as between two fades
 
     def __call__(self, image: Picture, dense: bool = True) -> list[tuple[int, Face]]:
         """The faces of the next frame.
@@ -176,7 +178,8 @@ class FaceTracker:
 
     def _camera_move(self, image: np.ndarray) -> np.ndarray | None:
         """(2,) pixels that a camera's fast turn moved the picture by since the frame before; None
-        where the two have little in common: a cut.
+        where the two have little in common: a cut. Plain pictures in between are passed over: of
+        a fade to black and a fade in the ends are compared.
 
         Neither a flash (the picture stays, only brighter) nor a face that moves is a cut or a turn,
         nor is a slow turn, in which faces are found again as if they moved.
@@ -184,8 +187,13 @@ class FaceTracker:
         before = self.thumbnail
         step = max(min(image.shape[:2]) // 256, 1)  # not every pixel of a large frame is needed
         small = cv2.resize(image[::step, ::step], THUMBNAIL, interpolation=cv2.INTER_AREA)
-        self.thumbnail = small = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
-        if before is None or np.abs(small - before).mean() < CUT_DIFFERENCE:
+        small = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
+        was_plain, self.is_plain = self.is_plain, float(small.std()) < PLAIN
+        if self.is_plain:
+            return np.zeros(2)
+        self.thumbnail = small
+        # what one fade ends with and the next begins with differ little: both are dark
+        if before is None or (not was_plain and np.abs(small - before).mean() < CUT_DIFFERENCE):
             return np.zeros(2)
         a, b = small - small.mean(), before - before.mean()
         if float((a * b).sum()) >= CUT_CORRELATION * float(np.sqrt((a**2).sum() * (b**2).sum())):
