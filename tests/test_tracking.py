@@ -22,10 +22,12 @@ from utils.tracking import (
     continues,
     contrast,
     looks_like_a_face,
+    nearness_of,
     pairs,
     roi_box_of,
     same_face,
     shifted,
+    size_of,
 )
 
 EMPTY = np.full((*SIZE, 3), GREY, np.uint8)
@@ -165,6 +167,14 @@ def test_a_missing_face_does_not_take_one_that_is_followed(pipeline):
     boxes = scripted(pipeline, lambda t: [box(stays), box(goes) if t == 0 else box(stays, 2)])
     seen = follow(boxes, film(lambda t: [stays, goes][: 2 - (t > 0)], 16), detect_every=1)
     assert [set(faces) for faces in seen] == [{1, 2}] + 15 * [{1}]
+
+
+def test_who_appears_far_from_a_missing_face_is_somebody_else(pipeline):
+    ((face,),) = pipeline([scene(MIDDLE)], dense=False)
+    for missing in (10, 30):
+        track = Track(1, face, 0.9, None, missing=missing)
+        assert nearness_of(track, shifted(face, np.array([1.9 * size_of(face), 0]))) > 0
+        assert nearness_of(track, shifted(face, np.array([2.1 * size_of(face), 0]))) <= 0
 
 
 def test_a_second_box_on_a_followed_face_finds_no_missing_one(pipeline):

@@ -49,6 +49,7 @@ MAX_TURN = 60  # degrees
 MIN_OVERLAP = 0.3  # intersection over union of a detection and the face it confirms
 MAX_DISTANCE = 0.5  # face sizes between a detection and a missing face, and ...
 DISTANCE_GROWTH = 0.15  # ... what each missing frame adds
+MAX_REACH = 2.0  # face sizes; whoever appears further from a missing face is somebody else
 SAME_FACE = 0.25  # face sizes; landmarks nearer than that on average are those of one face
 VELOCITY_SHARE = 0.3  # weight of a new step in the running mean that is the velocity
 MAX_UNCONFIRMED = 3  # detections in a row that find nothing where a face is followed
@@ -454,7 +455,8 @@ def nearness_of(track: Track, face: Face) -> float:
     most = min(2.0, MAX_GROWTH**track.missing)
     if not 1 / most <= growth <= most:
         return 0.0
-    return 1 - distance_to(track, face) / (MAX_DISTANCE + DISTANCE_GROWTH * track.missing)
+    reach = min(MAX_DISTANCE + DISTANCE_GROWTH * track.missing, MAX_REACH)
+    return 1 - distance_to(track, face) / reach
 
 
 def distance_to(track: Track, face: Face) -> float:
