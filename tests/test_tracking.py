@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from moving_pictures import GREY, PHOTO, SIZE, film, scene
@@ -287,6 +288,22 @@ def test_a_camera_that_is_shaken_or_turned_fast_makes_no_cut(pipeline):
     expected = np.concatenate([np.zeros((1, 2)), corners[:-1] - corners[1:]])
     assert np.abs(np.array(moves) - expected).max() < 8  # pixels; a thumbnail's has 6.7
     assert np.count_nonzero(np.any(moves, axis=1)) == 5
+
+
+def test_neighbours_keep_their_ids_when_the_camera_is_shaken(pipeline):
+    """By less than makes two pictures unlike each other, but half the way to the next face."""
+    rng = np.random.default_rng(0)
+    wall = cv2.resize(rng.normal(GREY, 60, (5, 9, 3)), (480, 260), interpolation=cv2.INTER_CUBIC)
+    wall = wall.clip(0, 255).astype(np.uint8)
+    head = cv2.resize(read_image(PHOTO)[30:210, 150:300], (50, 60), interpolation=cv2.INTER_AREA)
+    for place, light in zip(range(5, 470, 52), 3 * (1, 0.5, 0.8), strict=True):
+        wall[100:160, place : place + 50] = light * head
+    xs = 60 + 26 * rng.choice([-1, 0, 1], 25)
+    places: dict[int, float] = {}
+    for x, seen in zip(xs, follow(pipeline, [wall[40:220, x : x + 360] for x in xs]), strict=True):
+        for number, centre in seen.items():
+            assert abs(places.setdefault(number, centre[0] + x) - centre[0] - x) < 26
+    assert len(places) <= 8
 
 
 # ------------------------------------------------------------------------------------- numbers

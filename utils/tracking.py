@@ -57,6 +57,7 @@ MAX_MISSING = 30  # frames; a face that comes back later than that gets a new id
 
 THUMBNAIL = (48, 27)  # pixels, in which cuts are looked for
 CUT_DIFFERENCE, CUT_CORRELATION = 12, 0.5  # grey levels, mean; both must be passed
+STILL_CORRELATION = 0.75  # from which no camera's turn is looked for
 PLAIN = 1  # grey levels, standard deviation; a picture with less shows nothing
 # Of the thumbnail, how far a camera's turn from one frame to the next is looked for, and the
 # correlation from which it is one: of 5,910 cuts between photos one passes it in 5,000.
@@ -197,13 +198,14 @@ class FaceTracker:
         if before is None or (not was_plain and np.abs(small - before).mean() < CUT_DIFFERENCE):
             return np.zeros(2)
         a, b = small - small.mean(), before - before.mean()
-        if float((a * b).sum()) >= CUT_CORRELATION * float(np.sqrt((a**2).sum() * (b**2).sum())):
+        correlation = float((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()))
+        if correlation >= STILL_CORRELATION:
             return np.zeros(2)
         x, y = CAMERA_REACH
         middle = before[y:-y, x:-x]
         _, best, _, place = cv2.minMaxLoc(cv2.matchTemplate(small, middle, cv2.TM_CCOEFF_NORMED))
         if not best >= CAMERA_CORRELATION:
-            return None
+            return np.zeros(2) if correlation >= CUT_CORRELATION else None
         return (np.array(place) - CAMERA_REACH) * image.shape[1::-1] / THUMBNAIL
 
     def _detection_is_due(self) -> bool:
