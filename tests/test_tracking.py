@@ -243,6 +243,15 @@ def test_a_fade_to_black_ends_all_tracks_unless_the_scene_comes_back(pipeline):
         assert set(seen[1]) == {1} and set(seen[-1]) == {number}
 
 
+def test_a_cut_from_a_black_picture_with_a_logo_is_a_cut(pipeline):
+    """OpenCV finds a plain middle anywhere, with a correlation of 1."""
+    logo = np.zeros((*SIZE, 3), np.uint8)
+    logo[10:30, -60:-10] = 255
+    tracker = FaceTracker(pipeline)
+    assert not tracker._camera_move(logo).any()
+    assert tracker._camera_move(scene(MIDDLE)) is None
+
+
 @pytest.mark.parametrize(
     "change",
     [

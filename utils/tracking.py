@@ -204,7 +204,7 @@ class FaceTracker:
         x, y = CAMERA_REACH
         middle = before[y:-y, x:-x]
         _, best, _, place = cv2.minMaxLoc(cv2.matchTemplate(small, middle, cv2.TM_CCOEFF_NORMED))
-        if not best >= CAMERA_CORRELATION:
+        if middle.std() < PLAIN or not best >= CAMERA_CORRELATION:  # what is plain fits anywhere
             return np.zeros(2) if correlation >= CUT_CORRELATION else None
         return (np.array(place) - CAMERA_REACH) * image.shape[1::-1] / THUMBNAIL
 
