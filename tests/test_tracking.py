@@ -243,6 +243,14 @@ def test_a_fade_to_black_ends_all_tracks_unless_the_scene_comes_back(pipeline):
         assert set(seen[1]) == {1} and set(seen[-1]) == {number}
 
 
+def test_a_small_face_on_a_wall_is_something_to_see(pipeline):
+    wall = np.full((720, 1280, 3), GREY, np.uint8)
+    wall[300:340, 600:640] += 20
+    tracker = FaceTracker(pipeline)
+    tracker._camera_move(wall)
+    assert not tracker.is_plain
+
+
 def test_a_cut_from_a_black_picture_with_a_logo_is_a_cut(pipeline):
     """OpenCV finds a plain middle anywhere, with a correlation of 1."""
     logo = np.zeros((*SIZE, 3), np.uint8)

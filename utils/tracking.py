@@ -58,7 +58,7 @@ MAX_MISSING = 30  # frames; a face that comes back later than that gets a new id
 THUMBNAIL = (48, 27)  # pixels, in which cuts are looked for
 CUT_DIFFERENCE, CUT_CORRELATION = 12, 0.5  # grey levels, mean; both must be passed
 STILL_CORRELATION = 0.75  # from which no camera's turn is looked for
-PLAIN = 1  # grey levels, standard deviation; a picture with less shows nothing
+PLAIN = 8  # grey levels from darkest to brightest; a picture with less shows nothing
 # Of the thumbnail, how far a camera's turn from one frame to the next is looked for, and the
 # correlation from which it is one: of 5,910 cuts between photos one passes it in 5,000.
 CAMERA_REACH, CAMERA_CORRELATION = (10, 6), 0.85
@@ -190,7 +190,7 @@ class FaceTracker:
         step = max(min(image.shape[:2]) // 256, 1)  # not every pixel of a large frame is needed
         small = cv2.resize(image[::step, ::step], THUMBNAIL, interpolation=cv2.INTER_AREA)
         small = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
-        was_plain, self.is_plain = self.is_plain, float(small.std()) < PLAIN
+        was_plain, self.is_plain = self.is_plain, float(np.ptp(small)) < PLAIN
         if self.is_plain:
             return np.zeros(2)
         self.thumbnail = small
@@ -204,7 +204,7 @@ class FaceTracker:
         x, y = CAMERA_REACH
         middle = before[y:-y, x:-x]
         _, best, _, place = cv2.minMaxLoc(cv2.matchTemplate(small, middle, cv2.TM_CCOEFF_NORMED))
-        if middle.std() < PLAIN or not best >= CAMERA_CORRELATION:  # what is plain fits anywhere
+        if np.ptp(middle) < PLAIN or not best >= CAMERA_CORRELATION:  # what is plain fits anywhere
             return np.zeros(2) if correlation >= CUT_CORRELATION else None
         return (np.array(place) - CAMERA_REACH) * image.shape[1::-1] / THUMBNAIL
 
