@@ -64,13 +64,13 @@ exit code: 0 all done, 1 some photos failed, 2 wrong usage, 130 stopped by Ctrl-
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = script_parser(__doc__, EPILOG, "-f PATH [options]")
     add_photo_options(parser)
-    drawings = (*DRAWINGS, *results.NOTHING)
+    drawings = (*DRAWINGS, results.NOTHING)
     parser.add_argument("--draw", type=comma_list(drawings), default=(), metavar="LIST",
         help=f"one picture of any of {','.join(DRAWINGS)}; none: no pictures")  # fmt: skip
     parser.add_argument("--save", type=comma_list(FORMATS), default=(), metavar="LIST",
         help=f"any of {','.join(FORMATS)}")  # fmt: skip
     options = parse_photo_options(parser, arguments, with_sheet=True)
-    if set(results.NOTHING) & set(options.draw) and not (len(options.draw) == 1 and options.save):
+    if results.NOTHING in options.draw and (len(options.draw) > 1 or not options.save):
         parser.error("--draw none is for --save alone: name nothing else to draw, and what to save")
     return options
 

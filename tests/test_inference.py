@@ -102,7 +102,7 @@ def test_each_picture_shows_what_it_is_called(pipeline):
         numbers = [0, 1] if what == "pose" else None
         expected = Overlays(pipeline.face_model, what)(PHOTOS[0], faces, numbers)
         np.testing.assert_array_equal(drawn[name], expected)
-    ((_, one),) = results.draw_pictures(PHOTOS[0], faces, ("pose", "box"))
+    ((_, one),) = results.draw_pictures(PHOTOS[0], faces, {"drawn": ("pose", "box")})
     expected = Overlays(pipeline.face_model, ["box", "pose"])(PHOTOS[0], faces, [0, 1])
     np.testing.assert_array_equal(one, expected)
 

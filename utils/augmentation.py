@@ -15,6 +15,7 @@ wait for the device.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -579,18 +580,7 @@ def compress(images: Tensor, quality: Tensor, first: tuple[int, int] = (0, 0)) -
     top, left = first
     padding = [left, -(left + width) % 8, top, -(top + height) % 8]
     padded = F.pad(images, padding, mode="replicate")
-    frequency, at = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-    cosines = torch.cos(frequency * (2 * at + 1) * (math.pi / 16)) / 2  # (8, 8)
-    cosines[0] /= 2**0.5
-    waves, colours = torch.kron(cosines, cosines), torch.tensor(Y_CB_CR)  # (64, 64), (3, 3)
-    steps = torch.full((3, 8, 8), 99.0)
-    steps[0] = torch.tensor(LUMINANCE_STEPS)
-    for row, own in enumerate(CHROMINANCE_STEPS):
-        steps[1:, row, : len(own)] = torch.tensor(own, dtype=torch.float32)
-    waves, colours, backwards, steps = (
-        to_device(tensor, device)
-        for tensor in (waves, colours, colours.inverse(), steps.flatten(1))
-    )
+    waves, steps, colours, backwards = (to_device(table, device) for table in _jpeg_tables())
     steps = steps * (50 / quality)[:, None, None]
     steps = steps.round().clamp_(1, 255)[:, :, None]  # (B, 3, 1, 64)
     planes = (colours @ padded.flatten(2)).reshape(padded.shape)
@@ -601,6 +591,22 @@ def compress(images: Tensor, quality: Tensor, first: tuple[int, int] = (0, 0)) -
     planes[:, 0] += 128
     restored = (backwards @ planes.flatten(2)).reshape(padded.shape)
     return restored[:, :, top : top + height, left : left + width]
+
+
+@cache
+def _jpeg_tables() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cosines of a block's coefficients (64) at its pixels (64), their steps at quality 50 (3, 64),
+    BGR to Y, Cb, Cr (3, 3) and its inverse; on the CPU."""
+    frequency, at = np.mgrid[:8, :8]
+    cosines = np.cos(frequency * (2 * at + 1) * (np.pi / 16)) / 2  # (8, 8)
+    cosines[0] /= 2**0.5
+    steps = np.full((3, 8, 8), 99.0)
+    steps[0] = LUMINANCE_STEPS
+    for row, own in enumerate(CHROMINANCE_STEPS):
+        steps[1:, row, : len(own)] = own
+    colours = np.array(Y_CB_CR)
+    tables = np.kron(cosines, cosines), steps.reshape(3, 64), colours, np.linalg.inv(colours)
+    return tuple(torch.from_numpy(table.astype(np.float32)) for table in tables)
 
 
 def _from_middle(side: int, device: torch.device) -> Tensor:
@@ -624,7 +630,8 @@ def _occlude(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
     cos, sin = torch.cos(drawn["occluder angle"]), torch.sin(drawn["occluder angle"])
     turn = torch.stack([cos, sin, -sin, cos], 1).reshape(-1, 2, 2)
     turn = turn / (drawn["occluder extent"] / 2)[..., None]  # to the unit square or circle
-    x, y = (_from_middle(side, crops.device) + 0.5 - drawn["occluder centre"][..., None]).unbind(1)
+    centre = drawn["occluder centre"] - 0.5
+    x, y = (_from_middle(side, crops.device) - centre[..., None]).unbind(1)  # (b, side) each
     u, v = (
         ((row[:, :1] * x)[:, None] + (row[:, 1:] * y)[:, :, None]).square_()
         for row in turn.unbind(1)

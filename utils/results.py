@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from utils.render import normalized_coordinate_code, render_depth, render_pncc
 MAP_FORMATS = ("depth", "pncc")
 # the published pictures: folder, what is drawn
 PICTURES = {"rendering_overlay": ("mesh",), "landmarks": ("landmarks",), "poses": ("pose",)}
-NOTHING = ("none",)  # in place of drawings: no pictures
+NOTHING = "none"  # in place of drawings: no pictures
 # what shows a face with the photo's own texture; each face gets a file of its own
 TEXTURED_FORMATS = (*(suffix[1:] for suffix in MESH_SUFFIXES), "uv")
 # all folders that results are written to
@@ -32,19 +32,22 @@ FOLDERS = frozenset(
 )
 
 
+def chosen_pictures(drawings: Sequence[str]) -> dict[str, Sequence[str]]:
+    """What ``--draw`` asks for, as ``PICTURES``: these, or one of the drawings, or none."""
+    if NOTHING in drawings:
+        return {}
+    return {"drawn": drawings} if drawings else PICTURES
+
+
 def draw_pictures(
-    image: np.ndarray, faces: Sequence[Face], drawings: Sequence[str] = ()
+    image: np.ndarray, faces: Sequence[Face], pictures: Mapping[str, Sequence[str]] = PICTURES
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Pictures of a photo with at least one face, each with the folder it goes to.
 
-    The three published ones, or a single one, ``drawn``, of ``drawings`` (``utils.overlays``), or
-    none, of ``NOTHING``. With a drawing of ``NUMBERED`` several faces get their numbers, from 0 on:
-    those of the files NAME, NAME_1, ..., and of the faces in the numbers' files.
+    With a drawing of ``NUMBERED`` several faces get their numbers, from 0 on: those of the files
+    NAME, NAME_1, ..., and of the faces in the numbers' files.
     """
-    wanted = {"drawn": drawings} if drawings else PICTURES
-    if drawings == NOTHING:
-        wanted = {}
-    for folder, drawn in wanted.items():
+    for folder, drawn in pictures.items():
         numbers = None if NUMBERED.isdisjoint(drawn) else range(len(faces))
         yield folder, Overlays(faces[0].face_model, drawn)(image, faces, numbers)
 
@@ -54,13 +57,13 @@ def save_pictures(
     name: str,
     image: np.ndarray,
     faces: Sequence[Face],
-    drawings: Sequence[str] = (),
+    pictures: Mapping[str, Sequence[str]] = PICTURES,
     with_cell: bool = False,
 ) -> np.ndarray | None:
     """Writes ``draw_pictures`` under ``out``; returns the first as a contact sheet shows it, if
     ``with_cell``."""
     cell = None
-    for folder, picture in draw_pictures(image, faces, drawings):
+    for folder, picture in draw_pictures(image, faces, pictures):
         write_image(out / folder / f"{name}.jpg", picture)
         if with_cell and cell is None:
             cell = ContactSheets.cell(picture)
@@ -107,12 +110,12 @@ class PhotoResults(PhotoWriter):
 
     def __init__(self, options: Namespace, face_model: MorphableModel) -> None:
         super().__init__(options)
-        self.formats, self.drawings, self.face_model = options.save, options.draw, face_model
-        drawn = set(self.drawings or chain(*PICTURES.values()))
+        self.formats, self.face_model = options.save, face_model
+        self.pictures = chosen_pictures(options.draw)
+        drawn = set(chain(*self.pictures.values()))
         self.dense = not (drawn.isdisjoint(DENSE) and {"json", "csv"}.issuperset(self.formats))
         self.are_several = len(options.photos) > 1
-        with_sheets = self.are_several and self.drawings != NOTHING
-        self.sheets = ContactSheets(options.out) if with_sheets else None
+        self.sheets = ContactSheets(options.out) if self.are_several and self.pictures else None
         self.names: list[str] = []  # of the photos whose results are there
 
     def save(
@@ -123,19 +126,19 @@ class PhotoResults(PhotoWriter):
         if not faces:
             return None
         own_names = face_names(name, len(faces), self.photo_names)
-        cell = save_pictures(self.out, name, image, faces, self.drawings, bool(self.sheets))
+        cell = save_pictures(self.out, name, image, faces, self.pictures, bool(self.sheets))
         save_maps(self.out, name, image, faces, self.formats)
         save_textured(self.out, own_names, image, faces, self.formats)
         return cell
 
     def result_of(self, name: str) -> Path:
         """The first picture that ``save_pictures`` writes, or what is saved without pictures."""
-        if self.drawings == NOTHING:
-            form = self.formats[0]
-            folder = "numbers" if form in FORMATS else form
-            suffix = "png" if form in ("uv", *MAP_FORMATS) else form
-            return self.out / folder / f"{name}.{suffix}"
-        return self.out / ("drawn" if self.drawings else next(iter(PICTURES))) / f"{name}.jpg"
+        if self.pictures:
+            return self.out / next(iter(self.pictures)) / f"{name}.jpg"
+        form = self.formats[0]
+        folder = "numbers" if form in FORMATS else form
+        suffix = "png" if form in ("uv", *MAP_FORMATS) else form
+        return self.out / folder / f"{name}.{suffix}"
 
     def kept(self, name: str) -> np.ndarray | None:
         return self.sheets.cell(read_image(self.result_of(name))) if self.sheets else None

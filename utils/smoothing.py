@@ -18,10 +18,10 @@ The filter (Casiez, Roussel, Vogel: 1 EUR Filter, CHI 2012) is a low-pass whose 
 speed: still faces are smoothed heavily, moving ones hardly lag. Two things differ. Time is counted
 in frames, because what is seen is jitter from frame to frame. And the speed is measured in units of
 the noise of its own estimate, taken from second differences (constant motion has none), so that the
-same settings serve clean and noisy pictures, pixels, radians and coefficients alike. A
-single step is measured in the noise's units too: it tells of motion where the mean speed passes
-through zero. Place and expression have a limit to the noise, above which they move: a camera in the
-hand, a talking mouth.
+same settings serve clean and noisy pictures, pixels, radians and coefficients alike. A single
+step is measured in the noise's units too: it tells of motion where the mean speed passes through
+zero. Place and expression have a limit to the noise, above which they move: a camera in the hand, a
+talking mouth.
 """
 
 from __future__ import annotations
