@@ -89,9 +89,9 @@ def test_a_full_disk_under_the_log_ends_no_run(tmp_path, stream):
     ("error", "code", "said"),
     [
         (ValueError("x.npz: no"), 2, "x.npz: no\n"),
-        (OSError(2, "no such file", "x"), 2, "[Errno 2] no such file: 'x'\n"),
-        (OSError(28, "disk full", "x"), 1, "[Errno 28] disk full: 'x'\n"),
-        (OSError(errno.EDQUOT, "quota", "x"), 1, f"[Errno {errno.EDQUOT}] quota: 'x'\n"),
+        (OSError(2, "no such file", "x"), 2, "x: no such file\n"),
+        (OSError(28, "disk full", "x"), 1, "x: disk full\n"),
+        (OSError(errno.EDQUOT, "quota", "x"), 1, "x: quota\n"),
         (UnavailableError("no such device"), 2, "no such device\n"),
         (KeyboardInterrupt(), STOPPED, "stopped\n"),
     ],

@@ -818,7 +818,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_named_and_the_last_one_ke
     monkeypatch.setattr(training, "write_checkpoint", on_full_disk)
     assert main_train.main([*arguments, "2", "--resume"]) == 1
     error = capsys.readouterr().err
-    assert "too large" in error and ".pth.tar'" in error
+    assert "too large" in error and ".pth.tar: " in error
     assert (tmp_path / "last.pth.tar").read_bytes() == before
     assert not list(tmp_path.glob(".*.partial"))
 

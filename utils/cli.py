@@ -67,7 +67,10 @@ def quiet() -> Iterator[None]:
 
 
 def complain(script: str, error: object) -> None:
-    """What is wrong, on stderr: the script's name and an error's message."""
+    """What is wrong, on stderr: the script's name and an error's message, which begins with the
+    file also where it is the system's."""
+    if isinstance(error, OSError) and isinstance(error.filename, (str, os.PathLike)):
+        error = f"{os.fspath(error.filename)}: {error.strerror}"
     _write(plain(f"{script}: {error}"), sys.stderr)
 
 
