@@ -526,6 +526,33 @@ def test_evaluation_on_copies_mirrors_resizes_and_labels_anew():
     assert made["scene_1.jpg x0.5"][1][0, [0, 2]].tolist() == [15, 19]
 
 
+def test_faces_that_are_found_are_told_by_source_and_so_are_other_boxes(tmp_path):
+    points = np.zeros((2, 3, 68))
+    points[:, :2] = np.linspace(10, 30, 68)
+    np.savez(
+        tmp_path / "val_labels.npz",
+        landmarks=np.round(32 * points).astype(np.int16),
+        name=["a.png", "b.png"],
+        source=["one", "two"],
+    )
+    with zipfile.ZipFile(tmp_path / "val.zip", "w") as file:
+        for name in ("a.png", "b.png"):
+            file.writestr(name, cv2.imencode(".png", np.zeros((40, 40, 3), np.uint8))[1].tobytes())
+
+    def detector(image):
+        scale = len(image) / 40
+        beside = (0, 0, 8 * scale, 8 * scale, 0.6)
+        return np.array([(8 * scale, 8 * scale, 31 * scale, 32 * scale, 0.9), beside])
+
+    def doubtful(image):
+        return np.array([(8, 8, 31, 32, 0.5)])
+
+    for height in (None, 80):
+        told = evaluate_detector.faces_found([detector, doubtful], tmp_path / "val", height)
+        line = ["100.0 (+1 boxes)", "0.0"]
+        assert told == {"one (1)": line, "two (1)": line}
+
+
 def test_pictures_and_boxes_are_read_and_what_is_wrong_is_named(tmp_path):
     data = tmp_path / "val"
     data.with_suffix(".json").write_text('{"a.png": [[1, 2, 3, 4, 0.9]], "b.png": []}')
