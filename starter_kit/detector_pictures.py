@@ -1,9 +1,9 @@
 """Training pictures for the detector: views, mosaics, portraits and tiles (train_detector.py).
 
 Three kinds are made for every training: views of one picture, mosaics of many small faces, and
-portraits of one face, most of them turned away. Two more need a teacher, who tells what is a
-face in them: tiles (views of several pictures side by side) and rows (people in front of each
-other).
+portraits of one face, most of them turned away. Three more need a teacher, who tells what is a
+face in them: tiles (views of several pictures side by side), rows (people in front of each other)
+and close-ups (a face that fills the picture, whose ears and mouth are none).
 """
 
 import itertools
@@ -35,20 +35,24 @@ SHARES = {
 }  # fmt: skip
 # Sides of the square training pictures and how often each is drawn. Validation pictures are small
 # (from 87x72), so the network must see many borders.
-SIDES = {128: 0.08, 192: 0.15, 256: 0.21, 320: 0.24, 416: 0.15, 576: 0.1, 768: 0.07}
+SIDES = {128: 0.06, 192: 0.12, 256: 0.18, 320: 0.2, 416: 0.15, 576: 0.14, 768: 0.15}
 PIXELS_PER_BATCH = 20 * 256 * 256
 UNSURE = 0.15  # score from which a box that is no sure face is no sure background either
 # The rest is for training with a teacher, who knows faces of any size in any picture: more crowds,
 # also made-up ones, smaller faces, several pictures beside and over each other.
 TAUGHT_SHARES = {
-    "mosaic": 0.1, "rows": 0.12, "tiles": 0.16, "portrait": 0.08, "frame": 0.03, "photo": 0.06,
-    "crowd": 0.21, "scene": 0.24,
+    "mosaic": 0.08, "rows": 0.1, "tiles": 0.13, "portrait": 0.08, "frame": 0.03, "photo": 0.06,
+    "crowd": 0.18, "scene": 0.22, "closeup": 0.12,
 }  # fmt: skip
+# Photos are shrunk to 1080 x 720 before detection, so faces are up to 720 pixels high: half of the
+# pictures of this side or more are close-ups too.
+LARGE = 576
 TILE_SHARES = {"frame": 0.35, "photo": 0.35, "crowd": 0.1, "scene": 0.2}
 TURNED = 0.25  # share of the pictures that are turned in the plane, portraits not counted
 MIXED = 0.5  # share of the pictures that another one shines through
 DOUBTFUL = 0.5  # share of the views of scenes that are centred on what is nearly a face
 NATIVE = 0.5  # share of the views that show a picture in its own size, as it will be detected in
+CLOSE = (0.4, 1.1)  # height of a close-up's face over the picture's side
 BLOCK = 128  # batches after which the first comes again; a multiple of the number of workers
 
 # Corners of the detector's box relative to the landmarks' box, in units of √(w·h) of the latter:
@@ -183,9 +187,11 @@ class TrainingPictures(Dataset):
         count = round(PIXELS_PER_BATCH / side**2)
         shares = TAUGHT_SHARES if self.taught else SHARES
         kinds = rng.choice(list(shares), size=count, p=list(shares.values()))
+        if self.taught and side >= LARGE:
+            kinds[rng.random(count) < 0.5] = "closeup"
         makers = {
             "mosaic": self.mosaic, "portrait": self.portrait, "tiles": self.tiles,
-            "rows": self.rows,
+            "rows": self.rows, "closeup": self.closeup,
         }  # fmt: skip
         images, labels, offsets = [], [], []
         for kind in kinds.tolist():
@@ -200,7 +206,15 @@ class TrainingPictures(Dataset):
         certain = kinds == "portrait"
         return tuple(torch.from_numpy(np.stack(x)) for x in (images, labels, offsets, certain))
 
-    def view(self, rng: np.random.Generator, side: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    def closeup(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """A face that fills the picture, or more than that."""
+        if rng.random() < 0.4:
+            return self.portrait(rng, side, close=True)
+        return self.view(rng, side, "frame" if rng.random() < 0.3 else "photo", close=True)
+
+    def view(
+        self, rng: np.random.Generator, side: int, kind: str, close: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A square view of one picture, most often around one of its faces."""
         is_doubtful = self.taught and kind == "scene" and rng.random() < DOUBTFUL
         pool = self.doubtful if is_doubtful else self.pictures[kind]
@@ -213,6 +227,8 @@ class TrainingPictures(Dataset):
             box = faces[rng.integers(len(faces))]
             least = 12 if self.taught else 20
             wanted = math.exp(rng.uniform(math.log(least), math.log(0.85 * side)))
+            if close:
+                wanted = side * rng.uniform(*CLOSE)
             scale = wanted / (box[3] - box[1])
             centre = (box[:2] + box[2:4]) / 2
         else:
@@ -220,11 +236,11 @@ class TrainingPictures(Dataset):
             centre = rng.uniform(0, 1, 2) * (width, height)
         # Larger, a crowd would show faces that nobody labelled because they were too small.
         unlabelled = kind == "crowd" and not self.taught
-        scale = np.clip(scale, 0.1, 1.2 if unlabelled else 3.5)
-        if self.taught and rng.random() < NATIVE:
+        scale = np.clip(scale, 0.1, 1.2 if unlabelled else 8.0 if close else 3.5)
+        if self.taught and not close and rng.random() < NATIVE:
             scale = stretch = 1.0
         centre = centre * scale
-        spread = rng.uniform(0.15, 0.85, 2) * side
+        spread = rng.uniform(0.3 if close else 0.15, 0.7 if close else 0.85, 2) * side
         # Half the time the picture's own border stays out of sight where it is large enough.
         corner = spread - centre
         if rng.random() < 0.5:
@@ -302,7 +318,9 @@ class TrainingPictures(Dataset):
             canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 1.1))
         return canvas, np.empty((0, 5), np.float32)
 
-    def portrait(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+    def portrait(
+        self, rng: np.random.Generator, side: int, close: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """One face of any size, turned in the plane; what surrounds it may be made up."""
         if self.views and rng.random() < 0.3:
             i = int(rng.integers(len(self.views[0])))
@@ -317,7 +335,9 @@ class TrainingPictures(Dataset):
             landmarks = landmarks * ((-1,), (1,)) + ((image.shape[1] - 1,), (0,))
         low, high = landmarks.min(axis=1), landmarks.max(axis=1)
         wanted = side * math.exp(rng.uniform(math.log(0.18), math.log(0.85)))
-        scale = min(wanted / (1.3 * (high[1] - low[1])), 3.5)
+        if close:
+            wanted = side * rng.uniform(*CLOSE)
+        scale = min(wanted / (1.3 * (high[1] - low[1])), 8.0 if close else 3.5)
         if scale < 0.6:  # the map below takes four pixels for one
             small = cv2.resize(
                 image, None, fx=2 * scale, fy=2 * scale, interpolation=cv2.INTER_AREA
