@@ -138,6 +138,7 @@ class SynergyNet:
                 self.device,
                 score_threshold=score_threshold,
                 detect_size=detect_size,
+                second_look=True,
                 engine=self.engine,
                 threads=threads,
             )

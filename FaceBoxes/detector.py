@@ -15,6 +15,7 @@ MEAN_BGR = np.array([104, 117, 123], dtype=np.float32)
 
 CANDIDATE_THRESHOLD = 0.05
 DETECT_SIZE = 1080  # pixels, see detection_scale
+SECOND_LOOK = 256  # pixels of the longer side
 
 # (B, 3, H, W) float32 -> offsets (B, A, 4) and probabilities (B, A, 2), both float32
 Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -50,6 +51,8 @@ class FaceBoxes:
         top_k: number of candidates that enter the suppression, best first.
         keep_top_k: number of boxes that leave it.
         detect_size: pixels, to which larger photos are shrunk (``detection_scale``).
+        second_look: where nothing is found in a smaller photo, look at a copy whose longer side is
+            256 pixels: the network misses faces below some 30 pixels.
         engine: what runs the network: ``torch``, ``onnx`` (on the CPU; see
             ``utils/onnx_engine.py``), or a function, which needs neither weights nor device.
         threads: of the onnx engine; the cores at hand if None.
@@ -70,6 +73,7 @@ class FaceBoxes:
         top_k: int = 5000,
         keep_top_k: int = 750,
         detect_size: float = DETECT_SIZE,
+        second_look: bool = False,
         engine: Engine | str = "torch",
         threads: int | None = None,
     ) -> None:
@@ -90,6 +94,7 @@ class FaceBoxes:
         self.nms_threshold = nms_threshold
         self.top_k, self.keep_top_k = int(top_k), int(keep_top_k)
         self.detect_size = detect_size
+        self.second_look = second_look
         if isinstance(engine, str):
             engine = _open_engine(engine, weights, device, threads)
         self.engine = engine
@@ -112,9 +117,16 @@ class FaceBoxes:
             raise TypeError(f"image must be a numpy array of dtype uint8, got {kind}")
         if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ValueError(f"image must have shape (H, W, 3), got {image.shape}")
+        found = self._look(image, detection_scale(image.shape, self.detect_size))
+        if self.second_look and not len(found) and max(image.shape[:2]) < SECOND_LOOK:
+            found = self._look(image, SECOND_LOOK / max(image.shape[:2]))
+        return found
+
+    def _look(self, image: np.ndarray, scale: float) -> np.ndarray:
+        """The boxes (n, 5) that the network finds in a copy resized by ``scale``, in pixels of
+        ``image``."""
         height, width = image.shape[:2]
-        scale = detection_scale(image.shape, self.detect_size)
-        if scale < 1:
+        if scale != 1:
             height, width = max(int(scale * height), 1), max(int(scale * width), 1)
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         offsets, probabilities = self.engine(network_input(image))

@@ -310,6 +310,28 @@ def test_a_threshold_below_that_of_the_candidates_lowers_it():
         assert len(FaceBoxes(engine=doubtful, score_threshold=threshold)(image)) == count
 
 
+def engine_by_size(small, large):
+    """Sees some boxes in pictures up to 256 pixels wide, others in larger ones."""
+
+    def engine(batch):
+        is_small = batch.shape[3] == 256
+        return engine_that_sees(small if is_small else large)(batch)
+
+    return engine
+
+
+def test_small_photos_get_a_second_look():
+    image = np.zeros((20, 40, 3), np.uint8)
+    face, other = (0.25, 0.25, 0.75, 0.75), (0.5, 0.5, 0.6, 0.6)
+    engine = engine_by_size([face], [])
+    assert len(FaceBoxes(engine=engine)(image)) == 0  # as published
+    (box,) = FaceBoxes(engine=engine, second_look=True)(image)
+    np.testing.assert_allclose(box, [10, 5, 30, 15, 0.9], rtol=1e-5)
+    engine = engine_by_size([face], [other])  # not where the first has found something
+    first = FaceBoxes(engine=engine)(image)
+    np.testing.assert_array_equal(FaceBoxes(engine=engine, second_look=True)(image), first)
+
+
 def test_options_out_of_range_are_named():
     for options in ({"nms_threshold": 0}, {"score_threshold": 2}, {"top_k": 0}, {"detect_size": 1}):
         with pytest.raises(ValueError, match=next(iter(options))):
