@@ -161,6 +161,7 @@ def test_a_bad_photo_costs_nothing_but_itself(tmp_path, capsys, jobs):
     out, err = capsys.readouterr()
     lines = [line for line in out.splitlines() if "no face found" in line]
     assert [Path(line.split(":")[0]).stem for line in lines] == ["p0", "p1", "p4", "p6"]
+    assert all("--threshold 0.2" in line for line in lines)
     failed = err.split("\n")  # whole lines, as a log is searched: no progress bar before them
     assert failed[0].startswith(f"failed: {photos[2][1]}: not a picture")
     assert failed[1].startswith(f"failed: {photos[3][1]}: OpenCV")

@@ -228,7 +228,7 @@ def run_on_photos(
             finished.add(state, writer.result_of(name) if faces else None)
         if faces:
             return Outcome(WITH_FACES, f"{path}: {results.summary(faces)}", result)
-        note = small_faces_note(image.shape, options.detect_size)
+        note = small_faces_note(image.shape, options.detect_size) or NO_FACE_NOTE
         return Outcome(WITHOUT_FACE, f"{path}: no face found{note}", result)
 
     is_stopped = False
@@ -264,6 +264,10 @@ def largest_faces(faces: list[Face], count: int | None) -> list[Face]:
         return faces
     kept = sorted(range(len(faces)), key=lambda i: -faces[i].scale)[:count]
     return [faces[i] for i in sorted(kept)]
+
+
+# what finds many of the faces that are missed (docs/troubleshooting.md)
+NO_FACE_NOTE = " (if there is one: turn it upright, brighten it, or --threshold 0.2)"
 
 
 def small_faces_note(shape: tuple[int, ...], detect_size: int) -> str:
