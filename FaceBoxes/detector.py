@@ -15,7 +15,7 @@ MEAN_BGR = np.array([104, 117, 123], dtype=np.float32)
 
 CANDIDATE_THRESHOLD = 0.05
 DETECT_SIZE = 1080  # pixels, see detection_scale
-SECOND_LOOK = 256  # pixels of the longer side
+SMALL, ENLARGED = 128, 256  # pixels of the longer side, see ``second_look``
 
 # (B, 3, H, W) float32 -> offsets (B, A, 4) and probabilities (B, A, 2), both float32
 Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -51,8 +51,8 @@ class FaceBoxes:
         top_k: number of candidates that enter the suppression, best first.
         keep_top_k: number of boxes that leave it.
         detect_size: pixels, to which larger photos are shrunk (``detection_scale``).
-        second_look: where nothing is found in a smaller photo, look at a copy whose longer side is
-            256 pixels: the network misses faces below some 30 pixels.
+        second_look: where nothing is found in a photo below 128 pixels, look at a copy whose longer
+            side is 256: the network misses faces below some 30 pixels.
         engine: what runs the network: ``torch``, ``onnx`` (on the CPU; see
             ``utils/onnx_engine.py``), or a function, which needs neither weights nor device.
         threads: of the onnx engine; the cores at hand if None.
@@ -118,8 +118,8 @@ class FaceBoxes:
         if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ValueError(f"image must have shape (H, W, 3), got {image.shape}")
         found = self._look(image, detection_scale(image.shape, self.detect_size))
-        if self.second_look and not len(found) and max(image.shape[:2]) < SECOND_LOOK:
-            found = self._look(image, SECOND_LOOK / max(image.shape[:2]))
+        if self.second_look and not len(found) and max(image.shape[:2]) < SMALL:
+            found = self._look(image, ENLARGED / max(image.shape[:2]))
         return found
 
     def _look(self, image: np.ndarray, scale: float) -> np.ndarray:
