@@ -956,9 +956,18 @@ def test_the_recipe_of_train_script_sh(tmp_path, gpus, cpu):
     assert (found.backbone, found.heads, found.loop) == ("mobilenet_v2", "published", "full")
 
 
-def test_make_train_demo_gives_options_that_main_train_has():
-    options = main_train.parse_options([*train_demo.TRAINING])
-    assert (options.clip_norm, options.train_size) == (5, 64)
+def test_make_train_demo_trains_and_shows_what_was_learnt(tmp_path, capsys, monkeypatch):
+    """With fewer faces, which a second run does not render again."""
+    monkeypatch.setattr(train_demo, "HELD_OUT", train_demo.SHOWN)
+    monkeypatch.setattr(cv2, "setNumThreads", lambda _: None)
+    arguments = ["--out", str(tmp_path), "--count", "64", "--epochs", "1"]
+    for rendered_before in (0, 2):
+        assert train_demo.main(arguments) == 0
+        said = capsys.readouterr().out
+        assert said.count("rendered before, used again") == rendered_before
+        assert re.search(r"NME: [\d.]+ % before, [\d.]+ % after\n", said)
+        for name in ("held_out.png", "run/best.pth.tar"):
+            (tmp_path / name).unlink()
 
 
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
