@@ -2,19 +2,22 @@
 
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
 
+from FaceBoxes import FaceBoxes
 from starter_kit.evaluate_network import DAMAGES, ROI_BOX, label_rotation
 from starter_kit.landmark_statistics import LABEL_UNIT
 from synergy3DMM import SynergyNet
-from utils.assets import STARTER_FACE_MODEL
+from utils.assets import STARTER_DETECTOR_WEIGHTS, STARTER_FACE_MODEL
+from utils.boxes import overlaps
 from utils.files import read_npz
 from utils.geometry import nearest_rotation
 from utils.metrics import geodesic, nme
 from utils.morphable_model import load_morphable_model
-from utils.pictures import read_zipped_image
+from utils.pictures import read_image, read_zipped_image
 
 PHOTOS = ROOT.parent / "shared" / "photos"
 BOX = [26.5, 26.5, 133.5, 133.5]  # its roi box is ``ROI_BOX``
@@ -38,6 +41,20 @@ def test_held_out_photos():
     frames = labels["source"][some] == "p1"
     human = labels["human_landmarks"][some][frames]
     assert nme(found[frames], human).mean() < 4.2
+
+
+@pytest.mark.parametrize("margin", [0.25, 0.1, 0])
+def test_in_a_close_up_the_face_is_found_and_nothing_on_it(margin):
+    photo, face = read_image(ROOT / "img" / "astronaut.jpg"), np.array([179, 65, 268, 179])
+    centre, half = (face[:2] + face[2:]) / 2, (0.5 + margin) * (face[3] - face[1])
+    low, high = np.round(centre - half).astype(int), np.round(centre + half).astype(int)
+    scale = 720 / (high[1] - low[1])
+    cut = photo[low[1] : high[1], low[0] : high[0]]
+    close = cv2.resize(cut, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    found = FaceBoxes(STARTER_DETECTOR_WEIGHTS, "cpu")(close)
+    assert len(found) == 1
+    box = found[0, :4] / scale + np.tile(low, 2)
+    assert overlaps(box[None], face[None]) > 0.7
 
 
 def test_damage_changes_what_it_says_and_not_the_photo():
