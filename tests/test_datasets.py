@@ -90,6 +90,15 @@ def test_yaw(tmp_path, images, parameters, face_model):
     np.testing.assert_allclose(yaw, [-80, -30, 0, 20, 45, 89], atol=1e-3)
 
 
+def test_parameters_that_are_whitened_or_of_another_frame(tmp_path, images, parameters, face_model):
+    in_photo = parameters.copy()
+    in_photo[:, [3, 7]] += [300, -300]  # of a face cut out of a larger picture; y is up
+    for wrong in (face_model.whiten(parameters), in_photo):
+        write_packed(tmp_path, iter(images), 6, 40, parameters=wrong)
+        with pytest.raises(ValueError, match="labels.npz: parameters: 0% .* not whitened"):
+            PackedFaces(tmp_path, face_model)
+
+
 def test_missing_files(folder, face_model):
     for name in ("labels.npz", "images.npy"):
         (folder / name).unlink()

@@ -115,8 +115,9 @@ class PackedFaces(Faces):
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: damaged files, an empty set, another shape or dtype, numbers that are not
-            finite, cameras of zeros, landmarks in one line, empty ``valid`` parts, or a set that
-            was packed with another face model.
+            finite, cameras of zeros, parameters that put the faces elsewhere than the pictures,
+            landmarks in one line, empty ``valid`` parts, or a set that was packed with another
+            face model.
     """
 
     def __init__(self, folder: str | os.PathLike, face_model: MorphableModel) -> None:
@@ -154,6 +155,7 @@ class PackedFaces(Faces):
                 f"model {face_model.fingerprint}; its parameters would draw wrong faces. Give the "
                 "face model it was packed with, or pack the set again."
             )
+        self._check_frame(f"{labels_file}: parameters")
         self._landmarks, self._valid = labels.get("landmarks"), labels.get("valid")
         if self._landmarks is not None:
             self._landmarks = self._landmarks.astype(np.float32, copy=False)
@@ -169,6 +171,19 @@ class PackedFaces(Faces):
             if names.dtype.kind == "S":
                 names = np.char.decode(names, "utf-8", "backslashreplace")
             self.names = names.tolist()
+
+    def _check_frame(self, what: str) -> None:
+        """Refuses parameters whose faces lie elsewhere than the pictures."""
+        sample = self.parameters[:: max(1, len(self) // 2000)]
+        with np.errstate(over="ignore", invalid="ignore"):  # such points are not near
+            points = self.face_model.landmarks(sample)[:, :2]
+        nearby = np.mean((points > -self.side) & (points < 2 * self.side))
+        if nearby < 0.5:
+            raise ValueError(
+                f"{what}: {nearby:.0%} of their landmarks lie near the pictures of "
+                f"{self.side}x{self.side}; they must be of that frame, not whitened, and of face "
+                f"model {self.face_model.source}"
+            )
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         return np.take(self._images, indices, axis=0)
