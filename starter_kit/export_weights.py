@@ -68,7 +68,7 @@ def main() -> None:
     for path, content in zip(options.checkpoints, contents, strict=True):
         check_face_model(content, trained, path)
         check_alike(content, contents[-1], path)
-    for name in ("landmark_mean", "landmark_basis", "param_mean", "param_std"):
+    for name in ("landmark_mean", "landmark_basis", "param_mean", "param_std", "pixel_centres"):
         if not np.array_equal(getattr(trained, name), getattr(shipped, name)):
             raise SystemExit(f"{name} differs between {trained.source} and {shipped.source}")
     state = learnable_state(contents[0])

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,6 +84,15 @@ def test_shares_that_mean_nothing_are_refused(monkeypatch, capsys, tmp_path, opt
     with pytest.raises(SystemExit):
         export(monkeypatch, SHIPPED, *options, "-o", out)
     assert message in capsys.readouterr().err and not out.exists()
+
+
+def test_a_face_model_that_counts_pixels_otherwise_is_refused(monkeypatch, tmp_path):
+    """Its fingerprint is the same, but the weights' landmarks would move."""
+    arrays = dict(np.load(assets.STARTER_FACE_MODEL)) | {"pixel_centres": np.int8(0)}
+    np.savez(tmp_path / "own.npz", **arrays)
+    options = ["--trained-with", assets.STARTER_FACE_MODEL, "--face-model", tmp_path / "own.npz"]
+    with pytest.raises(SystemExit, match="pixel_centres differs between"):
+        export(monkeypatch, SHIPPED, *options, "-o", tmp_path / "out.pth")
 
 
 def test_weights_of_another_network_are_refused():

@@ -278,6 +278,16 @@ def test_own_whitening_comes_with_a_face_model_that_has_it(labelled, model, tmp_
     np.testing.assert_array_equal(file["param_std"], model.param_std)
 
 
+def test_a_face_model_that_counts_pixels_otherwise_than_the_set(labelled, tmp_path, capsys):
+    arrays = dict(np.load(STARTER)) | {"pixel_centres": np.int8(0)}
+    np.savez(tmp_path / "own.npz", **arrays)
+    source, options = labelled("json"), ["--face-model", tmp_path / "own.npz", "--out"]
+    told = "points up to half a crop pixel off"
+    for out, more in (("a", []), ("b", ["--whitening", "set"]), ("c", ["--layout", "aflw2000"])):
+        assert exit_code(prepare_data.main, source, *options, tmp_path / out, *more) == 0
+        assert (told in capsys.readouterr().out) == (not more)
+
+
 def test_the_result_does_not_depend_on_the_threads(labelled, tmp_path):
     source = labelled("csv")
     for jobs in (1, 3):

@@ -514,6 +514,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"    fit error: mean {np.mean(errors):.2f} %, largest {max(errors):.2f} %{sheet}")
     if options.whitening == "set":
         print(f"    train with --face-model {options.out / 'face_model.npz'}")
+    elif options.layout == "training" and not face_model.pixel_centres:
+        print(
+            "    the set counts pixels by their centres, the face model does not (pixel_centres in "
+            "docs/face_model.md): networks trained on it find points up to half a crop pixel off"
+        )
     if len(errors) < len(samples):
         print(f"left out {len(samples) - len(errors)} (report.csv):\n{_reasons(samples)}")
         return 1
