@@ -327,7 +327,7 @@ def test_bad_faces_are_left_out_and_named(labelled, faces, tmp_path, capsys):
         "photo_0.png": "expected 68 points",
         "photo_1.png": "at most 5 is allowed",
         "photo_2.png": "outside the picture of 360x320",
-        "photo_3.png": "68 rows of numbers",
+        "photo_3.png": "68 rows of numbers x, y or x, y, z (unknown: null in .json,",
         "photo_5.png": "18 points are known",
         "photo_7.png": "z spans 0 pixels, which is no face's depth",
         "nothing.png": "missing",
@@ -446,6 +446,25 @@ def test_points_of_a_face_from_behind_are_left_out(slip, labelled, faces, tmp_pa
     assert run(folder, "--out", tmp_path / "out") == 1
     (row,) = [row for row in report(tmp_path / "out") if row["photo"] == "photo_0.png"]
     assert "seen from behind; are x and y, or the points of left" in row["left_out_because"]
+
+
+@pytest.mark.parametrize("slip", ["z", "y", "blocks"])
+def test_points_in_another_order_or_frame_are_told_of_the_right_one(
+    slip, labelled, faces, tmp_path, capsys
+):
+    points = faces[1].copy()
+    if slip == "blocks":  # x0 ... x67, y0 ... y67
+        points = points[:, :2].reshape(COUNT, 68, 2).transpose(0, 2, 1)
+    else:
+        axis = "xyz".index(slip)
+        points[:, axis] = 320 - points[:, axis]
+    source = labelled("json")
+    names = [f"photo_{index}.png" for index in range(COUNT)]
+    content = {n: p.T.tolist() for n, p in zip(names, points, strict=True)}
+    source.write_text(json.dumps(content))
+    run(source, "--out", tmp_path / "set")
+    said = capsys.readouterr()
+    assert "x y (z) by point, y down, z to the viewer?" in said.out + said.err
 
 
 def test_suffixes_of_labels_may_be_written_large(labelled, tmp_path):

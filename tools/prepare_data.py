@@ -70,6 +70,7 @@ MAX_OUTSIDE = 0.25  # share of a face's points outside the picture; with more it
 MIN_SIDE = 16  # pixels of a face's box
 MIN_DEPTH = 0.2  # of a whole face's landmarks, in box sizes; real ones have 0.75 and more
 WHOLE = 60  # known points of what counts as a whole face
+FAR_OFF = 10.0  # percent, of a fit; from there it isn't the labels that are inexact
 FACING_AWAY = -0.3  # cosine of the angle between the face and the viewer: 17 degrees past profile
 MAX_TURN = 30.0  # degrees between the fitted pose and the one that a label file states
 SHEET = (4, 8)  # rows of the worst fits and as many of others; columns
@@ -143,7 +144,10 @@ def _misfit(face_model: MorphableModel, sample: Sample, max_error: float) -> str
     if not (np.isfinite(sample.parameters).all() and np.isfinite(sample.error)):
         return "no face fits its points; are they the 68 of 300-W, in their order?"
     if sample.error > max_error:
-        return f"the fit is {sample.error:.1f} % off the labels, at most {max_error:g} is allowed"
+        reason = f"the fit is {sample.error:.1f} % off the labels, at most {max_error:g} is allowed"
+        if sample.error > FAR_OFF:
+            reason += "; are they 300-W's 68 in order, x y (z) by point, y down, z to the viewer?"
+        return reason
     size = box_size(face_model.landmarks(sample.parameters[None]))[0]
     if size < MIN_SIDE:
         return f"the fitted face has {size:.0f} pixels, expected at least {MIN_SIDE}"
