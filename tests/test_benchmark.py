@@ -796,7 +796,8 @@ def test_a_small_set_with_empty_bins(command, copy, no_plots, capsys):
     kept = [names[i] for i in keep]
     odd = b"\xff.jpg"
     os.rename(*(os.path.join(os.fsencode(copy / aflw2000.CROPS), name) for name in (kept[0], odd)))
-    (copy / aflw2000.LIST).write_bytes(b"\n".join([odd, *kept[1:]]))
+    mark = b"\xef\xbb\xbf"  # as editors put it before UTF-8
+    (copy / aflw2000.LIST).write_bytes(mark + b"\n".join([odd, *kept[1:]]))
     out = copy / "out"
     assert benchmark.main([*command, str(copy), "-o", str(out)]) == 0
     printed = capsys.readouterr().out

@@ -167,6 +167,12 @@ def test_any_bad_row_of_the_published_set_is_named(root, face_model):
         PublishedFaces(root, face_model)
 
 
+def test_a_list_that_an_editor_has_put_a_mark_before(root, face_model):
+    path = root / PUBLISHED_LIST
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert PublishedFaces(root, face_model).names == NAMES
+
+
 @pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "/secret.jpg", "."])
 def test_a_list_that_leads_elsewhere(root, face_model, name):
     path = root / PUBLISHED_LIST

@@ -327,7 +327,7 @@ def test_bad_faces_are_left_out_and_named(labelled, faces, tmp_path, capsys):
         "photo_0.png": "expected 68 points",
         "photo_1.png": "at most 5 is allowed",
         "photo_2.png": "outside the picture of 360x320",
-        "photo_3.png": "68 rows of numbers x, y or x, y, z (unknown: null in .json,",
+        "photo_3.png": "68 rows of numbers x, y or x, y, z (unknown: [null, null] in .json,",
         "photo_5.png": "18 points are known",
         "photo_7.png": "z spans 0 pixels, which is no face's depth",
         "nothing.png": "missing",

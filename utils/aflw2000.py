@@ -325,7 +325,7 @@ def _open_crops(
     folder: Path, crops: str, listing: str, yaws: str, boxes: str, where: str
 ) -> CropSet:
     path = _required(folder / listing, "the list of the crops' file names", where)
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     names = [line.strip() for line in lines if line.strip()]
     _check_names(path, names)
     n = len(names)

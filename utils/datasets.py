@@ -216,7 +216,7 @@ class PublishedFaces(Faces):
                 raise FileNotFoundError(f"{self.folder / name}: missing; {_FROM_DOWNLOAD}")
         listing = self.folder / PUBLISHED_LIST
         try:
-            lines = listing.read_text(encoding="utf-8").splitlines()
+            lines = listing.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{listing}: not a list of file names ({error})") from error
         self.names = [line.strip() for line in lines if line.strip()]

@@ -111,8 +111,8 @@ def _points(faces: object, source: object) -> np.ndarray:
         points = np.array(faces, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{source}: expected 68 rows of numbers x, y or x, y, z (unknown: null in .json, "
-            "nothing in .csv, nan in .pts)"
+            f"{source}: expected 68 rows of numbers x, y or x, y, z (unknown: [null, null] in "
+            ".json, nothing in .csv, nan in .pts)"
         ) from error
     points = points[None] if points.ndim == 2 else points
     if points.ndim != 3 or points.shape[1] != NUM_LANDMARKS or points.shape[2] not in (2, 3):
