@@ -78,8 +78,9 @@ def tiny_face_arrays(seed: int = 0) -> dict[str, np.ndarray]:
     """
     rng = np.random.default_rng(seed)
     partner = np.concatenate([MIRRORED_LANDMARKS, np.arange(68, 150) ^ 1])
-    x = rng.uniform(8, 70, 150)
+    x = -rng.uniform(8, 70, 150)
     y = rng.uniform(-90, 90, 150)
+    y[[8, 30]] = np.sort(y[[8, 30]])  # the chin, the tip of the nose
     second, middle = partner < np.arange(150), partner == np.arange(150)
     x[second], y[second] = -x[partner[second]], y[partner[second]]
     x[middle] = 0

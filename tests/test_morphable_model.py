@@ -300,6 +300,10 @@ def test_misshapen_arrays_are_named(tmp_path, name, change, layout):
         (("u_shp", "u_exp"), lambda a: a / 1e3, "in micrometres, the unit here"),
         (("u_shp", "u_exp"), lambda a: a / 1e6, "in micrometres, the unit here"),
         (("tri",), lambda a: a[::-1], "exchange two rows of tri"),
+        # OpenCV's axes; y and z exchanged; landmarks in the opposite order
+        (("u_shp", "u_exp"), lambda a: a.reshape(-1, 3) * [1, -1, -1], "x right, y up and z"),
+        (("u_shp", "u_exp"), lambda a: a.reshape(-1, 3)[:, [0, 2, 1]], "x right, y up and z"),
+        (("keypoints_sim",), lambda a: a.reshape(-1, 3)[::-1].ravel(), "keypoints_sim"),
         ((), None, ""),
     ],
 )

@@ -275,6 +275,12 @@ def _doubtful_convention(face_model: MorphableModel) -> str:
     extent = np.ptp(face_model.mean, axis=1).max()
     if not 1e4 < extent < 1e7:
         return f"the mean face is {extent:g} long; in micrometres, the unit here, it has 200,000"
+    right, chin, left, nose = face_model.landmark_mean[:, [0, 8, 16, 30]].T
+    if right[0] > left[0] or chin[1] > nose[1] or min(right[2], left[2]) > nose[2]:
+        return (
+            "its landmarks are not those of a face with x right, y up and z towards the viewer; "
+            "check its axes and keypoints_sim"
+        )
     # the volume between the surface and its middle; corners that go clockwise make it negative
     centred = face_model.mean - face_model.mean.mean(1, keepdims=True)  # (3, N)
     some = face_model.triangles[:: len(face_model.triangles) // 2000 + 1]
