@@ -354,6 +354,13 @@ def test_published_faces(root, face_model):
     np.testing.assert_array_equal(PublishedFaces(root, face_model).parameters, faces.parameters)
 
 
+def test_a_crop_taken_out_of_a_set_of_ones_own_is_no_download(root, face_model):
+    (root / "report.json").write_text("{}")
+    (root / PUBLISHED_CROPS / NAMES[1]).unlink()
+    with pytest.raises(FileNotFoundError, match="missing; make the set again"):
+        PublishedFaces(root, face_model).images(np.arange(3))
+
+
 @pytest.mark.parametrize("name", [PUBLISHED_LIST, PUBLISHED_PARAMETERS, PUBLISHED_CROPS])
 def test_missing_published_files_are_named(root, face_model, name):
     (root / name).rename(root / "elsewhere")

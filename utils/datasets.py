@@ -57,6 +57,7 @@ _FROM_DOWNLOAD = (
     "it comes with the published training data, a download (README, 'Published files'); expected "
     f"below one folder: {PUBLISHED_LIST}, {PUBLISHED_PARAMETERS}, {PUBLISHED_CROPS}/*.jpg"
 )
+_MAKE_AGAIN = "make the set again (to leave a face out, take it out of the labels first)"
 
 
 class Faces:
@@ -288,7 +289,9 @@ class PublishedFaces(Faces):
             try:
                 crop[:] = read_crop(path)
             except FileNotFoundError as error:
-                raise FileNotFoundError(f"{path}: missing; {_FROM_DOWNLOAD}") from error
+                is_own = any((self.folder / name).is_file() for name in DESCRIPTIONS)
+                remedy = _MAKE_AGAIN if is_own else _FROM_DOWNLOAD
+                raise FileNotFoundError(f"{path}: missing; {remedy}") from error
         return crops
 
 
