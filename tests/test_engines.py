@@ -388,6 +388,11 @@ def test_the_first_line_of_an_error(error, said):
     assert first_line(error) == said
 
 
+def test_a_cache_folder_of_the_current_folder_is_not_taken(monkeypatch, weights):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert all(folder.is_absolute() for folder in cache_folders(weights))
+
+
 def test_a_user_without_a_home_has_the_cache_beside_our_own_weights_alone(monkeypatch, weights):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("LOCALAPPDATA", raising=False)

@@ -189,7 +189,8 @@ def cache_folders(weights: Path) -> list[Path]:
 
 
 def _user_cache() -> Path:
-    if chosen := os.environ.get("XDG_CACHE_HOME"):
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(chosen):  # by its specification others do not count
         return Path(chosen)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
