@@ -42,8 +42,8 @@ DEFAULT_DRAWINGS = ("mesh", "landmarks")  # of ``utils.overlays.DRAWINGS``
 MAX_BATCH = 128  # crops that go through the network at once
 MESH_BATCH = 16  # meshes made by one matrix product; all of a crowd's would need gigabytes at once
 # What tells faces from other things. By the starter weights ``Face.stretch`` is 1.02 (median) to
-# 1.10 (99.9 % of 835 photos) for faces, 1.9 for background (median; 4 % of 1,600 crops are below
-# this limit and pass tracking's next one too); four of five faces upside down are above.
+# 1.09 (99.9 % of 835 photos) for faces, 1.3 for background (median; 1.2 % of 1,775 crops are below
+# this limit); three of four faces upside down are above.
 MAX_STRETCH = 1.15
 
 
