@@ -27,7 +27,7 @@ from utils.draw import contact_sheet, draw_landmarks
 from utils.files import new_folder, write_npz
 from utils.fitting import MIN_POINTS, fit_landmarks, whitening
 from utils.geometry import camera_angles, decompose_camera, exact_angles, nearest_rotation
-from utils.landmark_labels import LabelledFace, find_labels
+from utils.landmark_labels import FORMS, LabelledFace, find_labels
 from utils.metrics import box_size, geodesic
 from utils.morphable_model import (
     CAMERA,
@@ -43,17 +43,10 @@ from utils.photo_numbers import no_formula
 from utils.pictures import read_image, write_image
 from utils.preprocessing import CROP_SIZE, MAX_COORDINATE, crop_faces
 
-EPILOG = """\
-labels, 68 points of the 300-W scheme, x right, y down, z (if any) to the viewer in pixels:
-  NAME.pts beside NAME.jpg    300W; the first pixel is 1, 1, as in MATLAB
-  NAME.mat beside NAME.jpg    AFLW2000-3D: pt3d_68, else a pt2d of 68 points; from 1, 1 too
-  landmarks/DIR/NAME_pts.mat  300W-LP: pts_3d of DIR/NAME.jpg, taken before the others
-  FILE.json    {"photo.jpg": [[x, y], ...], "two.jpg": [[[x, y, z], ...], [...]]};
-               an unknown point: [null, null]
-  FILE.csv     photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...; a line per face; empty: unknown;
-               or the faces.csv of singleImage.py, with --photos .
-               in .json and .csv the first pixel's centre is 0, 0
-  of the picture as it is shown: an orientation tag of the photo is obeyed
+EPILOG = f"""\
+labels, 68 points of the 300-W scheme:
+{FORMS}
+  Pixels are the picture's as it is shown: an orientation tag of the photo is obeyed.
 
 written to OUT: crops, list and parameters in the published layout, report.csv (a line for each
 face), report.json (summary), contact_sheet.png (worst fits, then some others),

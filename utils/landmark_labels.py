@@ -1,21 +1,4 @@
-"""Labels of 68 landmarks in the forms that they come in.
-
-    NAME.pts beside NAME.jpg    300W
-    NAME.mat beside NAME.jpg    AFLW2000-3D: pt3d_68; else pt2d, where it has 68 points
-    landmarks/DIR/NAME_pts.mat  300W-LP: pts_3d (x and y of points in 3D) of DIR/NAME.jpg. Taken
-                                before the .mat beside the photo, whose pt2d is that of the photo
-                                before it was turned
-    FILE.json                   {"photo.jpg": [[x, y] or [x, y, z], 68 of them]}, or a list of such
-                                faces; null where a number is unknown
-    FILE.csv                    photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...: a line for each
-                                face, empty where a number is unknown; a line of titles may be
-                                first (points begin at its x0, as in singleImage.py's
-                                faces.csv); semicolons (with decimal points or commas) or tabs
-                                may stand for the commas
-
-The first pixel's centre is 1, 1 in .pts and .mat files, as in MATLAB, and 0, 0 in the others.
-x points right, y down, z to the viewer in pixels.
-"""
+"""Labels of 68 landmarks in the forms that they come in (``FORMS``)."""
 
 import csv
 import json
@@ -33,6 +16,21 @@ from utils.matlab import read_mat
 from utils.morphable_model import NUM_LANDMARKS
 from utils.photos import PHOTO_SUFFIXES
 
+FORMS = """\
+  NAME.pts beside NAME.jpg    300W
+  NAME.mat beside NAME.jpg    AFLW2000-3D: pt3d_68; else pt2d, where it has 68 points
+  landmarks/DIR/NAME_pts.mat  300W-LP: pts_3d (x and y of points in 3D) of DIR/NAME.jpg. Taken
+                              before the .mat beside the photo, whose pt2d is that of the photo
+                              before it was turned
+  FILE.json                   {"photo.jpg": [[x, y] or [x, y, z], 68 of them]}, or a list of such
+                              faces; an unknown point: [null, null]
+  FILE.csv                    photo.jpg,x0,y0,x1,y1,... or photo.jpg,x0,y0,z0,...: a line for each
+                              face, empty where a number is unknown; a line of titles may be first
+                              (points begin at its x0, as in singleImage.py's faces.csv, which
+                              wants --photos .); semicolons (with decimal points or commas) or tabs
+                              may stand for the commas
+  The first pixel's centre is 1, 1 in .pts and .mat files, as in MATLAB, and 0, 0 in the others.
+  x points right, y down, z (if any) to the viewer, in pixels."""
 _FROM_ONE = np.array([[1.0], [1.0], [0.0]])  # the first pixel's centre in .pts and .mat files
 _MAT_POINTS = ("pt3d_68", "pts_3d", "pt2d", "pts_2d")  # the best first
 
