@@ -32,7 +32,6 @@ from utils.tracking import FaceTracker
 from utils.video_io import CODECS, H264Writer, VideoReader, VideoWriter
 from utils.video_numbers import ROW, VideoNumbers, file_of
 
-TWO = [(20, 30), (200, 40)]
 COUNT = 12
 FFMPEG_FOUND = shutil.which("ffmpeg")
 WRITES_H264 = bool(FFMPEG_FOUND and shutil.which("ffprobe")) and video_io.encodes_h264(FFMPEG_FOUND)
